@@ -49,7 +49,7 @@ _MOST_HOLD_S: Final = 120.0
 _FOLLOW: Final = 0.05
 
 
-class Look(NamedTuple):
+class PoolSnapshot(NamedTuple):
     """The pool at one moment.
 
     Attributes:
@@ -117,15 +117,15 @@ class Adaptive:
         self._next_s = -math.inf
         # Where the present measurement started; None while the pool settles. `_mark` is where
         # settling began.
-        self._mark: Look | None = None
-        self._begin: Look | None = None
+        self._mark: PoolSnapshot | None = None
+        self._begin: PoolSnapshot | None = None
 
     def limit(self, most: int, least: int) -> int:
         """Return the largest worthwhile number of slots, between `least` and `most`."""
         wanted = self._trial.size if self._trial is not None else self._cap
         return most if wanted is None else min(most, max(least, wanted))
 
-    def look(self, now: Look, most: int, least: int) -> str | None:
+    def look(self, now: PoolSnapshot, most: int, least: int) -> str | None:
         """Record a sample of the pool; return the finding if it changes the limit."""
         if not now.backlog:
             self._learn(now)
@@ -141,7 +141,7 @@ class Adaptive:
 
     # --- measuring --------------------------------------------------------------------------------
 
-    def _learn(self, now: Look) -> None:
+    def _learn(self, now: PoolSnapshot) -> None:
         """Learn the usual duration from a pool that has free slots; abandon any trial."""
         if self._trial is not None:
             self._cap, self._trial = self._trial.cap, None
@@ -158,7 +158,7 @@ class Adaptive:
         else:
             self._usual_s += _FOLLOW * (each_s - self._usual_s)
 
-    def _measure(self, now: Look) -> _Size | None:
+    def _measure(self, now: PoolSnapshot) -> _Size | None:
         """Return what the present size achieves, once it is full, settled and measured."""
         mark, begin = self._mark, self._begin
         if mark is None or mark.size != now.size or now.running > now.size:
@@ -185,7 +185,7 @@ class Adaptive:
 
     # --- deciding ---------------------------------------------------------------------------------
 
-    def _consider(self, now: Look, found: _Size, most: int, least: int) -> str | None:
+    def _consider(self, now: PoolSnapshot, found: _Size, most: int, least: int) -> str | None:
         """Try another size if there is a reason."""
         if now.at_s < self._next_s:
             return None
@@ -207,7 +207,9 @@ class Adaptive:
             self._steps += 1
             self._trial = _Trial(found, size, self._cap)
 
-    def _judge_smaller(self, now: Look, trial: _Trial, found: _Size, least: int) -> str | None:
+    def _judge_smaller(
+        self, now: PoolSnapshot, trial: _Trial, found: _Size, least: int
+    ) -> str | None:
         known, self._trial = trial.known, None
         share = found.size / known.size
         # 1: as many tasks end as before; 0: proportionally fewer.
@@ -231,7 +233,9 @@ class Adaptive:
         self._cap = max(enough, found.size)
         return f"{known} only; {found}; {self._cap} are enough"
 
-    def _judge_larger(self, now: Look, trial: _Trial, found: _Size, most: int) -> str | None:
+    def _judge_larger(
+        self, now: PoolSnapshot, trial: _Trial, found: _Size, most: int
+    ) -> str | None:
         known, self._trial = trial.known, None
         gained = (found.rate / known.rate - 1) / (found.size / known.size - 1)
         if gained < _GAINS:
@@ -242,12 +246,12 @@ class Adaptive:
         self._cap = None if found.size >= most else found.size
         return f"{found}, more than {known.size} at once"
 
-    def _hold(self, now: Look, pause_s: float) -> None:
+    def _hold(self, now: PoolSnapshot, pause_s: float) -> None:
         self._hold_s = pause_s
         self._next_s = now.at_s + pause_s
 
 
-def _mean(begin: Look, now: Look) -> float | None:
+def _mean(begin: PoolSnapshot, now: PoolSnapshot) -> float | None:
     """Return the mean duration of the tasks that ended in between; None if there are too few."""
     ended = now.ended - begin.ended
     if ended < _ENDED or now.at_s - begin.at_s < _MEASURED_S:

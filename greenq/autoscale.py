@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from greenq.adaptive import Look
+from greenq.adaptive import PoolSnapshot
 from greenq.bootsteps.blueprint import StartStopPart
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.adaptive import Adaptive
     from greenq.hub import Hub
     from greenq.pool import Pool
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ class Load:
     lag_s: float = 0.0
 
 
-class Decision(NamedTuple):
+class NewSize(NamedTuple):
     """The new size and the reason for it."""
 
     size: int
     reason: str
 
 
-class Record(NamedTuple):
+class SizeRecord(NamedTuple):
     """One decision as it was made; `at_s` is Unix time."""
 
     at_s: float
@@ -78,21 +78,21 @@ def needed(load: Load) -> int:
     return min(max(load.running + load.backlog, load.least), load.most)
 
 
-def decide(load: Load) -> Decision:
+def decide(load: Load) -> NewSize:
     """Return the size for a load: grow at once, shrink to the keepalive's largest need."""
     if load.size < load.least:
-        return Decision(load.least, "below the minimum")
+        return NewSize(load.least, "below the minimum")
     if load.size > load.most:
-        return Decision(load.most, "above the maximum")
+        return NewSize(load.most, "above the maximum")
     wanted = needed(load)
     if wanted > load.size:
         if load.lag_s >= SATURATED_LAG_S:
-            return Decision(load.size, f"the hub runs {load.lag_s:.2f} s late: not growing")
-        return Decision(wanted, f"{load.backlog} waiting")
+            return NewSize(load.size, f"the hub runs {load.lag_s:.2f} s late: not growing")
+        return NewSize(wanted, f"{load.backlog} waiting")
     kept = max(wanted, load.recent_need)
     if kept < load.size:
-        return Decision(kept, f"at most {kept} needed recently")
-    return Decision(load.size, "steady")
+        return NewSize(kept, f"at most {kept} needed recently")
+    return NewSize(load.size, "steady")
 
 
 class Autoscaler(StartStopPart):
@@ -123,14 +123,14 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots are worthwhile; None: use all slots that are
-            needed. ended: returns how many tasks have ended, and their total duration.
+            adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
+            ended: returns how many tasks have ended, and their total duration.
             is_empty: returns whether this worker holds no messages. Then a pool of the smallest
                 size has nothing to decide until `resume`.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
-        self.history: deque[Record] = deque(maxlen=_HISTORY)
+        self.history: deque[SizeRecord] = deque(maxlen=_HISTORY)
         self._pool, self._timer, self._hub = pool, timer, hub
         self._keepalive_s, self._interval_s = keepalive_s, interval_s
         self._backlog, self._clock = backlog, clock
@@ -138,7 +138,7 @@ class Autoscaler(StartStopPart):
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
         # None while stopped, and while there is nothing to decide.
-        self._entry: Entry | None = None
+        self._entry: TimerEntry | None = None
         self._runs = False
 
     def start(self) -> None:
@@ -175,7 +175,7 @@ class Autoscaler(StartStopPart):
         last = self.history[-1] if self.history else None
         if last is None or (decision.size, decision.reason) != (last.size, last.reason):
             self.history.append(
-                Record(time.time(), load.backlog, load.running, decision.size, decision.reason)
+                SizeRecord(time.time(), load.backlog, load.running, decision.size, decision.reason)
             )
         if decision.size != load.size:
             _log.info("pool %d -> %d: %s", load.size, decision.size, decision.reason)
@@ -207,12 +207,12 @@ class Autoscaler(StartStopPart):
 
     def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
         """Lower the maximum to the worthwhile size."""
-        look = Look(self._clock(), load.size, load.running, load.backlog, *self._ended())
+        look = PoolSnapshot(self._clock(), load.size, load.running, load.backlog, *self._ended())
         found = adaptive.look(look, self.most, self.least)
         most = adaptive.limit(self.most, self.least)
         if found is not None:
             _log.info("pool limited to %d: %s", most, found)
-            self.history.append(Record(time.time(), load.backlog, load.running, most, found))
+            self.history.append(SizeRecord(time.time(), load.backlog, load.running, most, found))
         return replace(load, most=most)
 
     def info(self) -> dict[str, object]:

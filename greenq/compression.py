@@ -26,8 +26,8 @@ def register(
     has returned, so `decoder` itself should limit it.
 
     Args:
-        content_type: the identifier in messages; the same in all programs. aliases:
-        names for settings and options such as ``task_compression``.
+        content_type: the identifier in messages; the same in all programs.
+        aliases: names for settings and options such as ``task_compression``.
 
     Raises:
         ValueError: the content type or a name belongs to a built-in compression.

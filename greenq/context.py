@@ -31,7 +31,7 @@ class Delivered(Protocol):
         """The properties of the message's envelope."""
 
 
-class Announced(Protocol):
+class AnnouncedMessage(Protocol):
     """A message already passed to the receivers of before_task_publish."""
 
     def sent(self) -> None:
@@ -83,7 +83,7 @@ class Context:
         # Created on demand: ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
-        self.announced: Announced | None = None
+        self.announced: AnnouncedMessage | None = None
         self.replacement: Any = None
         self.additions: list[Any] | None = None
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from greenq.task import ExceptionInfo, Task
 
 
-class _Delivery(NamedTuple):
+class _EagerDelivery(NamedTuple):
     """The stand-in for a message's delivery."""
 
     delivery_info: Mapping[str, Any]
@@ -45,12 +45,12 @@ class EagerContext(Context):
         super().__init__(
             message,
             hostname=socket.gethostname(),
-            delivered=_Delivery({"is_eager": True, **info}, {}),
+            delivered=_EagerDelivery({"is_eager": True, **info}, {}),
         )
         self.stores = stores
 
 
-class _Run(NamedTuple):
+class _EagerRun(NamedTuple):
     task: Task[..., Any]
     message: TaskMessage
 
@@ -70,8 +70,8 @@ def run_here(
     """Run a task with all its hooks, and its retries at once, and return how it ended.
 
     Args:
-        throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
-        says. retries: the number of earlier retries.
+        throw: raise the exception of a task that fails; None: as ``task_eager_propagates`` says.
+        retries: the number of earlier retries.
         options: the send options that `Task.request` shows.
 
     Raises:
@@ -152,7 +152,7 @@ def _message(
 
 def _run(task: Task[..., Any], context: EagerContext, message: TaskMessage) -> Outcome:
     """Call the task and the hooks of its class."""
-    run = _Run(task, message)
+    run = _EagerRun(task, message)
     named = {"args": message.args, "kwargs": message.kwargs}
     with join_as_here():
         before = current_context.set(context)
@@ -173,7 +173,7 @@ def _run(task: Task[..., Any], context: EagerContext, message: TaskMessage) -> O
     return outcome
 
 
-def _end(run: _Run, context: EagerContext, outcome: Outcome, runtime_s: float) -> None:
+def _end(run: _EagerRun, context: EagerContext, outcome: Outcome, runtime_s: float) -> None:
     """Call the hooks of the task's class, and send the signal of its end."""
 
     def tell(info: ExceptionInfo | None) -> None:

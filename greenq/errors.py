@@ -165,9 +165,8 @@ class NotAllSent(GreenqError):
     """A bulk send ended early; ``__cause__`` is the reason.
 
     Attributes:
-        ids: the ids of the tasks that were sent, in the order of
-        the items. unknown: the ids of the items after these, which may have arrived, since an
-        answer was lost.
+        ids: the ids of the tasks that were sent, in the order of the items.
+        unknown: the ids of the items after these, which may have arrived, since an answer was lost.
     """
 
     def __init__(
@@ -214,8 +213,8 @@ class ServerError(OperationalError):
 
     Attributes:
         command: its name, without arguments.
-        reply: the server's reply, starting with its
-        code. passes: whether retrying the same command later can succeed.
+        reply: the server's reply, starting with its code.
+        passes: whether retrying the same command later can succeed.
     """
 
     def __init__(self, command: str, reply: str) -> None:

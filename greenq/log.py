@@ -44,9 +44,8 @@ class Style:
     """The format of log lines.
 
     Attributes:
-        format, task_format: format strings of logging, for lines logged outside and inside
-        tasks. date_format, task_date_format: the formats of their times; None: the default of
-        logging.
+        format, task_format: format strings of logging, for lines logged outside and inside tasks.
+        date_format, task_date_format: the formats of their times; None: the default of logging.
         json: write each line as a JSON object instead.
     """
 
@@ -165,7 +164,7 @@ def _handler(
 ) -> logging.Handler:
     handler: logging.Handler
     if logfile is None:
-        handler = _Stream(stream)
+        handler = _OwnStream(stream)
         colored = wants_color(stream, color)
     else:
         try:
@@ -266,7 +265,7 @@ class _Keeping(logging.Handler):
             _write_plainly(record, exc)
 
 
-class _Stream(_Keeping, logging.StreamHandler[TextIO]):
+class _OwnStream(_Keeping, logging.StreamHandler[TextIO]):
     """A stream with its own descriptor, so that it stays open when a task closes `given`."""
 
     def __init__(self, given: TextIO) -> None:

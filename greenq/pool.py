@@ -142,10 +142,10 @@ class Pool(StartStopPart):
         """Run requests by calling `run`.
 
         Args:
-            size: how many requests may run
-            at once. run: runs one request to its end, even if its
-            code fails. prefetch_multiplier: the pool holds this many times `size` requests,
-                including running ones.
+            size: how many requests may run at once.
+            run: runs one request to its end, even if its code fails.
+            prefetch_multiplier: the pool holds this many times `size` requests, including running
+                ones.
             grace_s: how long `stop` waits for running requests.
             keep_locals: keep what tasks put into `threading.local` for later ones.
             abandoned: called with the requests that still run after the grace time, before they are

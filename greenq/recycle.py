@@ -25,7 +25,7 @@ from greenq.protocol.text import listed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _PAGE_KB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RecycleLimits:
     """What a worker may use before it is replaced; None: no limit.
 
     Attributes:
@@ -62,12 +62,12 @@ class Limits:
 
     def __bool__(self) -> bool:
         """Return whether there is any limit."""
-        return self != Limits()
+        return self != RecycleLimits()
 
-    def lowered(self, share: Callable[[], float]) -> Limits:
+    def lowered(self, share: Callable[[], float]) -> RecycleLimits:
         """Return these limits, each lowered by the share that a new call of `share` returns."""
         tasks, memory_kb, lifetime_s = self.tasks, self.memory_kb, self.lifetime_s
-        return Limits(
+        return RecycleLimits(
             tasks=tasks and max(1, round(tasks * (1 - share()))),
             memory_kb=memory_kb and round(memory_kb * (1 - share())),
             lifetime_s=lifetime_s and lifetime_s * (1 - share()),
@@ -76,14 +76,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a worker has used: as in `Limits`."""
+    """What a worker has used: as in `RecycleLimits`."""
 
     tasks: int
     memory_kb: int
     lifetime_s: float
 
 
-def reached(limits: Limits, usage: Usage) -> str | None:
+def reached(limits: RecycleLimits, usage: Usage) -> str | None:
     """Return which limit has been reached, for the log; None if none has."""
     if limits.tasks is not None and usage.tasks >= limits.tasks:
         return f"{usage.tasks} tasks done, its limit is {limits.tasks}"
@@ -111,7 +111,7 @@ def resident_kb() -> int:
         return most // 1024 if sys.platform == "darwin" else most
 
 
-class Group(Protocol):
+class RestartGroup(Protocol):
     """The workers with the same queues that are currently restarting."""
 
     def claim(self, most: int, hold_s: float) -> list[str]:
@@ -129,9 +129,9 @@ class Recycle(StartStopPart):
 
     def __init__(
         self,
-        limits: Limits,
+        limits: RecycleLimits,
         timer: Timer,
-        group: Group,
+        group: RestartGroup,
         *,
         slots: int,
         done: Callable[[], int],
@@ -169,7 +169,7 @@ class Recycle(StartStopPart):
         self._asks_s = self._began_s
         self._is_back = self._is_asking = self._waits = False
         self._outage = OutageLog(_log)
-        self._entry: Entry | None = None
+        self._entry: TimerEntry | None = None
         used_kb = memory_kb()
         if self.limits.memory_kb is not None and used_kb >= self.limits.memory_kb:
             reason = f"this worker uses {used_kb} kB before its first task"

@@ -30,8 +30,8 @@ class Request:
         message: the decoded message.
         task: the task to call.
         acks_late: acknowledged after the run, not before.
-        is_step: its message has successors or belongs to a chord. taken_s:
-        the time just before the take, in seconds of the worker state's clock.
+        is_step: its message has successors or belongs to a chord.
+        taken_s: the time just before the take, in seconds of the worker state's clock.
         greenlet: the greenlet that runs it, None before and after.
         started_s: monotonic time of the start, None until then.
         hub_s: seconds for which its greenlet has held the hub, if counted.

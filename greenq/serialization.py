@@ -28,8 +28,8 @@ def register(
         name: the name for settings and options such as ``task_serializer``.
         encoder: turns a value into bytes, or into text of this encoding.
         decoder: turns the bytes into the value.
-        content_type: the identifier in messages; the same in all programs. content_encoding:
-        the encoding in messages: ``binary``, or the text's encoding.
+        content_type: the identifier in messages; the same in all programs.
+        content_encoding: the encoding in messages: ``binary``, or the text's encoding.
 
     Raises:
         ValueError: the name or the content type belongs to a built-in serializer.

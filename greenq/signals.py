@@ -27,7 +27,7 @@ _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 30.0
 
 
-class _Connection:
+class _ConnectedReceiver:
     """The connection of a receiver to a signal.
 
     Attributes:
@@ -75,7 +75,7 @@ class Signal:
         self.providing_args = frozenset(providing_args or ())
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
         # found.
-        self.receivers: list[_Connection] = []
+        self.receivers: list[_ConnectedReceiver] = []
         # A real lock, even in a patched process: any thread may connect, and a collected receiver
         # is removed wherever the garbage collector runs. Nothing waits while it is held.
         self._lock = _thread.RLock()
@@ -118,7 +118,10 @@ class Signal:
         find = self._weakly(receiver) if weak and not retry else lambda: receiver
         with self._lock:
             if not any(each.is_of(receiver, sender, dispatch_uid) for each in self.receivers):
-                self.receivers = [*self.receivers, _Connection(find, sender, dispatch_uid, retry)]
+                self.receivers = [
+                    *self.receivers,
+                    _ConnectedReceiver(find, sender, dispatch_uid, retry),
+                ]
         return receiver
 
     def _weakly(self, receiver: Any) -> Callable[[], Any]:

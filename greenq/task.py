@@ -373,7 +373,8 @@ class Task(Generic[P, R]):
 
         Args:
             throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
-            says. retries: the number of earlier retries.
+                says.
+            retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery, no effect.
             options: as for `apply_async`; those for the server have no effect.
 

@@ -26,13 +26,13 @@ from greenq.task import ExceptionInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from greenq.context import Announced, Context
+    from greenq.context import AnnouncedMessage, Context
     from greenq.signals import Signal
 
 _log = logging.getLogger(__name__)
 
 
-class Delivered(Run, Protocol):
+class MessageRun(Run, Protocol):
     """A run of a message."""
 
     @property
@@ -114,7 +114,7 @@ def tell_revoked(
 
 
 def tell_internal_error(
-    request: Delivered, error: BaseException, trace: str, *, hostname: str
+    request: MessageRun, error: BaseException, trace: str, *, hostname: str
 ) -> None:
     """Send task_internal_error. Switches: if the receivers do."""
     message = request.message
@@ -138,7 +138,7 @@ def tell_internal_error(
     )
 
 
-def tell_published(request: Run, announced: Announced) -> None:
+def tell_published(request: Run, announced: AnnouncedMessage) -> None:
     """Send after_task_publish for a message sent at a task's end. Switches: likewise."""
     with _contained(after_task_publish, request):
         announced.sent()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Entry:
+class TimerEntry:
     """A call due at a time of the monotonic clock; skipped if cancelled."""
 
     __slots__ = ("call", "due_s", "every_s", "number")
@@ -35,7 +35,7 @@ class Entry:
         """Never call it (again)."""
         self.call = None
 
-    def __lt__(self, other: Entry) -> bool:
+    def __lt__(self, other: TimerEntry) -> bool:
         """Order by due time, then by age."""
         return (self.due_s, self.number) < (other.due_s, other.number)
 
@@ -51,16 +51,16 @@ class Timer(StartStopPart):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Use `clock`, which returns seconds."""
         self.clock = clock
-        self._heap: list[Entry] = []
+        self._heap: list[TimerEntry] = []
         self._numbers = itertools.count()
         self._changed = Event()
         self._greenlet: Greenlet | None = None
 
-    def call_after(self, delay_s: float, call: Callable[[], object]) -> Entry:
+    def call_after(self, delay_s: float, call: Callable[[], object]) -> TimerEntry:
         """Call once, `delay_s` from now."""
         return self._add(delay_s, call, None)
 
-    def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> Entry:
+    def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> TimerEntry:
         """Call every `every_s`, first after `every_s`; missed calls are skipped."""
         return self._add(every_s, call, every_s)
 
@@ -98,8 +98,8 @@ class Timer(StartStopPart):
                 heapq.heappush(self._heap, entry)
         return None
 
-    def _add(self, delay_s: float, call: Callable[[], object], every_s: float | None) -> Entry:
-        entry = Entry(self.clock() + timer_s(delay_s), next(self._numbers), call, every_s)
+    def _add(self, delay_s: float, call: Callable[[], object], every_s: float | None) -> TimerEntry:
+        entry = TimerEntry(self.clock() + timer_s(delay_s), next(self._numbers), call, every_s)
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._changed.set()

@@ -88,9 +88,9 @@ def validating(
 
     Args:
         strict: models are validated without conversions.
-        context: for the models' validators, in addition to what `about`
-        returns. dump: options for turning models into
-        plain data. about: returns the data about the task for the validators.
+        context: for the models' validators, in addition to what `about` returns.
+        dump: options for turning models into plain data.
+        about: returns the data about the task for the validators.
     """
 
     @functools.wraps(run)

@@ -41,7 +41,7 @@ from greenq.worker_parts import (
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
-    from greenq.transport.settle import Entry
+    from greenq.transport.settle import Settlement
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _forget(reference: weakref.ref[Worker]) -> None:
         found.forget()
 
 
-def _end_child(entry: Entry) -> None:
+def _end_child(entry: Settlement) -> None:
     """End a forked child at the end of its parent's task, which only the parent settles."""
     sys.stderr.write(
         f"process {os.getpid()} was forked in the task {entry.about or '?'} and ends with it here; "

@@ -18,14 +18,14 @@ from greenq.config.queues import Broadcast, Queue, declared
 from greenq.config.settings import DEFAULT_CONCURRENCY
 from greenq.consumer import Consumer
 from greenq.consumer.agent import Agent
-from greenq.consumer.connection import Connection
+from greenq.consumer.connection import ConnectionStep
 from greenq.consumer.elections import Elections
-from greenq.consumer.event_sender import Events
+from greenq.consumer.event_sender import EventsStep
 from greenq.consumer.gossip import Gossip
 from greenq.consumer.heart import INTERVAL_S, Heart
 from greenq.consumer.mingle import Mingle
 from greenq.consumer.queue_set import QueueSet, in_order
-from greenq.consumer.remote_control import Control
+from greenq.consumer.remote_control import ControlStep
 from greenq.consumer.revokes import Revokes
 from greenq.consumer.tasks import Tasks
 from greenq.diagnostics.stacks import all_stacks
@@ -38,12 +38,12 @@ from greenq.execution.revoked import Revoked
 from greenq.execution.state import WorkerState
 from greenq.execution.statedb import StateDB
 from greenq.execution.stopped_workflows import StoppedWorkflows
-from greenq.execution.tally import Tally
+from greenq.execution.tally import TaskTally
 from greenq.execution.workflow_index import WorkflowIndex
 from greenq.hub import Hub, Signals
 from greenq.pool import Pool
 from greenq.protocol.serialize import accepted
-from greenq.recycle import Limits, Recycle
+from greenq.recycle import Recycle, RecycleLimits
 from greenq.sending.routing import select_queues, worker_direct
 from greenq.supervision.controller import Processes
 from greenq.supervision.sizing import Rules
@@ -57,7 +57,9 @@ from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner, new_owner
 from greenq.transport.recovery import Recovery
 from greenq.transport.revokes import RevokeStore
-from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.guard_process import GuardProcess
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.thread import Watch
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ class WorkerOptions:
         exclude_queues: queues not to take from.
         concurrency: the number of concurrent tasks; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
-        processes: (most, least) processes of the supervisord group; None leaves the group
-        alone. hostname: the node name, ``greenq@host`` by default.
+        processes: (most, least) processes of the supervisord group; None leaves the group alone.
+        hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
         heartbeat_interval_s: seconds between two heartbeats; None means two.
@@ -159,7 +161,7 @@ class Parts:
     signals: Signals
     watch: Watch
     outbox: Outbox
-    events: Events
+    events: EventsStep
     pool: Pool
     fetcher: Fetcher
     tasks: Tasks
@@ -171,10 +173,10 @@ class Parts:
     recycle: Recycle | None
     state_db: StateDB | None
     revokes: Revokes
-    connection: Connection
+    connection: ConnectionStep
     mingle: Mingle | None
     gossip: Gossip | None
-    control: Control | None
+    control: ControlStep | None
     heart: Heart | None
     stopped_workflows: StoppedWorkflows | None
 
@@ -214,7 +216,7 @@ def build_consumer(parts: Parts, options: WorkerOptions, worker: object) -> Cons
         parts.revokes,
         parts.gossip or DisabledPart(Gossip),
         parts.tasks,
-        parts.control or DisabledPart(Control),
+        parts.control or DisabledPart(ControlStep),
         parts.heart or DisabledPart(Heart),
         Agent(agent, worker) if agent else DisabledPart(Agent),
     ]
@@ -387,27 +389,34 @@ class _Builder:
             self.leases,
             self.hub,
             self.state,
-            lease_s=self.lease_s,
-            visibility_timeout_s=self.visibility_timeout_s,
-            blocked_after_s=config.worker_hub_lag_warning,
-            blocking_task=running_task,
-            held=self._held,
-            first_unused=lambda: self.fetcher.first_unused,
-            is_waiting=lambda: self.fetcher.waiting,
-            look=lambda: self.fetcher.wake(look=True),
-            paused=lambda paused: self.queues.pause(paused),
-            forgotten=lambda: self.connection.try_register(),
-            give_away=lambda redis: self.tasks.give_away(redis, self.owner.incarnation),
-            unwritten=lambda: self.outbox.unwritten(),
-            signals=self.signals,
-            blocked_limit_s=config.worker_hub_blocked_limit,
-            stacks=lambda: stacks(self.pool),
-            cut=lambda redis: self.fetcher.cut(redis),
-            end_process=partial(leave_process, EXIT_FAILED),
+            HubThread(running_task, lambda: stacks(self.pool)),
+            limits=WatchLimits(
+                lease_s=self.lease_s,
+                visibility_timeout_s=self.visibility_timeout_s,
+                blocked_after_s=config.worker_hub_lag_warning,
+                blocked_limit_s=config.worker_hub_blocked_limit,
+            ),
+            holdings=Holdings(
+                unsettled=self._unsettled,
+                first_unused=lambda: self.fetcher.first_unused,
+                is_waiting=lambda: self.fetcher.waiting,
+                unwritten=lambda: self.outbox.unwritten(),
+            ),
+            calls=HubCalls(
+                look=lambda: self.fetcher.wake(look=True),
+                paused=lambda paused: self.queues.pause(paused),
+                forgotten=lambda: self.connection.try_register(),
+            ),
+            rescue=Rescue(
+                give_away=lambda redis: self.tasks.give_away(redis, self.owner.incarnation),
+                cut=lambda redis: self.fetcher.cut(redis),
+                end_process=partial(leave_process, EXIT_FAILED),
+            ),
             guard=self.guard,
+            signals=self.signals,
         )
 
-    def _held(self) -> tuple[set[str], int]:
+    def _unsettled(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
         # Read in this order, since a message taken in between has a number beyond the first unused
         # one.
@@ -446,9 +455,9 @@ class _Builder:
         )
 
     @cached_property
-    def guard(self) -> Guard:
+    def guard(self) -> GuardProcess:
         client = self.transport.client
-        return Guard(
+        return GuardProcess(
             client.url,
             key=self.transport.keys.leases,
             member=str(self.owner),
@@ -564,7 +573,7 @@ class _Builder:
         most, least = self.options.autoscale
         adaptive = Adaptive() if self.config.worker.worker_autoscale_adaptive else None
         if adaptive is not None:
-            self.state.tally = self.state.tally or Tally()
+            self.state.tally = self.state.tally or TaskTally()
         return Autoscaler(
             self.pool,
             self.timer,
@@ -617,7 +626,7 @@ class _Builder:
     @cached_property
     def recycle(self) -> Recycle | None:
         config = self.config.worker
-        limits = Limits(
+        limits = RecycleLimits(
             tasks=config.worker_max_tasks_per_child,
             memory_kb=config.worker_max_memory_per_child,
             lifetime_s=config.worker_max_lifetime,
@@ -655,8 +664,8 @@ class _Builder:
     # --- the cluster ------------------------------------------------------------------------------
 
     @cached_property
-    def connection(self) -> Connection:
-        return Connection(
+    def connection(self) -> ConnectionStep:
+        return ConnectionStep(
             transport=self.transport,
             owner=self.owner,
             watch=self.watch,
@@ -668,9 +677,9 @@ class _Builder:
         )
 
     @cached_property
-    def events(self) -> Events:
+    def events(self) -> EventsStep:
         chosen = self.options.task_events
-        return Events(
+        return EventsStep(
             self.outbox,
             self.transport.keys,
             self.hostname,
@@ -729,12 +738,12 @@ class _Builder:
         return self.mingle.met if self.mingle is not None else frozenset()
 
     @cached_property
-    def control(self) -> Control | None:
+    def control(self) -> ControlStep | None:
         config, chosen = self.config.worker, self.options.control
         remote = config.worker_enable_remote_control
         if not (remote if chosen is None else chosen):
             return None
-        return Control(
+        return ControlStep(
             self.commands,
             lambda name, arguments: self.commands.run(name, self.parts, arguments),
             self.watch.subscriber,

@@ -48,7 +48,7 @@ def from_us(moment_us: int) -> datetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ScheduleEntry:
     """A task, its schedule, and what to do when a due time is missed or runs overlap.
 
     Attributes:
@@ -128,7 +128,7 @@ _FIELDS: Final = frozenset({
 })  # fmt: skip
 
 
-def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> Entry:
+def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> ScheduleEntry:
     """Check an entry as it is written in ``beat_schedule``.
 
     Args:
@@ -140,7 +140,7 @@ def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> Entry:
         ConfigError: fields are wrong or missing; all of them are listed.
     """
     if isinstance(given, Mapping):
-        reader = _Reader(name, given)
+        reader = _EntryReader(name, given)
         entry = reader.entry(zone)
         if entry is not None:
             return entry
@@ -149,7 +149,7 @@ def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> Entry:
     raise ConfigError([Problem(f"beat_schedule[{name!r}]", given, reason)])
 
 
-class _Reader:
+class _EntryReader:
     """Reads the fields of one entry and collects what is wrong with them."""
 
     def __init__(self, name: str, given: Mapping[str, Any]) -> None:
@@ -157,7 +157,7 @@ class _Reader:
         self._given = given
         self.problems: list[Problem] = []
 
-    def entry(self, zone: tzinfo) -> Entry | None:
+    def entry(self, zone: tzinfo) -> ScheduleEntry | None:
         """Return the entry, or None if there are problems."""
         for unknown in sorted(map(str, self._given.keys() - _FIELDS)):
             self._complain(unknown, f"no such field{suggestion(unknown, _FIELDS)}")
@@ -184,7 +184,7 @@ class _Reader:
             self._complain("overlap", "needs results, and the options have ignore_result")
         if self.problems:
             return None
-        return Entry(
+        return ScheduleEntry(
             name=self._name,
             task=task,
             schedule=plan,
@@ -352,7 +352,7 @@ def _schedule_as_json(name: str, plan: BaseSchedule) -> dict[str, Any]:
     raise ConfigError([Problem(f"beat_schedule[{name!r}].schedule", plan, reason)])
 
 
-def read_entry(name: str, text: str, zone: tzinfo) -> Entry:
+def read_entry(name: str, text: str, zone: tzinfo) -> ScheduleEntry:
     """Read an entry from the server.
 
     Raises:

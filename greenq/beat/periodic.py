@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from greenq.beat.entries import Entry, from_us, read_entry, to_us, write_entry
+from greenq.beat.entries import ScheduleEntry, from_us, read_entry, to_us, write_entry
 from greenq.beat.scheduler import code_entries, send_options, upcoming
 from greenq.errors import GreenqError
 from greenq.suggest import suggestion
-from greenq.transport.schedule_store import ScheduleStore, State, read_state
+from greenq.transport.schedule_store import EntryState, ScheduleStore, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +39,9 @@ class Listed:
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
     """
 
-    entry: Entry
+    entry: ScheduleEntry
     is_added: bool
-    state: State | None
+    state: EntryState | None
     paused: dict[str, Any] | None
     last_run: dict[str, Any]
 
@@ -50,7 +50,7 @@ class Listed:
         if self.paused is not None:
             return []
         now_us = to_us(now)
-        state = self.state or State(now_us, 0, None, 0)
+        state = self.state or EntryState(now_us, 0, None, 0)
         return [from_us(due) for due in upcoming(self.entry, state, now_us, most)]
 
 
@@ -167,7 +167,7 @@ class PeriodicTasks:
         return self._app.producer.send_many(entry.task, calls, send_options(self._app, entry))
 
     @staticmethod
-    def _due_times(entry: Entry, start: datetime, end: datetime) -> Iterator[datetime]:
+    def _due_times(entry: ScheduleEntry, start: datetime, end: datetime) -> Iterator[datetime]:
         due = entry.next_due(to_us(start) - 1)
         for _ in range(MOST_BACKFILL + 1):
             if due is None or due >= to_us(end):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from greenq.beat.entries import Entry
+    from greenq.beat.entries import ScheduleEntry
 
 Action = Literal["send", "skip", "wait", "cancel"]
 
 
-class Step(NamedTuple):
+class NextAction(NamedTuple):
     """The next thing to do for an entry. Times are unix microseconds of the server's clock.
 
     Attributes:
@@ -24,7 +24,9 @@ class Step(NamedTuple):
     action: Action
 
 
-def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False) -> Step | None:
+def next_step(
+    entry: ScheduleEntry, last_due: int, now: int, *, is_running: bool = False
+) -> NextAction | None:
     """Return what to do next, None if nothing will ever be due again.
 
     Args:
@@ -38,15 +40,15 @@ def next_step(entry: Entry, last_due: int, now: int, *, is_running: bool = False
         return None
     ready = entry.ready(first)
     if ready > now:
-        return Step(first, ready, "send")
+        return NextAction(first, ready, "send")
     due = first if entry.missed == "run_all" else _latest_ready(entry, first, now)
     ready = entry.ready(due)
     if entry.missed == "skip" and now - ready > entry.skip_after_s * 1_000_000:
-        return Step(due, ready, "skip")
-    return Step(due, ready, _on_overlap(entry) if is_running else "send")
+        return NextAction(due, ready, "skip")
+    return NextAction(due, ready, _on_overlap(entry) if is_running else "send")
 
 
-def _latest_ready(entry: Entry, first: int, now: int) -> int:
+def _latest_ready(entry: ScheduleEntry, first: int, now: int) -> int:
     """Return the last due time that is ready by now; `first` is."""
     # Whatever the jitter, this due time is ready.
     due = entry.latest_due(first, now - int(entry.jitter_s * 1_000_000)) or first
@@ -55,7 +57,7 @@ def _latest_ready(entry: Entry, first: int, now: int) -> int:
     return due
 
 
-def _on_overlap(entry: Entry) -> Action:
+def _on_overlap(entry: ScheduleEntry) -> Action:
     match entry.overlap:
         case "skip":
             return "skip"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.app import Greenq
     from greenq.protocol.meta import ResultMeta
-    from greenq.transport.schedule_store import ScheduleStore, State
+    from greenq.transport.schedule_store import EntryState, ScheduleStore
 
 # A run's result is looked for after one second, then after four more, and so on up to this.
 _FIRST_US: Final = 1_000_000
@@ -29,7 +29,7 @@ _PORTIONS: Final = 10
 _DAY_S: Final = 86400.0
 
 
-class _Run(NamedTuple):
+class _AwaitedRun(NamedTuple):
     """A run whose result is awaited; the next one to check sorts first. Times in microseconds."""
 
     at: int
@@ -51,16 +51,18 @@ class Runs:
         # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
         self._ended: dict[str, int] = {}
-        self._heap: list[_Run] = []
+        self._heap: list[_AwaitedRun] = []
 
-    def follow(self, states: Mapping[str, State]) -> None:
+    def follow(self, states: Mapping[str, EntryState]) -> None:
         """Look for the results of the last runs of these entries from now on."""
         if not self._transport.stores_results:
             return
         for name, state in states.items():
             if state.task_id and self._last.get(name) != state.sent:
                 self._last[name] = state.sent
-                run = _Run(state.sent + _FIRST_US, _FIRST_US, name, state.task_id, state.sent)
+                run = _AwaitedRun(
+                    state.sent + _FIRST_US, _FIRST_US, name, state.task_id, state.sent
+                )
                 heapq.heappush(self._heap, run)
 
     def keep_only(self, names: Container[str]) -> None:
@@ -82,7 +84,7 @@ class Runs:
 
     def _look_at_portion(self, now: int) -> bool:
         """Read some results; return whether there may be more to read."""
-        due: list[_Run] = []
+        due: list[_AwaitedRun] = []
         while self._heap and self._heap[0].at <= now and len(due) < _PORTION:
             run = heapq.heappop(self._heap)
             if now - run.sent < self._limit_us and run.sent > self._ended.get(run.name, 0):
@@ -104,7 +106,7 @@ class Runs:
             self._store.note_runs(notes)
         return len(due) == _PORTION
 
-    def running(self, asked: Iterable[tuple[str, State]], now: int) -> set[str]:
+    def running(self, asked: Iterable[tuple[str, EntryState]], now: int) -> set[str]:
         """Return the entries whose last run has not ended, as far as its result shows."""
         young = [(name, state.task_id) for name, state in asked if self._is_young(state, now)]
         if not young:
@@ -116,7 +118,7 @@ class Runs:
             if meta.status not in READY_STATES
         }
 
-    def _is_young(self, state: State, now: int) -> bool:
+    def _is_young(self, state: EntryState, now: int) -> bool:
         return state.task_id is not None and now - state.sent < self._limit_us
 
 

@@ -21,8 +21,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from greenq.beat.entries import Entry, make_entry, read_entry
-from greenq.beat.policies import Step, next_step
+from greenq.beat.entries import ScheduleEntry, make_entry, read_entry
+from greenq.beat.policies import NextAction, next_step
 from greenq.beat.runs import Runs
 from greenq.errors import (
     AccessRefused,
@@ -39,11 +39,11 @@ from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
     MOST_CLAIMS,
     NO_LIMITS,
-    Claim,
-    Limits,
-    Outcome,
+    ClaimOutcome,
+    DueClaim,
+    EntryState,
+    QueueLimits,
     ScheduleStore,
-    State,
     read_state,
 )
 
@@ -111,7 +111,7 @@ class _Draft(NamedTuple):
     queues: Sequence[str]
     lists: tuple[str, ...]
     channel: str
-    limits: tuple[Limits, ...]
+    limits: tuple[QueueLimits, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -121,17 +121,17 @@ class _Slot:
     Attributes:
         entry: what is sent, and when.
         seen: its state as text, which the server compares.
-        state: the same,
-        parsed. step: what to do next; None if nothing will be due any more or the entry is
-        paused. following: the due time after that of `step`, once it is
-        known. at: when to do it; this also marks the slot's valid place in the
-        heap. draft: what its messages have in common.
+        state: the same, parsed.
+        step: what to do next; None if nothing will be due any more or the entry is paused.
+        following: the due time after that of `step`, once it is known.
+        at: when to do it; this also marks the slot's valid place in the heap.
+        draft: what its messages have in common.
     """
 
-    entry: Entry
+    entry: ScheduleEntry
     seen: str
-    state: State
-    step: Step | None = None
+    state: EntryState
+    step: NextAction | None = None
     following: int | None = None
     at: int = 0
     draft: _Draft | None = None
@@ -169,8 +169,8 @@ class Scheduler:
 
         Args:
             app: the app.
-            clock: a clock in seconds; only differences count. name:
-            a readable name for this beat; by default host and process.
+            clock: a clock in seconds; only differences count.
+            name: a readable name for this beat; by default host and process.
             link: asks who leads; None makes this beat ask each second.
 
         Raises:
@@ -312,7 +312,7 @@ class Scheduler:
         for name, entry in entries.items():
             slot = kept.get(name)
             if slot is None or slot.entry != entry:
-                slot = _Slot(entry, "", State(0, 0, None, 0))
+                slot = _Slot(entry, "", EntryState(0, 0, None, 0))
             self._slots[name] = slot
             is_known = slot.seen == states[name]
             if not is_known and not self._note_state(slot, states[name]):
@@ -350,7 +350,7 @@ class Scheduler:
         try:
             if following is not None and slot.step is not None and slot.state.due == slot.step.due:
                 ready = slot.entry.ready(following)
-                slot.step = Step(following, ready, "send") if ready > now else None
+                slot.step = NextAction(following, ready, "send") if ready > now else None
             else:
                 slot.step = None
             slot.step = slot.step or next_step(slot.entry, slot.state.due, now)
@@ -387,19 +387,11 @@ class Scheduler:
 
     def _claim(self, due: list[_Slot]) -> None:
         now = self.now()
-        claims: list[Claim] = []
+        claims: list[DueClaim] = []
         claimed: list[tuple[_Slot, Announced | None]] = []
         for slot, is_running in self._with_running(due, now):
-            try:
-                step = self._step_now(slot, now, is_running=is_running)
-            except Exception:
-                self._give_up(slot)
-                continue
-            if step is None or step.ready > now:
-                self._plan(slot)
-                continue
-            if step.action == "wait":
-                self._plan(slot, not_before=now + _WAIT_US)
+            step = self._due_step(slot, now, is_running=is_running)
+            if step is None:
                 continue
             try:
                 if step.action == "cancel" and slot.state.task_id is not None:
@@ -419,13 +411,13 @@ class Scheduler:
                 if announced is not None and outcome.said == "sent":
                     announced.sent()
 
-    def _claimed(self, claims: Sequence[Claim]) -> list[Outcome]:
+    def _claimed(self, claims: Sequence[DueClaim]) -> list[ClaimOutcome]:
         """Claim due times in one call, or one by one if this user may not push to a queue."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
             if len(claims) == 1:
-                return [Outcome(str(exc), claims[0].seen)]
+                return [ClaimOutcome(str(exc), claims[0].seen)]
             return [outcome for claim in claims for outcome in self._claimed([claim])]
         self._note_time(now)
         return outcomes
@@ -455,8 +447,23 @@ class Scheduler:
         slot.step = None
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
+    def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
+        """Return what to do now for an entry; None if there is nothing, and it is planned anew."""
+        try:
+            step = self._step_now(slot, now, is_running=is_running)
+        except Exception:
+            self._give_up(slot)
+            return None
+        if step is None or step.ready > now:
+            self._plan(slot)
+            return None
+        if step.action == "wait":
+            self._plan(slot, not_before=now + _WAIT_US)
+            return None
+        return step
+
     @staticmethod
-    def _step_now(slot: _Slot, now: int, *, is_running: bool) -> Step | None:
+    def _step_now(slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
         """Return what to do for an entry whose time has come: usually the planned step."""
         entry, step = slot.entry, slot.step
         assert step is not None
@@ -466,10 +473,10 @@ class Scheduler:
             return step
         return next_step(entry, slot.state.due, now, is_running=is_running)
 
-    def _write(self, slot: _Slot, step: Step) -> tuple[Claim, Announced | None]:
+    def _write(self, slot: _Slot, step: NextAction) -> tuple[DueClaim, Announced | None]:
         """Write the claim of a due time, with its message unless it is skipped."""
         entry = slot.entry
-        claim = Claim(entry.name, slot.seen, step.due, step.ready)
+        claim = DueClaim(entry.name, slot.seen, step.due, step.ready)
         if step.action == "skip":
             return claim, None
         draft = slot.draft or self._draft(slot)
@@ -515,19 +522,19 @@ class Scheduler:
         limits = tuple(map(self._limits, queues))
         return _Draft(plan, queues, self._lists(queues, plan.priority), "", limits)
 
-    def _limits(self, queue: str) -> Limits:
+    def _limits(self, queue: str) -> QueueLimits:
         broker = self._app.transport.broker
         expires, most = broker.limits_of(queue)
         if expires is None and most is None:
             return NO_LIMITS
-        return Limits(most or 0, round((expires or 0) * 1000), tuple(broker.lists([queue])))
+        return QueueLimits(most or 0, round((expires or 0) * 1000), tuple(broker.lists([queue])))
 
     def _lists(self, queues: Sequence[str], priority: int) -> tuple[str, ...]:
         keys = self._app.transport.keys
         step = keys.step_of(priority)
         return tuple(keys.queue(queue, step) for queue in queues)
 
-    def _settle(self, slot: _Slot, claim: Claim, outcome: Outcome) -> None:
+    def _settle(self, slot: _Slot, claim: DueClaim, outcome: ClaimOutcome) -> None:
         """Continue after a claim: the state on the server determines the next step."""
         name = slot.entry.name
         if not outcome.state:
@@ -563,7 +570,7 @@ class Scheduler:
         return self._clock() - self.ticked_s < _ALIVE_S
 
 
-def send_options(app: Greenq, entry: Entry) -> dict[str, Any]:
+def send_options(app: Greenq, entry: ScheduleEntry) -> dict[str, Any]:
     """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
@@ -571,7 +578,7 @@ def send_options(app: Greenq, entry: Entry) -> dict[str, Any]:
     return options
 
 
-def code_entries(app: Greenq) -> dict[str, Entry]:
+def code_entries(app: Greenq) -> dict[str, ScheduleEntry]:
     """Return the entries of ``beat_schedule`` and ``add_periodic_task``, checked.
 
     Raises:
@@ -579,7 +586,7 @@ def code_entries(app: Greenq) -> dict[str, Entry]:
     """
     zone = ZoneInfo(app.config.task.timezone)
     app.finalize()
-    found: dict[str, Entry] = {}
+    found: dict[str, ScheduleEntry] = {}
     problems: list[Problem] = []
     given: Mapping[str, Any] = {**app.config.beat.beat_schedule, **app.periodic_tasks}
     for name, fields in given.items():
@@ -600,7 +607,7 @@ def code_entries(app: Greenq) -> dict[str, Entry]:
     return found
 
 
-def fingerprint(entries: Iterable[Entry]) -> str:
+def fingerprint(entries: Iterable[ScheduleEntry]) -> str:
     """Return a text that identifies these entries: beats with the same entries share a leader.
 
     During a deployment the old and the new beats each have a leader; claims prevent both from
@@ -613,7 +620,7 @@ def fingerprint(entries: Iterable[Entry]) -> str:
     return sha1("\n".join(lines).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
-def upcoming(entry: Entry, state: State, now: int, most: int) -> list[int]:
+def upcoming(entry: ScheduleEntry, state: EntryState, now: int, most: int) -> list[int]:
     """Return at most `most` times at which an entry is due next."""
     step = next_step(entry, state.due, now)
     if step is None:

@@ -92,7 +92,7 @@ class DisabledPart(Part):
         return _first_line(self._kind)
 
 
-class Node(NamedTuple):
+class GraphNode(NamedTuple):
     """A step in `Blueprint.graph`."""
 
     name: str
@@ -108,9 +108,9 @@ class Blueprint:
         """Order the steps.
 
         Args:
-            name: the name of the object whose parts the steps
-            are. steps: in the preferred order, which requirements may change. A step that requires
-                one that is not included starts without it.
+            name: the name of the object whose parts the steps are.
+            steps: in the preferred order, which requirements may change. A step that requires one
+                that is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they
@@ -162,11 +162,11 @@ class Blueprint:
                 collected[step.name.lower()] = info
         return collected
 
-    def graph(self) -> list[Node]:
+    def graph(self) -> list[GraphNode]:
         """Return all steps in starting order, including the disabled ones."""
         names = {step.name for step in self._all}
         return [
-            Node(
+            GraphNode(
                 step.name,
                 tuple(needed for needed in step.requires if needed in names),
                 step.description,

@@ -6,21 +6,21 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greenq.canvas.nodes import PLANNED, WAITING, Following, Node, of_call
+from greenq.canvas.nodes import PLANNED, WAITING, Following, WorkflowNode, of_call
 from greenq.transport.workflow import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from greenq.canvas.plan import Call, ChordStart, Handle, Plan
-    from greenq.canvas.stream import Stream
+    from greenq.canvas.plan import Call, ChordStart, Handle, WorkflowPlan
+    from greenq.canvas.stream import GroupStream
 
 # How many calls are entered together, and how long calls are collected.
 _PORTION = 200
 _PORTION_S = 1.0
 
 
-def announce(app: Any, made: Plan, root_id: str | None) -> None:
+def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
     """Enter what a plan sends and what follows it, and set its root. Switches: yes.
 
     A task that is sent on its own is not a workflow, unless it has a root.
@@ -41,7 +41,7 @@ def announce(app: Any, made: Plan, root_id: str | None) -> None:
 
 def announced(
     app: Any,
-    stream: Stream,
+    stream: GroupStream,
     calls: Iterator[tuple[Call, list[ChordStart]]],
     root_id: str | None,
 ) -> Iterator[tuple[Call, list[ChordStart]]]:
@@ -83,7 +83,9 @@ def _portions(
         yield portion, error
 
 
-def noted(workflow: str, seconds: int, state: str, nodes: Iterable[Node]) -> Iterator[Noted]:
+def noted(
+    workflow: str, seconds: int, state: str, nodes: Iterable[WorkflowNode]
+) -> Iterator[Noted]:
     """Yield what the index records for nodes that have entered a state."""
     for node in nodes:
         yield Noted(workflow, seconds, node.task_id, state, "", node.written())

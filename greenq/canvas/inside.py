@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenq.canvas.plan import Plan, gathered, kind, plan
+from greenq.canvas.plan import WorkflowPlan, gathered, kind, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from greenq.protocol.message import TaskMessage
 
 
-def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
+def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
     """Return the replacement of a message; its last task has the message's id.
 
     What follows the message follows its replacement. The results of a group are gathered in a list.
@@ -32,7 +32,7 @@ def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
     return plan(signature, **options)
 
 
-def addition(message: TaskMessage, signature: Mapping[str, Any]) -> Plan:
+def addition(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
     """Return an additional part for the chord to which a message belongs.
 
     Raises:

@@ -29,7 +29,7 @@ _MOST_NAME_CHARS = 200
 _MOST_LEVELS = 100
 
 
-class Node(NamedTuple):
+class WorkflowNode(NamedTuple):
     """A task of a workflow, without what happens to it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Node(NamedTuple):
         return json.dumps((name, *place), separators=(",", ":"))
 
     @classmethod
-    def read(cls, task_id: str, text: str) -> Node:
+    def read(cls, task_id: str, text: str) -> WorkflowNode:
         """Return the node that `written` has written; an empty text is a node without a name."""
         if not text:
             return cls(task_id, "")
@@ -112,23 +112,23 @@ def _end_of(signature: Mapping[str, Any]) -> Mapping[str, Any]:
     return signature
 
 
-def of_message(message: TaskMessage) -> Node:
+def of_message(message: TaskMessage) -> WorkflowNode:
     """Return the node of a message."""
     within: tuple[str, ...] = ()
     if message.parent_id is None:
         within = _within(message.group, message.chord, message.chain)
-    return Node(
+    return WorkflowNode(
         message.id, message.task, message.parent_id, message.group, message.group_index,
         bool(message.chord), None, within,
     )  # fmt: skip
 
 
-def of_call(call: Call) -> Node:
+def of_call(call: Call) -> WorkflowNode:
     """Return the node of a call that is to be sent."""
     options = call.options
     group, chord, chain = (options.get(name) for name in ("group_id", "chord", "chain"))
     place = None if group is None else options.get("group_index")
-    return Node(
+    return WorkflowNode(
         options["task_id"], call.task, options.get("parent_id"), group, place, bool(chord), None,
         _within(group, chord, chain),
     )  # fmt: skip
@@ -141,7 +141,7 @@ class Following:
         """Start without any chords."""
         self._chords: set[str] = set()
 
-    def call(self, call: Call) -> Iterator[Node]:
+    def call(self, call: Call) -> Iterator[WorkflowNode]:
         """Yield what follows a call."""
         options = call.options
         return self.task(
@@ -154,7 +154,7 @@ class Following:
         group: str | None,
         chain: Iterable[Mapping[str, Any]] | None,
         chord: Mapping[str, Any] | None,
-    ) -> Iterator[Node]:
+    ) -> Iterator[WorkflowNode]:
         """Yield what follows a task; `chain` is in reverse order."""
         after = task_id
         for step in reversed(list(chain or ())):
@@ -164,7 +164,7 @@ class Following:
 
     def _body(
         self, body: Mapping[str, Any], header: str, group: str | None, is_part: bool
-    ) -> Iterator[Node]:
+    ) -> Iterator[WorkflowNode]:
         if header not in self._chords:
             self._chords.add(header)
             yield from self._planned(body, header, (), group, is_part)
@@ -176,7 +176,7 @@ class Following:
         within: tuple[str, ...],
         group: str | None,
         is_part: bool,
-    ) -> Generator[Node, None, str]:
+    ) -> Generator[WorkflowNode, None, str]:
         """Yield the tasks of a frozen signature; return the node that the next step follows.
 
         The signature belongs to `group` (with `is_part`, to the group's chord) unless it names its
@@ -209,6 +209,6 @@ class Following:
         else:
             place = None if group is None else options.get("group_index")
             is_part = is_part and group is not None
-            yield Node(end, sig["task"], None, group, place, is_part, after, within)
+            yield WorkflowNode(end, sig["task"], None, group, place, is_part, after, within)
         yield from self.task(end, group, options.get("chain"), options.get("chord"))
         return end

@@ -65,7 +65,7 @@ class ChordStart(NamedTuple):
     saved: Handle | None = None
 
 
-class Plan(NamedTuple):
+class WorkflowPlan(NamedTuple):
     """What to send now.
 
     Attributes:
@@ -99,7 +99,7 @@ def plan(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Plan:
+) -> WorkflowPlan:
     """Return the messages that sending a signature writes.
 
     Args:
@@ -116,7 +116,7 @@ def plan(
     calls: list[Call] = []
     chords: list[ChordStart] = []
     Writer(calls, chords).write(frozen, args, kwargs or _EMPTY, {})
-    return Plan(calls, chords, handle)
+    return WorkflowPlan(calls, chords, handle)
 
 
 def follow(
@@ -127,7 +127,7 @@ def follow(
     root_id: str | None,
     stamps: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Plan:
+) -> WorkflowPlan:
     """Return what a signature sends as the callback of a task that returned `value`.
 
     Args:
@@ -456,8 +456,8 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: the id of its end, unless that
-        has one. parent: the handle of the preceding step.
+        task_id: the id of its end, unless that has one.
+        parent: the handle of the preceding step.
     """
     what = kind(sig)
     if what == "task":

@@ -19,7 +19,7 @@ from greenq.result import GroupResult
 W = TypeVar("W", bound=Signature)
 
 
-class _Whole(Signature):
+class _Composite(Signature):
     """A signature composed of others, which it keeps in `kwargs`."""
 
     def apply_async(
@@ -83,7 +83,7 @@ class _Whole(Signature):
 
 
 @Signature.register_type()
-class chain(_Whole):  # noqa: N801  Celery's name
+class chain(_Composite):  # noqa: N801  Celery's name
     """Signatures that run one after another, each receiving the result of the previous one.
 
     ``chain(add.s(2, 2), mul.s(4))`` is the same as ``add.s(2, 2) | mul.s(4)``. A group that is
@@ -148,7 +148,7 @@ _chain = chain
 
 
 @Signature.register_type()
-class group(_Whole):  # noqa: N801  Celery's name
+class group(_Composite):  # noqa: N801  Celery's name
     """Signatures that run at the same time; their results are a list, in their order.
 
     Members from a generator are sent in bulk as they are produced, in constant memory.
@@ -259,8 +259,8 @@ class group(_Whole):  # noqa: N801  Celery's name
         """Send all members, and return a `GroupResult`. Switches: yes.
 
         Args:
-            args: prepended to those of each member. kwargs,
-            options: override those of each member.
+            args: prepended to those of each member.
+            kwargs, options: override those of each member.
 
         Raises:
             TypeError: link or link_error is among the options: a group has no single end.
@@ -302,7 +302,7 @@ class group(_Whole):  # noqa: N801  Celery's name
         results = []
         for index, member in enumerate(self.take_source() or self.tasks):
             # A member's parts have their places inside that member.
-            is_whole = isinstance(member, _Whole)
+            is_whole = isinstance(member, _Composite)
             place = {} if is_whole else {"group_id": group_id, "group_index": index}
             results.append(member.apply(args, kwargs, **options, **place))
         return GroupResult(group_id, results, app=self._app)
@@ -377,7 +377,7 @@ class group(_Whole):  # noqa: N801  Celery's name
 
 
 @Signature.register_type()
-class chord(_Whole):  # noqa: N801  Celery's name
+class chord(_Composite):  # noqa: N801  Celery's name
     """A group, its header, and a body that gets the list of the header's results.
 
     ``chord(header)(body)`` sends it, and so does ``chord(header, body)()``.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from greenq.canvas import index, plan
-from greenq.canvas.stream import Stream, bare
+from greenq.canvas.stream import GroupStream, bare
 from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult, result_from_tuple
@@ -63,7 +63,7 @@ def send_stream(
     """
     given, in_task = _in_task(options)
     source = group.take_source()
-    stream = Stream(bare(group), chord, args, kwargs, given)
+    stream = GroupStream(bare(group), chord, args, kwargs, given)
     listing = _Listing(app, lambda: [] if stream.start is None else [(stream.start, None)])
 
     def calls() -> Iterator[plan.Call]:
@@ -90,6 +90,11 @@ def send_stream(
         on_last=seal,
     )
     listing.close()
+    return _noted(_stream_handle(app, stream, given), in_task)
+
+
+def _stream_handle(app: Any, stream: GroupStream, given: Mapping[str, Any]) -> Any:
+    """Return the handle of a sent stream; the body of a chord without members is sent first."""
     members = (
         _Members(stream, app)
         if stream.special
@@ -97,7 +102,7 @@ def send_stream(
     )
     found = GroupResult(stream.group_id, members, app=app)
     if stream.start is None or stream.body_handle is None:
-        return _noted(found, in_task)
+        return found
     if not stream.size:
         body = plan.plan(stream.start.body, ([],))
         if app.config.task.workflow_index:
@@ -108,7 +113,7 @@ def send_stream(
     while first.parent is not None:
         first = first.parent
     first.parent = found
-    return _noted(handle, in_task)
+    return handle
 
 
 def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
@@ -185,7 +190,7 @@ class _Listing:
 class _Members(Sequence[Any]):
     """The handles of a streamed group in which some members consist of more than one new task."""
 
-    def __init__(self, stream: Stream, app: Any) -> None:
+    def __init__(self, stream: GroupStream, app: Any) -> None:
         self._stream = stream
         self._app = app
 

@@ -203,8 +203,9 @@ class Signature(dict[str, Any]):
         """Send it, and return the handle of its end. Switches: yes.
 
         Args:
-            args: prepended to its own, unless it is immutable. kwargs:
-            override its own, unless it is immutable. options: override its own.
+            args: prepended to its own, unless it is immutable.
+            kwargs: override its own, unless it is immutable.
+            options: override its own.
 
         Raises:
             EncodeError, OperationalError: as for `Task.apply_async`.

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
-class Stream:
+class GroupStream:
     """A group whose members arrive one by one: what to send for each, in constant memory.
 
     Attributes:
-        group_id: the group's
-        id. ids: for each member, the id of its end.
+        group_id: the group's id.
+        ids: for each member, the id of its end.
         count: the number of members so far.
         size: how many tasks end them: the parts of a chord.
         special: handles of members with an id of their own, or with several ends, by position.

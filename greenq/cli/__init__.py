@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
+class _Subcommand:
     """One command.
 
     Attributes:
@@ -104,7 +104,7 @@ class _Command:
 
 
 _COMMANDS = (
-    _Command(
+    _Subcommand(
         "worker",
         "run a worker",
         "greenq.cli.worker_command",
@@ -112,46 +112,48 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
-    _Command(
+    _Subcommand(
         "beat",
         "send periodic tasks, or inspect them",
         "greenq.cli.beat",
         "greenq.cli.beat_options:add_options",
     ),
     # `greenq.__main__` calls `health` without this module, which takes longer to load.
-    _Command("health", "ask the worker on this machine whether it is well", "greenq.probe"),
-    _Command("status", "show the state of each worker", "greenq.cli.status"),
-    _Command("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
-    _Command(
+    _Subcommand("health", "ask the worker on this machine whether it is well", "greenq.probe"),
+    _Subcommand("status", "show the state of each worker", "greenq.cli.status"),
+    _Subcommand("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
+    _Subcommand(
         "inspect",
         "ask workers what they know",
         "greenq.cli.remote",
         "greenq.cli.remote:add_inspect_options",
     ),
-    _Command(
+    _Subcommand(
         "control",
         "tell workers to do something",
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
-    _Command("autoscale", "show the decisions of the autoscalers", "greenq.cli.autoscale"),
-    _Command("top", "watch workers, queues, tasks and greenlets on one screen", "greenq.cli.top"),
-    _Command("events", "watch tasks and workers", "greenq.cli.events"),
-    _Command("queues", "show depth, consumers and growth of queues", "greenq.cli.queues"),
-    _Command("purge", "delete the messages waiting in queues", "greenq.cli.purge"),
-    _Command("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
-    _Command("call", "send a task by its name", "greenq.cli.call"),
-    _Command("result", "show the state and result of a task", "greenq.cli.result_command"),
-    _Command(
+    _Subcommand("autoscale", "show the decisions of the autoscalers", "greenq.cli.autoscale"),
+    _Subcommand(
+        "top", "watch workers, queues, tasks and greenlets on one screen", "greenq.cli.top"
+    ),
+    _Subcommand("events", "watch tasks and workers", "greenq.cli.events"),
+    _Subcommand("queues", "show depth, consumers and growth of queues", "greenq.cli.queues"),
+    _Subcommand("purge", "delete the messages waiting in queues", "greenq.cli.purge"),
+    _Subcommand("list", "list the bindings of queues to exchanges", "greenq.cli.bindings"),
+    _Subcommand("call", "send a task by its name", "greenq.cli.call"),
+    _Subcommand("result", "show the state and result of a task", "greenq.cli.result_command"),
+    _Subcommand(
         "workflow",
         "list, show, cancel, pause, resume or retry workflows",
         "greenq.cli.workflow",
         mixed=True,
     ),
-    _Command("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
-    _Command("config", "show each setting: its value, source and meaning", "greenq.cli.config"),
-    _Command("report", "show versions and settings, for a bug report", "greenq.cli.report"),
-    _Command(
+    _Subcommand("dead", "list, replay or purge dead letters", "greenq.cli.dead"),
+    _Subcommand("config", "show each setting: its value, source and meaning", "greenq.cli.config"),
+    _Subcommand("report", "show versions and settings, for a bug report", "greenq.cli.report"),
+    _Subcommand(
         "graph",
         "show the parts of a worker in starting order",
         "greenq.cli.graph",
@@ -159,16 +161,16 @@ _COMMANDS = (
         patched=True,
         extended=True,
     ),
-    _Command(
+    _Subcommand(
         "deploy", "write a configuration that runs workers, or restart them", "greenq.cli.deploy"
     ),
-    _Command(
+    _Subcommand(
         "supervisor-listener",
         "restart unresponsive or large workers; started by supervisord",
         "greenq.cli.supervisor_listener",
     ),
-    _Command("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
-    _Command("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
+    _Subcommand("shell", "open a Python prompt with the app loaded", "greenq.cli.shell"),
+    _Subcommand("demo", "watch 5,000 web requests run as tasks", "greenq.cli.demo", patched=True),
 )
 
 
@@ -202,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(command: _Command, args: argparse.Namespace) -> int:
+def _run(command: _Subcommand, args: argparse.Namespace) -> int:
     if command.patched:
         importlib.import_module("greenq.hub").patch()
     run = importlib.import_module(command.module).run

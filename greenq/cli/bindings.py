@@ -24,7 +24,7 @@ _SCANNED_AT_ONCE: Final = 5000
 _NOT_OF_TASKS: Final = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
 
 
-class Binding(NamedTuple):
+class BoundQueue(NamedTuple):
     """A queue's binding to an exchange."""
 
     queue: str
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
+def bindings(app: Greenq, *, within_s: float | None = None) -> list[BoundQueue]:
     """Return all bindings of task queues, sorted. Scans all keys of the server.
 
     With `within_s` the scan stops after that time and returns what it has found.
@@ -83,7 +83,7 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[Binding]:
     return sorted(found)
 
 
-def parsed(exchange: str, member: bytes, sep: str) -> Binding | None:
+def parsed(exchange: str, member: bytes, sep: str) -> BoundQueue | None:
     """Parse a member of an exchange's binding set; None if it is malformed."""
     found = read_member(member, sep)
-    return None if found is None else Binding(found.queue, exchange, found.routing_key)
+    return None if found is None else BoundQueue(found.queue, exchange, found.routing_key)

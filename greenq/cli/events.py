@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
             else:
                 # Imported only here: rich may be missing.
                 live = importlib.import_module("greenq.cli.events_live")
-                with live.Display(app.events.State(), app.transport.broker_address) as display:
+                address = app.transport.broker_address
+                with live.EventsDisplay(app.events.State(), address) as display:
                     follow(receiver, display, args.timeout, args.limit)
         except KeyboardInterrupt:
             # Ctrl-C is the normal way to end this command.

@@ -18,7 +18,7 @@ from greenq.cli import show
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from greenq.events.cluster_state import State, Task, Worker
+    from greenq.events.cluster_state import ObservedTask, ObservedWorker, State
 
 _REDRAW_S = 0.25
 
@@ -38,7 +38,7 @@ _COLORS = {
 }
 
 
-class Display:
+class EventsDisplay:
     """Shows events on a terminal."""
 
     def __init__(self, state: State, address: str, console: Console | None = None) -> None:
@@ -92,7 +92,7 @@ class Display:
         return Text(text, style="dim")
 
 
-def _workers(workers: list[Worker]) -> Table:
+def _workers(workers: list[ObservedWorker]) -> Table:
     headings = ("WORKER", "STATE", "ACTIVE", "DONE", "LOAD", "SOFTWARE")
     table = _table(headings, right="ACTIVE DONE LOAD")
     now = time.time()
@@ -110,7 +110,7 @@ def _workers(workers: list[Worker]) -> Table:
     return table
 
 
-def _worker_state(worker: Worker, now: float) -> Text:
+def _worker_state(worker: ObservedWorker, now: float) -> Text:
     if not worker.heartbeats:
         return Text("offline", style="dim")
     if not worker.alive:
@@ -120,7 +120,7 @@ def _worker_state(worker: Worker, now: float) -> Text:
     return Text("online", style="green")
 
 
-def _tasks(tasks: list[Task]) -> Table:
+def _tasks(tasks: list[ObservedTask]) -> Table:
     headings = ("TIME", "STATE", "TASK", "ID", "WORKER", "TOOK", "RESULT")
     table = _table(headings, right="TOOK", narrow="TASK ID WORKER RESULT")
     for task in tasks:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
-    from greenq.bootsteps.blueprint import Node
+    from greenq.bootsteps.blueprint import GraphNode
 
-    Graphs = Mapping[str, Sequence[Node]]
+    Graphs = Mapping[str, Sequence[GraphNode]]
 
 # Nothing connects to this address, since the worker is created but not started. (An embedded server
 # would be started.)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _graphs(worker: Worker) -> dict[str, Sequence[Node]]:
+def _graphs(worker: Worker) -> dict[str, Sequence[GraphNode]]:
     blueprints = (worker.blueprint, worker.consumer.blueprint)
     return {blueprint.name: blueprint.graph() for blueprint in blueprints}
 
@@ -80,7 +80,7 @@ def dot(graphs: Graphs) -> Iterator[str]:
     yield "}"
 
 
-def _marked(node: Node) -> str:
+def _marked(node: GraphNode) -> str:
     return node.name if node.included else f"{node.name} (off)"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
-    from greenq.remote.queue_counts import Queue
+    from greenq.remote.queue_counts import QueueCounts
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def described(queues: Iterable[Queue]) -> str:
+def described(queues: Iterable[QueueCounts]) -> str:
     """Return how many messages wait in queues, in words."""
     parts = []
     for queue in queues:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from greenq.cli import argument_types, show
 from greenq.cli.bindings import bindings
 from greenq.cli.common import EX_TEMPFAIL, add_asking_options, ask, called_roll, opened, silent
-from greenq.remote.queue_counts import Look, app_queues, change_per_s, look
+from greenq.remote.queue_counts import QueuesSnapshot, app_queues, change_per_s, look
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
     from greenq.app import Greenq
-    from greenq.remote.queue_counts import Queue
+    from greenq.remote.queue_counts import QueueCounts
     from greenq.transport.chords import Unsealed
     from greenq.transport.members import Roll
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
-    before: Look | None = None
+    before: QueuesSnapshot | None = None
     while True:
         now = _complete(app, args, names, before)
         if sys.stdout.isatty() and not args.json:
@@ -86,7 +86,7 @@ def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Takers:
+class TakersByQueue:
     """Which workers take from which queues.
 
     Attributes:
@@ -102,7 +102,7 @@ class Takers:
         return self.all_known and queue not in self.nodes
 
 
-def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
+def takers(roll: Roll, replies: Mapping[str, Any]) -> TakersByQueue:
     """Combine the server's data about greenq's workers with the replies of other workers.
 
     Args:
@@ -120,7 +120,7 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> Takers:
     for node in sorted(queues_of):
         for name in queues_of[node]:
             found.setdefault(name, []).append(node)
-    return Takers(found, all_known=roll.living.keys() | roll.strangers <= queues_of.keys())
+    return TakersByQueue(found, all_known=roll.living.keys() | roll.strangers <= queues_of.keys())
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
@@ -135,8 +135,8 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _complete(
-    app: Greenq, args: argparse.Namespace, names: Iterable[str], before: Look | None
-) -> Look:
+    app: Greenq, args: argparse.Namespace, names: Iterable[str], before: QueuesSnapshot | None
+) -> QueuesSnapshot:
     """Count, and add the figures that only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
@@ -163,13 +163,13 @@ def _complete(
         for name, queue in now.queues.items()
     }
     unsealed = app.transport.chords.unsealed(UNSEALED_S)
-    return Look(now.at_s, queues, bool(absent), unsealed)
+    return QueuesSnapshot(now.at_s, queues, bool(absent), unsealed)
 
 
 # --- output ---------------------------------------------------------------------------------------
 
 
-def _show(seen: Look, args: argparse.Namespace) -> None:
+def _show(seen: QueuesSnapshot, args: argparse.Namespace) -> None:
     if args.json:
         show.write_json({name: queue.as_json() for name, queue in seen.queues.items()})
         return
@@ -190,14 +190,14 @@ def never_sent(chord: Unsealed) -> str:
     )
 
 
-def headings(queues: Sequence[Queue]) -> tuple[str, ...]:
+def headings(queues: Sequence[QueueCounts]) -> tuple[str, ...]:
     """Return the column headings; there is one for each priority step."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
     places = "INBOX", "PARKED", "HELD", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN"
     return ("QUEUE", "WAITING", *steps, *places, "")
 
 
-def row(queue: Queue) -> tuple[str, ...]:
+def row(queue: QueueCounts) -> tuple[str, ...]:
     """Return a queue's row."""
     change = queue.change_per_s
     return (
@@ -223,11 +223,11 @@ def _paused(paused: Mapping[str, Any] | None) -> str:
     return "paused" if by is None else f"paused by {show.text(by)}"
 
 
-def _untaken(queue: Queue) -> str:
+def _untaken(queue: QueueCounts) -> str:
     return "no worker takes from it" if queue.untaken else ""
 
 
-def total(queues: Sequence[Queue]) -> str:
+def total(queues: Sequence[QueueCounts]) -> str:
     """Return the message counts of all queues, as a sentence."""
     waiting = sum(queue.waiting for queue in queues)
     parked = sum(queue.parked for queue in queues)

@@ -43,7 +43,7 @@ _OTHER: Final = {"inspect": "control", "control": "inspect"}
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CommandRequest:
     """What the command line requests.
 
     Attributes:
@@ -92,7 +92,7 @@ def _add_sending_options(
         add("--yes", action="store_true", default=default, help="do not ask first")
 
 
-def read(args: argparse.Namespace) -> Request:
+def read(args: argparse.Namespace) -> CommandRequest:
     """Read the command and its arguments; a mistake ends the program with a suggestion.
 
     Options may also follow the command: they are stored in `args`.
@@ -114,10 +114,12 @@ def read(args: argparse.Namespace) -> Request:
             _refuse(args)
     behind.parse_args(args.arguments, args)
     if known is None:
-        return Request(RemoteCommand(name, ""), dict(args.pairs))
+        return CommandRequest(RemoteCommand(name, ""), dict(args.pairs))
     given = {each.name: getattr(args, each.dest, None) for each in known.parameters}
     # An empty optional list counts as not given.
-    return Request(known, {key: value for key, value in given.items() if value not in (None, [])})
+    return CommandRequest(
+        known, {key: value for key, value in given.items() if value not in (None, [])}
+    )
 
 
 def _refuse(args: argparse.Namespace) -> None:
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if show.all_errors(replies) else code
 
 
-def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
+def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int:
     """Send a command without replies, and print its receivers; return 69 without workers.
 
     Raises:
@@ -181,7 +183,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: Request) -> int:
     return report_missing(args, pongs, absent)
 
 
-def _keep(app: Greenq, request: Request) -> str | None:
+def _keep(app: Greenq, request: CommandRequest) -> str | None:
     """Store on the server a command's effect on nodes that start later; return it in words."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
@@ -194,7 +196,7 @@ def _keep(app: Greenq, request: Request) -> str | None:
     return None
 
 
-def _untaken(app: Greenq, args: argparse.Namespace, request: Request) -> str:
+def _untaken(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> str:
     """Return a warning if no worker takes from the paused queue: it may be a typo."""
     if request.command is not find("control", "pause"):
         return ""
@@ -212,7 +214,7 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _ask(app: Greenq, args: argparse.Namespace, request: Request) -> dict[str, Any]:
+def _ask(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> dict[str, Any]:
     name, given = request.command.name, request.arguments
 
     def sent(
@@ -223,7 +225,7 @@ def _ask(app: Greenq, args: argparse.Namespace, request: Request) -> dict[str, A
     return pages(sent, **given) if request.command.paged else sent(given)
 
 
-def _confirm(request: Request, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
+def _confirm(request: CommandRequest, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
     """Ask for confirmation before doing something irreversible to all nodes."""
     if not request.command.destructive or args.destination or args.yes:
         return True

@@ -13,7 +13,7 @@ from greenq import log
 from greenq.cli import argument_types
 from greenq.cli.common import add_app_options, opened
 from greenq.errors import SupervisorError
-from greenq.supervision.event_listener import Judge, Listener, events
+from greenq.supervision.event_listener import EventListener, Judge, events
 from greenq.supervision.supervisor import supervisor_at
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     members = importlib.import_module("greenq.transport.members")
     with opened(args) as app:
         transport = app.transport
-        listener = Listener(
+        listener = EventListener(
             supervisor_at(url),
             args.group,
             Judge(

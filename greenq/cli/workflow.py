@@ -14,16 +14,16 @@ from greenq.cli.queues import UNSEALED_S, never_sent
 from greenq.cli.show import printable
 from greenq.errors import GreenqError
 from greenq.workflow import all_workflows, counts_of, progress_of, state_of
-from greenq.workflow.tree import Group, Task, Tree
+from greenq.workflow.tree import Tree, WorkflowGroup, WorkflowTask
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
     from greenq.app import Greenq
-    from greenq.transport.workflows import Record
+    from greenq.transport.workflows import WorkflowRecord
     from greenq.workflow import Workflow
-    from greenq.workflow.tree import Step
+    from greenq.workflow.tree import WorkflowStep
 
 # How many workflows of a list, and members of a group in a tree, are shown by default.
 _SHOWN_WORKFLOWS: Final = 100
@@ -153,7 +153,7 @@ def _report(args: argparse.Namespace, values: dict[str, Any], sentence: str) -> 
 # --- as JSON --------------------------------------------------------------------------------------
 
 
-def fields(workflow_id: str, record: Record) -> dict[str, Any]:
+def fields(workflow_id: str, record: WorkflowRecord) -> dict[str, Any]:
     """Return a summary of a workflow, for JSON."""
     counts = counts_of(record)
     return {
@@ -199,7 +199,7 @@ def _iso(seconds: float) -> str:
 # --- as text --------------------------------------------------------------------------------------
 
 
-def row(workflow_id: str, record: Record, now_s: float) -> tuple[str, ...]:
+def row(workflow_id: str, record: WorkflowRecord, now_s: float) -> tuple[str, ...]:
     """Return a workflow's row in the list."""
     counts = counts_of(record)
     return (
@@ -213,7 +213,9 @@ def row(workflow_id: str, record: Record, now_s: float) -> tuple[str, ...]:
     )
 
 
-def text(workflow_id: str, record: Record, tree: Tree, limit: int, now_s: float) -> Iterator[str]:
+def text(
+    workflow_id: str, record: WorkflowRecord, tree: Tree, limit: int, now_s: float
+) -> Iterator[str]:
     """Draw a workflow: one line for each task and group, members of groups indented."""
     counts = counts_of(record)
     head = f"workflow {printable(workflow_id)}: {_painted(state_of(record))}"
@@ -238,14 +240,16 @@ def text(workflow_id: str, record: Record, tree: Tree, limit: int, now_s: float)
         yield f"critical path: {names}{more}"
 
 
-def _drawn(lines: Sequence[list[Step]], indent: str, limit: int, now_s: float) -> Iterator[str]:
+def _drawn(
+    lines: Sequence[list[WorkflowStep]], indent: str, limit: int, now_s: float
+) -> Iterator[str]:
     # Unfinished and failed tasks are what the user looks for; successful ones can be omitted.
     chosen = lines if len(lines) <= limit else sorted(lines, key=_is_well)[:limit]
     for line in chosen:
         mark = "- "
         for step in line:
             what = step.what
-            if isinstance(what, Task):
+            if isinstance(what, WorkflowTask):
                 yield indent + mark + _task_line(what, now_s)
             else:
                 kind = "chord" if what.is_chord else "group"
@@ -257,19 +261,22 @@ def _drawn(lines: Sequence[list[Step]], indent: str, limit: int, now_s: float) -
         yield f"{indent}… {len(lines) - len(chosen):,} more; --limit shows more"
 
 
-def _is_well(line: list[Step]) -> bool:
+def _is_well(line: list[WorkflowStep]) -> bool:
     """Return whether all tasks directly in a line have succeeded."""
-    return all(isinstance(step.what, Task) and step.what.state == "SUCCESS" for step in line)
+    return all(
+        isinstance(step.what, WorkflowTask) and step.what.state == "SUCCESS" for step in line
+    )
 
 
-def _counted(group: Group) -> str:
+def _counted(group: WorkflowGroup) -> str:
     ended = sum(
-        isinstance(line[-1].what, Task) and not line[-1].what.is_open for line in group.members
+        isinstance(line[-1].what, WorkflowTask) and not line[-1].what.is_open
+        for line in group.members
     )
     return f"{ended:,} of {len(group.members):,} have ended"
 
 
-def _task_line(task: Task, now_s: float) -> str:
+def _task_line(task: WorkflowTask, now_s: float) -> str:
     words = [printable(task.name) or "?", printable(task.id), _painted(task.state)]
     runtime_s = task.runtime_s(now_s)
     if runtime_s is not None:
@@ -301,7 +308,7 @@ def dot(tree: Tree) -> Iterator[str]:
     yield "}"
 
 
-def _edges(tree: Tree, tasks: Iterable[Task]) -> Iterator[str]:
+def _edges(tree: Tree, tasks: Iterable[WorkflowTask]) -> Iterator[str]:
     for task in tasks:
         before, group = tree.before(task), task.node.group
         if before is not None:

@@ -15,9 +15,8 @@ class Foreign(NamedTuple):
 
     Attributes:
         default: Celery's default value.
-        harmless: whether it can be ignored because no task or sender
-        relies on it. advice: why it is not needed, what replaces it, or that it is not supported
-        yet.
+        harmless: whether it can be ignored because no task or sender relies on it.
+        advice: why it is not needed, what replaces it, or that it is not supported yet.
     """
 
     default: Any

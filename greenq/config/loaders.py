@@ -63,7 +63,7 @@ def settings_from_object(
     if isinstance(source, Mapping) and not namespace:
         return {str(name): value for name, value in source.items()}
     found = _public(source)
-    reader = _Reader([] if notes is None else notes, where)
+    reader = _SourceReader([] if notes is None else notes, where)
     if namespace:
         settings = reader.prefixed(found, namespace.upper().rstrip("_") + "_")
     else:
@@ -91,7 +91,7 @@ def describe(source: object) -> str:
     return str(getattr(source, "__name__", None) or f"a {type(source).__name__}")
 
 
-class _Reader:
+class _SourceReader:
     """Reads the names of one source and collects notes and problems."""
 
     def __init__(self, notes: list[str], where: str) -> None:

@@ -32,7 +32,7 @@ _PING_TIMEOUT_S = 2.0
 _REGISTER_TIMEOUT_S = 5.0
 
 
-class Connection(StartStopPart):
+class ConnectionStep(StartStopPart):
     """The first step of the consumer: no other step starts until the server answers."""
 
     name = "Connection"

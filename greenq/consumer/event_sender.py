@@ -29,7 +29,7 @@ _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
-class Events(StartStopPart):
+class EventsStep(StartStopPart):
     """Collects events; the outbox publishes them with its next write.
 
     The worker's own events are always sent, those of its tasks only on request: by ``-E``, a

@@ -22,11 +22,11 @@ from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from greenq.consumer.event_sender import Events
+    from greenq.consumer.event_sender import EventsStep
     from greenq.protocol.clock import LamportClock
     from greenq.protocol.keys import Keys
     from greenq.protocol.signer import Signer
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
     from greenq.watchdog.subscriber import Subscriber
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class _Election:
         is_known: whether the leases were read since it began, so that all voters are known.
     """
 
-    deadline: Entry
+    deadline: TimerEntry
     votes: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     action: Any = None
     is_known: bool = False
@@ -140,7 +140,7 @@ class Gossip(StartStopPart):
     def __init__(
         self,
         subscriber: Subscriber,
-        events: Events,
+        events: EventsStep,
         timer: Timer,
         keys: Keys,
         clock: LamportClock,
@@ -188,8 +188,8 @@ class Gossip(StartStopPart):
         self._votes = 0
         # Finished elections, remembered so that a late vote does not reopen one.
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
-        self._check: Entry | None = None
-        self._timers: list[Entry] = []
+        self._check: TimerEntry | None = None
+        self._timers: list[TimerEntry] = []
         # When listening to heartbeats began, and its earliest end; infinite: not listening.
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
@@ -450,7 +450,7 @@ class Gossip(StartStopPart):
         else:
             self._decide(election_id)
 
-    def _stood_still(self, due: Entry) -> bool:
+    def _stood_still(self, due: TimerEntry) -> bool:
         """Return whether this worker was blocked and still has unread events of others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting

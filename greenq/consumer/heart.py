@@ -16,7 +16,7 @@ from greenq.watchdog.heartbeat import Heartbeat
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.consumer.event_sender import Events
+    from greenq.consumer.event_sender import EventsStep
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
     from greenq.watchdog.hub_thread import Blocker
@@ -42,7 +42,7 @@ class Heart(StartStopPart):
 
     def __init__(
         self,
-        events: Events,
+        events: EventsStep,
         watch: Watch,
         pool: Pool,
         state: WorkerState,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.config.queues import Binding
     from greenq.execution.state import WorkerState
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
     from greenq.transport.fetch import Fetcher
     from greenq.transport.transport import Transport
     from greenq.watchdog.thread import Watch
@@ -60,7 +60,7 @@ class QueueSet:
         self._timer = timer
         self._strategy = strategy
         # Called repeatedly while the worker takes from a queue that expires.
-        self._renewal: Entry | None = None
+        self._renewal: TimerEntry | None = None
         # All queues added since the start: each has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
         # By queue, bindings that differ from those of the settings.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
-from greenq.execution.handover import Failure, Step
+from greenq.execution.handover import EndingStep, Failure
 from greenq.execution.results import ResultWriter
 from greenq.hub import spawn
 from greenq.outcome import Outcome
@@ -18,7 +18,7 @@ from greenq.protocol.message import has_successors, saferepr
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
 from greenq.task_signals import tell_revoked
-from greenq.transport.settle import Entry
+from greenq.transport.settle import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class Refusals:
         if request.settle():
             revoked = Outcome(REVOKED, TaskRevokedError(why))
             _outcome, result = self._results.write(request, revoked)
-            entry = Entry(request.delivery.tag, result=result)
+            entry = Settlement(request.delivery.tag, result=result)
             self._put(entry, request.delivery, message, Failure(REVOKED, revoked.value))
         if self._events.tasks:
             how = {"terminated": False, "signum": None, "expired": why == "expired"}
@@ -166,13 +166,13 @@ class Refusals:
             text = self._broker.resealed(delivery.queue, delivery.raw, plain)
             kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
         move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
-        self._put(Entry.moving(move, result), delivery, message, Failure(FAILURE, error))
+        self._put(Settlement.moving(move, result), delivery, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
             self._events.send("task-failed", {"uuid": task_id, **why})
 
     def _put(
-        self, entry: Entry, delivery: Delivery, message: TaskMessage | None, failure: Failure
+        self, entry: Settlement, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
         """Write the end of a message and the messages that follow it. Switches: no."""
         index = self._handover.index
@@ -184,9 +184,11 @@ class Refusals:
             self._outbox.put(entry)
             return
         self._outbox.expect(entry.tag)
-        spawn(self._put_with_successors, entry, Step(delivery, message), failure, name="refusal")
+        spawn(
+            self._put_with_successors, entry, EndingStep(delivery, message), failure, name="refusal"
+        )
 
-    def _put_with_successors(self, entry: Entry, step: Step, failure: Failure) -> None:
+    def _put_with_successors(self, entry: Settlement, step: EndingStep, failure: Failure) -> None:
         """Compute what follows: errbacks may run here. Switches: yes."""
         calls = failure.state == FAILURE
         try:

@@ -45,7 +45,7 @@ class Commands(Protocol):
         """Run a command on the parts of a worker and return its reply."""
 
 
-class Control(StartStopPart):
+class ControlStep(StartStopPart):
     """Answers requests to this worker, to a group of workers, or to all.
 
     The hub carries out requests one by one; while it is blocked, the watchdog thread answers those

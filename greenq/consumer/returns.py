@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
 from greenq.transport.fetch import tag_number
-from greenq.transport.settle import Entry, Guard, settle
+from greenq.transport.settle import Fence, Settlement, settle
 
 if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
@@ -62,7 +62,7 @@ class Returns:
         requests.sort(key=_number, reverse=True)
         entries = [self._returned(request.delivery) for request in requests]
         try:
-            settle(connection, self._transport.keys, entries, guard=Guard(owner))
+            settle(connection, self._transport.keys, entries, fence=Fence(owner))
         except OperationalError:
             # The server may still have requeued them, so each request checks which worker holds
             # its message before it begins.
@@ -79,8 +79,8 @@ class Returns:
             len(requests),
         )
 
-    def _returned(self, delivery: Delivery) -> Entry:
-        return Entry.moving(self._transport.broker.requeue(*delivery, "next"))
+    def _returned(self, delivery: Delivery) -> Settlement:
+        return Settlement.moving(self._transport.broker.requeue(*delivery, "next"))
 
 
 def is_recorded(request: Request) -> bool:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from greenq.pool import Pool
     from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
+    from greenq.protocol.signer import Signer
     from greenq.timer import Timer
     from greenq.transport.client import Connection
     from greenq.transport.fetch import Delivery, Fetcher
@@ -96,8 +97,8 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
-            handover: computes what follows a task's
-            end. left_behind: called when a take leaves messages behind.
+            handover: computes what follows a task's end.
+            left_behind: called when a take leaves messages behind.
             taken: called when this worker has got messages.
             events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
@@ -396,40 +397,36 @@ class Admission:
         self.taken_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
-        """Admit a delivery; a bug that one message triggers must not stop the others."""
+        """Read and admit a delivery; a bug that one message triggers must not stop the others."""
         try:
-            self._admit(delivery)
+            if self._signer is None:
+                message = fast_decode.read(
+                    delivery.raw, accept=self._accept, max_body_bytes=self._max_body_bytes
+                )
+                message = message or self._read_carefully(delivery)
+            else:
+                message = self._read_signed(self._signer, delivery)
+            if message is not None:
+                self._admit(delivery, message)
         except Exception as exc:
             _log.exception("could not admit a message of queue %s", delivery.queue)
             self._state.reserved.pop(delivery.tag, None)
             self._refusals.bury(delivery, exc, None)
 
-    def _admit(self, delivery: Delivery) -> None:
-        """Decode a delivery and hand it to the pool or the timer, or settle it if it cannot run."""
-        accept, most, raw = self._accept, self._max_body_bytes, delivery.raw
-        if self._signer is not None:
-            try:
-                raw = self._signer.open("message", delivery.queue, raw)
-            except SignatureError as exc:
-                # The id is left out, since it may be another task's: no result is stored under it.
-                self._refusals.bury(delivery, exc, None)
+    def _admit(self, delivery: Delivery, message: TaskMessage) -> None:
+        """Hand a message to the pool or the timer, or settle it if it cannot run.
+
+        Every task passes here, so only what few tasks have is left to other functions.
+        """
+        eta = expires = None
+        # Not `has_successors`, which would be a call for every task.
+        is_step = bool(message.chord or message.chain or message.callbacks or message.errbacks)
+        has_times = message.eta is not None or message.expires is not None
+        if is_step or has_times or self._index is not None:
+            times = self._examine(delivery, message, is_step=is_step)
+            if times is None:
                 return
-        message = fast_decode.read(raw, accept=accept, max_body_bytes=most)
-        message = message or self._read_carefully(delivery)
-        if message is None:
-            return
-        if self._index is not None:
-            self._index.adopt(message)
-        # Not `has_successors`: this is on the path of every task.
-        is_step = message.chord or message.chain or message.callbacks or message.errbacks
-        if is_step and not self._may_follow(delivery, message):
-            return
-        try:
-            eta = None if message.eta is None else parse_time(message.eta, "eta")
-            expires = None if message.expires is None else parse_time(message.expires, "expires")
-        except DecodeError as exc:
-            self._refusals.bury(delivery, exc, message.id, message)
-            return
+            eta, expires = times
         task = self._registry.get(message.task)
         if task is None:
             self._refusals.bury(delivery, NotRegistered(message.task), message.id, message)
@@ -437,7 +434,7 @@ class Admission:
         acks_late = self._config.task_acks_late if task.acks_late is None else task.acks_late
         request = Request(
             delivery, message, task,
-            acks_late=acks_late, is_step=bool(is_step), taken_s=self.taken_s,
+            acks_late=acks_late, is_step=is_step, taken_s=self.taken_s,
         )  # fmt: skip
         if delivery.tag:
             self._state.reserved[delivery.tag] = request
@@ -447,31 +444,52 @@ class Admission:
         self._state.total[task.name] += 1
         if self._state.tally is not None:
             self._state.tally.received(request)
-        if self._revoked.any and self._is_stopped(request):
-            return
-        if expires is not None and expires <= self.waiting.now():
-            self._refusals.discard(request, "expired")
+        if (self._revoked.any or expires is not None) and self._is_stopped(request, expires):
             return
         if self._events.tasks:
             self._events.received(message)
         _log.info("Task %s received", request)
         if task_received.receivers:
             task_received.send(self._refusals.sender, request=request)
-        if eta is not None and (wait_s := (eta - self.waiting.now()).total_seconds()) > 0:
-            self.waiting.schedule(request, wait_s, eta)
-        elif task.rate_limit is not None or self._default_rate is not None:
-            self.waiting.limit(request)
-        elif message.redelivered or self.suspects.alone:
-            self._hand_over(request)
+        is_limited = task.rate_limit is not None or self._default_rate is not None
+        if is_limited or eta is not None or message.redelivered or self.suspects.alone:
+            self._place(request, eta, is_limited=is_limited)
         else:
             self._pool.submit(request)
 
-    def _is_stopped(self, request: Request) -> bool:
+    def _examine(
+        self, delivery: Delivery, message: TaskMessage, *, is_step: bool
+    ) -> tuple[datetime | None, datetime | None] | None:
+        """Return a message's ETA and expiry; bury it, and return None, if it is malformed."""
+        if self._index is not None:
+            self._index.adopt(message)
+        if is_step and not self._may_follow(delivery, message):
+            return None
+        try:
+            eta = None if message.eta is None else parse_time(message.eta, "eta")
+            expires = None if message.expires is None else parse_time(message.expires, "expires")
+        except DecodeError as exc:
+            self._refusals.bury(delivery, exc, message.id, message)
+            return None
+        return eta, expires
+
+    def _place(self, request: Request, eta: datetime | None, *, is_limited: bool) -> None:
+        """Let a request wait for its ETA or its turn, or hand it over now."""
+        if eta is not None and (wait_s := (eta - self.waiting.now()).total_seconds()) > 0:
+            self.waiting.schedule(request, wait_s, eta)
+        elif is_limited:
+            self.waiting.limit(request)
+        else:
+            self._hand_over(request)
+
+    def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
         """Settle a request that must not run (now); return whether this was the case."""
-        if self._revoked.matches(request.message):
+        if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
             self._refusals.hold(request)
+        elif expires is not None and expires <= self.waiting.now():
+            self._refusals.discard(request, "expired")
         else:
             return False
         return True
@@ -530,6 +548,17 @@ class Admission:
         error = DecodeError(f"task {message.task}: {reason}")
         self._refusals.bury(delivery, error, message.id, sound)
         return False
+
+    def _read_signed(self, signer: Signer, delivery: Delivery) -> TaskMessage | None:
+        """Read a message whose signature is valid; bury another one, and return None."""
+        try:
+            raw = signer.open("message", delivery.queue, delivery.raw)
+        except SignatureError as exc:
+            # The id is left out, since it may be another task's: no result is stored under it.
+            self._refusals.bury(delivery, exc, None)
+            return None
+        message = fast_decode.read(raw, accept=self._accept, max_body_bytes=self._max_body_bytes)
+        return message or self._read_carefully(delivery)
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read a less common message; bury one that is not a valid task call, and return None."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from greenq.execution.rate_limit import RateLimitedQueue
 from greenq.protocol.message import parse_time
 from greenq.protocol.rate import parse_rate
-from greenq.transport.settle import Entry
+from greenq.transport.settle import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.request import Request
     from greenq.task import Task
-    from greenq.timer import Entry as TimerEntry
-    from greenq.timer import Timer
+    from greenq.timer import Timer, TimerEntry
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
@@ -174,4 +173,4 @@ class Waiting:
             tag, queue, raw = request.delivery
             priority = request.properties.get("priority")
             move = self._transport.broker.park(tag, queue, raw, priority, eta.timestamp())
-            self._outbox.put(Entry.moving(move))
+            self._outbox.put(Settlement.moving(move))

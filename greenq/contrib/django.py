@@ -104,7 +104,7 @@ def _close(connection: Any) -> None:
     _queue.one_is_free()
 
 
-class _Queue:
+class _ConnectionQueue:
     """Tasks that wait for a connection, in order of arrival, for all databases together."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class _Queue:
         )
 
 
-_queue = _Queue()
+_queue = _ConnectionQueue()
 
 # The idents of the greenlets whose tasks have opened connections.
 _users: set[int] = set()

@@ -54,7 +54,7 @@ _MOST_SENDING: Final = 1000
 _UID: Final = "greenq.contrib.opentelemetry"
 
 
-class _Run(NamedTuple):
+class _TracedRun(NamedTuple):
     """A task's run: its span, the token to leave its context, and when it began (monotonic)."""
 
     span: Span
@@ -63,10 +63,10 @@ class _Run(NamedTuple):
 
 
 # The run in this greenlet; each run has its own context.
-_current: ContextVar[_Run | None] = ContextVar("greenq_otel_run", default=None)
+_current: ContextVar[_TracedRun | None] = ContextVar("greenq_otel_run", default=None)
 
 
-class _Headers(Getter[Any]):
+class _HeaderGetter(Getter[Any]):
     """Reads the trace's context from a task's request; other types of headers are ignored."""
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
@@ -95,7 +95,7 @@ class _Instrumentation:
             description="Number of messages sent.",
         )
         self._sending: OrderedDict[tuple[str, int], Span] = OrderedDict()
-        self._getter = _Headers()
+        self._getter = _HeaderGetter()
 
     def signals(self) -> Iterator[tuple[Any, Any]]:
         """Yield each signal with its receiver."""
@@ -147,7 +147,7 @@ class _Instrumentation:
             attributes=attributes,
         )
         token = contexts.attach(trace.set_span_in_context(span))
-        _current.set(_Run(span, token, time.monotonic()))
+        _current.set(_TracedRun(span, token, time.monotonic()))
 
     def failed(self, sender: Any, exception: BaseException, **_: Any) -> None:
         """Note why a run failed; an expected exception is recorded but is not an error."""

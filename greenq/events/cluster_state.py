@@ -73,7 +73,7 @@ _TASK_STATES = {
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class ObservedWorker:
     """A worker according to its events.
 
     Attributes:
@@ -119,7 +119,9 @@ class Worker:
 
     def __eq__(self, other: object) -> bool:
         """Compare by name."""
-        return self.hostname == other.hostname if isinstance(other, Worker) else NotImplemented
+        return (
+            self.hostname == other.hostname if isinstance(other, ObservedWorker) else NotImplemented
+        )
 
     def __hash__(self) -> int:
         """Hash the name."""
@@ -133,7 +135,7 @@ class Worker:
 
 
 @dataclass(slots=True, eq=False)
-class Task:
+class ObservedTask:
     """A task according to its events.
 
     Attributes:
@@ -162,7 +164,7 @@ class Task:
     eta: str | None = None
     expires: str | None = None
     retries: int | None = None
-    worker: Worker | None = None
+    worker: ObservedWorker | None = None
     client: str | None = None
     result: str | None = None
     exception: str | None = None
@@ -204,7 +206,7 @@ class Task:
 
     def __eq__(self, other: object) -> bool:
         """Compare by id."""
-        return self.uuid == other.uuid if isinstance(other, Task) else NotImplemented
+        return self.uuid == other.uuid if isinstance(other, ObservedTask) else NotImplemented
 
     def __hash__(self) -> int:
         """Hash the id."""
@@ -237,18 +239,18 @@ _INFO_FIELDS = (
 )
 
 
-class TaskIndex(Mapping[str, set[Task]]):
+class TaskIndex(Mapping[str, set[ObservedTask]]):
     """Tasks by a common property: ``tasks_by_type["proj.add"]`` is a set of tasks.
 
     Called with a name, it yields pairs of id and task ordered by time, the latest first.
     """
 
-    def __init__(self, state: State, key: Callable[[Task], str | None]) -> None:
+    def __init__(self, state: State, key: Callable[[ObservedTask], str | None]) -> None:
         """Group the tasks of `state` by `key`."""
         self._state = state
         self._key = key
 
-    def __getitem__(self, name: str) -> set[Task]:
+    def __getitem__(self, name: str) -> set[ObservedTask]:
         """Return the tasks of that name; there may be none."""
         return {task for task in self._state.all_tasks() if self._key(task) == name}
 
@@ -263,7 +265,7 @@ class TaskIndex(Mapping[str, set[Task]]):
 
     def __call__(
         self, name: str, limit: int | None = None, reverse: bool = True
-    ) -> Iterator[tuple[str, Task]]:
+    ) -> Iterator[tuple[str, ObservedTask]]:
         """Yield the tasks of that name ordered by time."""
         found = [
             (task.uuid, task)
@@ -302,8 +304,8 @@ class State:
         self.event_callback = callback
         self.max_workers_in_memory = max_workers_in_memory
         self.max_tasks_in_memory = max_tasks_in_memory
-        self.workers: dict[str, Worker] = {}
-        self.tasks: dict[str, Task] = {}
+        self.workers: dict[str, ObservedWorker] = {}
+        self.tasks: dict[str, ObservedTask] = {}
         self.event_count = self.task_count = self.ignored = 0
         self.tasks_by_type = TaskIndex(self, lambda task: task.name)
         self.tasks_by_worker = TaskIndex(
@@ -311,7 +313,7 @@ class State:
         )
         self._lock = threading.RLock()
 
-    def event(self, event: Event) -> tuple[tuple[Worker | Task, bool], str] | None:
+    def event(self, event: Event) -> tuple[tuple[ObservedWorker | ObservedTask, bool], str] | None:
         """Process an event.
 
         Returns:
@@ -323,7 +325,7 @@ class State:
                 self.event_callback(self, event)
             kind = event.get("type")
             group, _, subject = kind.partition("-") if isinstance(kind, str) else ("", "", "")
-            found: tuple[Worker | Task, bool] | None = None
+            found: tuple[ObservedWorker | ObservedTask, bool] | None = None
             if _is_usable(event) and group == "worker":
                 found = self._worker_event(subject, event)
             elif _is_usable(event) and group == "task" and NAME.takes(event.get("uuid")):
@@ -333,7 +335,9 @@ class State:
                 return None
             return found, subject
 
-    def _worker_event(self, subject: str, event: Event) -> tuple[Worker | Task, bool]:
+    def _worker_event(
+        self, subject: str, event: Event
+    ) -> tuple[ObservedWorker | ObservedTask, bool]:
         worker, is_new = self._worker(event)
         worker.heard(_heard_at(event))
         _take_over(worker, event, _WORKER_FIELDS)
@@ -344,9 +348,9 @@ class State:
             worker.heartbeats.clear()
         return worker, is_new
 
-    def _task_event(self, subject: str, event: Event) -> tuple[Worker | Task, bool]:
+    def _task_event(self, subject: str, event: Event) -> tuple[ObservedWorker | ObservedTask, bool]:
         uuid = event["uuid"]
-        task, is_new = _latest(self.tasks, uuid, Task, self.max_tasks_in_memory)
+        task, is_new = _latest(self.tasks, uuid, ObservedTask, self.max_tasks_in_memory)
         if subject == "sent":
             task.client = event["hostname"]
         else:
@@ -359,31 +363,31 @@ class State:
         task.event(subject, event)
         return task, is_new
 
-    def _worker(self, event: Event) -> tuple[Worker, bool]:
+    def _worker(self, event: Event) -> tuple[ObservedWorker, bool]:
         """Return the worker that sent an event, and whether the worker is new."""
-        known = _latest(self.workers, event["hostname"], Worker, self.max_workers_in_memory)
+        known = _latest(self.workers, event["hostname"], ObservedWorker, self.max_workers_in_memory)
         known[0].clock = max(known[0].clock, event["clock"])
         return known
 
     # --- looking ----------------------------------------------------------------------------------
 
-    def alive_workers(self) -> Iterator[Worker]:
+    def alive_workers(self) -> Iterator[ObservedWorker]:
         """Yield the workers that seem to be alive."""
         with self._lock:
             return iter([worker for worker in self.workers.values() if worker.alive])
 
-    def all_tasks(self) -> list[Task]:
+    def all_tasks(self) -> list[ObservedTask]:
         """Return the current tasks, the most recently updated at the end."""
         with self._lock:
             return list(self.tasks.values())
 
-    def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
+    def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, ObservedTask]]:
         """Yield pairs of id and task."""
         return iter([(task.uuid, task) for task in self.all_tasks()[:limit]])
 
     def tasks_by_timestamp(
         self, limit: int | None = None, reverse: bool = True
-    ) -> Iterator[tuple[str, Task]]:
+    ) -> Iterator[tuple[str, ObservedTask]]:
         """Yield pairs of id and task by the logical clock of their last event, latest first."""
         ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
         return iter([(task.uuid, task) for task in ordered[:limit]])
@@ -424,7 +428,7 @@ class State:
         return f"<State: events={self.event_count} tasks={self.task_count}>"
 
 
-def _order(task: Task) -> tuple[int, float]:
+def _order(task: ObservedTask) -> tuple[int, float]:
     return task.clock, task.timestamp or 0.0
 
 
@@ -449,7 +453,9 @@ def _is_usable(event: Event) -> bool:
     )
 
 
-def _take_over(thing: Worker | Task, event: Event, rules: Mapping[str, Rule]) -> None:
+def _take_over(
+    thing: ObservedWorker | ObservedTask, event: Event, rules: Mapping[str, Rule]
+) -> None:
     """Set the attributes for which an event has valid values."""
     for name, rule in rules.items():
         if name in event:

@@ -26,16 +26,14 @@ from greenq.errors import (
     OperationalError,
     Reject,
     Retry,
-    SoftTimeLimitExceeded,
     TaskRevokedError,
     TaskTerminated,
-    TimeLimitExceeded,
 )
-from greenq.execution.handover import Failure, Handover, Step
+from greenq.execution.handover import EndingStep, Failure, Handover
 from greenq.execution.results import STORED_CHARS, ResultWriter
+from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
 from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
-from greenq.pool import AGAIN_S, Interrupt
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
 from greenq.sending.retry import expiration, following
@@ -50,8 +48,8 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
-from greenq.transport.settle import Entry
-from greenq.transport.workflow import Workflow
+from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
+from greenq.transport.workflow import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,6 +64,9 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
+
+    # The outcome of a step, its state, and what follows its end.
+    _Handed = tuple[Outcome, StateWrite | None, Continuation]
 
 _log = logging.getLogger(__name__)
 
@@ -147,9 +148,7 @@ class Executor:
         if self._end_hooks and request.in_code is not None:
             self._call_end_hooks(request)
         if settled is None or settled.state != SUCCESS:
-            for ended in (outcome, settled):
-                if ended is not None and isinstance(ended.value, BaseException):
-                    forget_runs(ended.value)
+            _forget_exceptions(outcome, settled)
 
     # --- begin ------------------------------------------------------------------------------------
 
@@ -196,7 +195,7 @@ class Executor:
             # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
         # If others wait for a step, they must fail if its worker dies: its record stays.
-        action: Action = "e" if request.is_step else "b"
+        action: Action = BEGIN_STEP if request.is_step else BEGIN
         confirmed = Event()
         answers: list[bool] = []
 
@@ -204,13 +203,13 @@ class Executor:
             answers.append(held)
             confirmed.set()
 
-        self._outbox.put(Entry(request.delivery.tag, action, written=written))
+        self._outbox.put(Settlement(request.delivery.tag, action, written=written))
         try:
             confirmed.wait()
         except BaseException:
             # The worker ends before the code has begun: undo the acknowledgement.
             move = self._broker.requeue(*request.delivery, "next")
-            self._outbox.put(Entry.moving(move))
+            self._outbox.put(Settlement.moving(move))
             raise
         if not answers[0]:
             _log.warning("%s does not start here: another worker now has it", request)
@@ -224,21 +223,24 @@ class Executor:
         meta = {"pid": os.getpid(), "hostname": self._hostname}
         result = self._results.write_plain(request.message.id, STARTED, meta)
         if result is not None:
-            self._outbox.put(Entry(request.delivery.tag, "k", result=result))
+            self._outbox.put(Settlement(request.delivery.tag, KEEP, result=result))
 
     # --- run --------------------------------------------------------------------------------------
 
     def _run(self, request: Request) -> Outcome:
         """Run the task's code within its time limits. Switches: yes."""
-        message, task, config = request.message, request.task, self._config
+        task, config = request.task, self._config
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        hard_s, soft_s = message.timelimit
-        hard_s = hard_s or task.time_limit or config.task_time_limit
-        soft_s = soft_s or task.soft_time_limit or config.task_soft_time_limit
+        # Asked here, and not of `time_limits`, which would be a call for every task.
+        hard_s, soft_s = request.message.timelimit
+        is_limited = (
+            (hard_s or task.time_limit or config.task_time_limit)
+            or (soft_s or task.soft_time_limit or config.task_soft_time_limit)
+        )  # fmt: skip
         request.in_code = True
-        outcome = _run_limited(request, hard_s, soft_s) if hard_s or soft_s else _call(request)
+        outcome = run_limited(request, config, _call) if is_limited else _call(request)
         request.in_code = False
         return outcome if request.killed is None else _override(request.killed, outcome)
 
@@ -249,7 +251,32 @@ class Executor:
 
         None if the message was requeued meanwhile: then another run determines the result.
         """
-        result: StateWrite | None = None
+        move: Move | None = None
+        workflow: Continuation | None = None
+        tag = request.delivery.tag
+        goes_on = context.replacement is not None or context.retried is not None
+        if outcome.state == SUCCESS and not (request.is_step or goes_on):
+            children = _children(context) if context.sent else ()
+            outcome, result = self._results.write(request, outcome, children)
+        else:
+            outcome, result, move, workflow = self._conclude(request, context, outcome)
+        # A message acknowledged early has left a stub, to which the outcome belongs.
+        if tag and move is None and outcome.state in _MAY_MOVE:
+            move = self._choose_move(request, outcome)
+        if request.acks_late and not request.settle():
+            return None
+        if self._index is not None:
+            workflow = self._enter_end(request, context, outcome.state, move, workflow)
+        if tag or result is not None or workflow is not None:
+            self._outbox.put(Settlement(tag, ACKNOWLEDGE, result, move, None, request, workflow))
+        if context.announced is not None:
+            tell_published(request, context.announced)
+        return outcome
+
+    def _conclude(
+        self, request: Request, context: Context, outcome: Outcome
+    ) -> tuple[Outcome, StateWrite | None, Move | None, Continuation | None]:
+        """Return the final outcome, its state, the move to the next run, and what follows."""
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
@@ -259,65 +286,66 @@ class Executor:
             outcome, move = self._prepare_retry(request, context, outcome, outcome.value)
         elif context.retried is not None and tag and outcome.state in _WITH_NEXT_RUN:
             outcome, move = self._prepare_retry(request, context, outcome, context.retried)
-        workflow: Workflow | None = None
         if request.is_step or context.replacement is not None:
             outcome, result, workflow = self._hand_over(request, context, outcome, move)
-        elif outcome.state not in (IGNORED, REJECTED):
-            children = _children(context) if context.sent else ()
-            outcome, result = self._results.write(request, outcome, children)
-        # A message acknowledged early has left a stub, to which the outcome belongs.
-        if tag and move is None and outcome.state in _MAY_MOVE:
-            move = self._choose_move(request, outcome)
-        if request.acks_late and not request.settle():
-            return None
-        if self._index is not None:
-            goes_on = outcome.state == RETRY or (outcome.state != FAILURE and move is not None)
-            goes_on = goes_on or (context.replacement is not None and outcome.state == IGNORED)
-            workflow = self._enter_end(request, context, outcome.state, workflow, goes_on=goes_on)
-        if tag or result is not None or workflow is not None:
-            self._outbox.put(Entry(tag, "a", result, move, None, request, workflow))
-        if context.announced is not None:
-            tell_published(request, context.announced)
-        return outcome
+            return outcome, result, move, workflow
+        if outcome.state in (IGNORED, REJECTED):
+            return outcome, None, move, None
+        outcome, result = self._results.write(request, outcome, _children(context))
+        return outcome, result, move, None
 
     def _hand_over(
         self, request: Request, context: Context, outcome: Outcome, move: Move | None
-    ) -> tuple[Outcome, StateWrite | None, Workflow]:
+    ) -> _Handed:
         """Return the outcome of a step, its state, and what follows its end.
 
         If something cannot be sent or stored, the step fails, with everything that waits for it.
         """
         step = self._step(request)
         if move is not None or outcome.state == REJECTED:
-            # The next run sends what follows.
-            result = None
-            if outcome.state != REJECTED:
-                outcome, result = self._results.write(request, outcome, _children(context))
-            workflow = Workflow()
-            if context.additions:
-                self._handover.added(workflow, step, context.additions)
-            return outcome, result, workflow
-        if context.replacement is not None and outcome.state == IGNORED:
-            try:
+            return self._hand_over_later(request, context, outcome, step)
+        try:
+            if context.replacement is not None and outcome.state == IGNORED:
                 return outcome, None, self._handover.replaced(step, context.replacement)
-            except Exception as exc:
-                outcome = Outcome(FAILURE, exc, trace_of(exc))
-        if outcome.state == SUCCESS:
-            try:
-                workflow, sent = self._handover.succeeded(step, outcome.value)
-                if context.additions:
-                    self._handover.added(workflow, step, context.additions)
-                children = _children(context, sent)
-                encoded, result = self._results.write(request, outcome, children)
+            if outcome.state == SUCCESS:
+                encoded, result, workflow = self._hand_over_value(request, context, outcome, step)
                 if encoded.state == SUCCESS:
                     return encoded, result, workflow
                 outcome = encoded
-            except Exception as exc:
+        except Exception as exc:
+            if outcome.state == SUCCESS:
                 exc.add_note(f"raised while the successors of task {request} were being sent")
-                outcome = Outcome(FAILURE, exc, trace_of(exc))
-        failure = Failure(
-            FAILURE if outcome.state == IGNORED else outcome.state, outcome.value, outcome.traceback
-        )
+            outcome = Outcome(FAILURE, exc, trace_of(exc))
+        return self._hand_over_failure(request, context, outcome, step)
+
+    def _hand_over_later(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return the end of a run after which another one sends what follows."""
+        result = None
+        if outcome.state != REJECTED:
+            outcome, result = self._results.write(request, outcome, _children(context))
+        workflow = Continuation()
+        if context.additions:
+            self._handover.added(workflow, step, context.additions)
+        return outcome, result, workflow
+
+    def _hand_over_value(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return a success with its successors; a failure if its value cannot be stored."""
+        workflow, sent = self._handover.succeeded(step, outcome.value)
+        if context.additions:
+            self._handover.added(workflow, step, context.additions)
+        outcome, result = self._results.write(request, outcome, _children(context, sent))
+        return outcome, result, workflow
+
+    def _hand_over_failure(
+        self, request: Request, context: Context, outcome: Outcome, step: EndingStep
+    ) -> _Handed:
+        """Return the end of a step that has no value to hand over: what waits for it fails, too."""
+        state = FAILURE if outcome.state == IGNORED else outcome.state
+        failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE
         workflow = self._handover.failed(step, failure, context, calls=calls)
         if outcome.state == IGNORED:
@@ -330,12 +358,17 @@ class Executor:
         request: Request,
         context: Context | None,
         state: str,
-        workflow: Workflow | None,
-        *,
-        goes_on: bool = False,
-    ) -> Workflow | None:
+        move: Move | None,
+        workflow: Continuation | None,
+    ) -> Continuation | None:
         """Return what follows the end, with its note for the index of workflows."""
         assert self._index is not None
+        is_replaced = context is not None and context.replacement is not None
+        goes_on = (
+            state == RETRY
+            or (state != FAILURE and move is not None)
+            or (state == IGNORED and is_replaced)
+        )
         ran_s = None if request.started_s is None else time.monotonic() - request.started_s
         return self._index.ended(
             request.delivery,
@@ -347,10 +380,10 @@ class Executor:
             goes_on=goes_on,
         )
 
-    def _step(self, request: Request) -> Step:
+    def _step(self, request: Request) -> EndingStep:
         inherits = self._config.task_inherit_parent_priority
         priority = request.properties.get("priority") if inherits else None
-        return Step(request.delivery, request.message, priority)
+        return EndingStep(request.delivery, request.message, priority)
 
     def _prepare_retry(
         self, request: Request, context: Context, outcome: Outcome, retry: Retry
@@ -461,9 +494,11 @@ class Executor:
         if request.acks_late and not request.settle():
             return None
         if self._index is not None:
-            workflow = self._enter_end(request, None, FAILURE, workflow)
+            workflow = self._enter_end(request, None, FAILURE, move, workflow)
         if tag or result is not None:
-            self._outbox.put(Entry(tag, result=result, move=move, about=request, workflow=workflow))
+            self._outbox.put(
+                Settlement(tag, result=result, move=move, about=request, workflow=workflow)
+            )
         if task_internal_error.receivers:
             tell_internal_error(request, exc, trace, hostname=self._hostname)
         return outcome
@@ -571,23 +606,6 @@ def running_task(frame: FrameType | None) -> str | None:
     return None
 
 
-def _run_limited(request: Request, hard_s: float | None, soft_s: float | None) -> Outcome:
-    """Call the task and interrupt it at its time limits. Switches: yes."""
-    interrupts = []
-    if soft_s:
-        interrupts.append(Interrupt(request, lambda: SoftTimeLimitExceeded(soft_s), soft_s))
-    if hard_s:
-
-        def make_error() -> TaskTerminated:
-            return TaskTerminated(TimeLimitExceeded(hard_s))
-
-        interrupts.append(Interrupt(request, make_error, hard_s, again_s=AGAIN_S))
-    outcome = _call(request)
-    for interrupt in interrupts:
-        interrupt.cancel()
-    return outcome
-
-
 def _override(killed: TaskTerminated, outcome: Outcome) -> Outcome:
     """Return the outcome of a terminated task, however its code reacted."""
     state = REVOKED if isinstance(killed.reason, TaskRevokedError) else FAILURE
@@ -605,6 +623,13 @@ def _call(request: Request) -> Outcome:
         except BaseException as exc:
             return Outcome(FAILURE, exc, trace_of(exc))
     return call(task, message.id, message.args, message.kwargs)
+
+
+def _forget_exceptions(*outcomes: Outcome | None) -> None:
+    """Let go of the frames that exceptions keep."""
+    for outcome in outcomes:
+        if outcome is not None and isinstance(outcome.value, BaseException):
+            forget_runs(outcome.value)
 
 
 def _children(context: Context, sent: Sequence[Any] = ()) -> tuple[object, ...]:

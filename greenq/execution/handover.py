@@ -33,14 +33,14 @@ from greenq.log import OutageLog
 from greenq.outcome import takes_error
 from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
-from greenq.transport.settle import Entry
-from greenq.transport.workflow import Addition, Claim, Push, Seal, Workflow
+from greenq.transport.settle import Settlement
+from greenq.transport.workflow import Addition, ChordClaim, Continuation, MessagePush, Seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from greenq.app import TaskRegistry
-    from greenq.canvas.plan import Never, Plan
+    from greenq.canvas.plan import Never, WorkflowPlan
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Outgoing, Producer
@@ -76,7 +76,7 @@ class Failure(NamedTuple):
     traceback: str | None = None
 
 
-class Step:
+class EndingStep:
     """An ending message of a workflow, and what it passes on.
 
     Attributes:
@@ -140,7 +140,7 @@ class Handover:
 
     # --- how a step ends --------------------------------------------------------------------------
 
-    def succeeded(self, step: Step, value: object) -> tuple[Workflow, list[Any]]:
+    def succeeded(self, step: EndingStep, value: object) -> tuple[Continuation, list[Any]]:
         """Return what follows a success, and the handles of the tasks sent.
 
         Raises:
@@ -157,8 +157,13 @@ class Handover:
         return self._finished(flow, step), handles
 
     def failed(
-        self, step: Step, failure: Failure, request: Context | None = None, *, calls: bool = True
-    ) -> Workflow:
+        self,
+        step: EndingStep,
+        failure: Failure,
+        request: Context | None = None,
+        *,
+        calls: bool = True,
+    ) -> Continuation:
         """Return what follows a failure. Switches: yes, if errbacks run here.
 
         Args:
@@ -174,7 +179,7 @@ class Handover:
         self._count(flow, message, failure.state, failure.error)
         return self._finished(flow, step)
 
-    def surely_failed(self, step: Step, failure: Failure) -> Workflow:
+    def surely_failed(self, step: EndingStep, failure: Failure) -> Continuation:
         """Return what follows a failure, without errbacks; if that also fails, return nothing."""
         try:
             return self.failed(step, failure, calls=False)
@@ -182,15 +187,17 @@ class Handover:
             _log.critical(
                 "could not fail the tasks that follow task %s", step.message.id, exc_info=True
             )
-            return Workflow()
+            return Continuation()
 
-    def replaced(self, step: Step, plan: Plan) -> Workflow:
+    def replaced(self, step: EndingStep, plan: WorkflowPlan) -> Continuation:
         """Return the replacement of a message: a different task with the same id."""
         flow = _Flow()
         self._send(flow, plan)
         return self._finished(flow, step)
 
-    def added(self, workflow: Workflow, step: Step, plans: Iterable[Plan]) -> None:
+    def added(
+        self, workflow: Continuation, step: EndingStep, plans: Iterable[WorkflowPlan]
+    ) -> None:
         """Add tasks that join the chord of a step's message."""
         flow = _Flow()
         group = self._keys.group(step.message.group or "")
@@ -205,7 +212,7 @@ class Handover:
         workflow.index += flow.index
         workflow.written += flow.written
 
-    def _finished(self, flow: _Flow, step: Step) -> Workflow:
+    def _finished(self, flow: _Flow, step: EndingStep) -> Continuation:
         if not step.delivery.tag:
             # A broadcast runs in many workers; it cannot be part of a chord.
             flow.parts.clear()
@@ -218,7 +225,7 @@ class Handover:
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def _send(self, flow: _Flow, plan: Plan) -> Any:
+    def _send(self, flow: _Flow, plan: WorkflowPlan) -> Any:
         """Write the messages of a plan; return its handle. Switches: yes, if there are many."""
         for number, call in enumerate(plan.calls, 1):
             task = self._registry.get(call.task)
@@ -247,10 +254,10 @@ class Handover:
         if self._signer is not None:
             text = self._signer.seal("message", queue, text)
         if message["channel"]:
-            flow.pushes.append(Push(message["channel"], "all", text))
+            flow.pushes.append(MessagePush(message["channel"], "all", text))
         else:
             key = self._keys.queue(queue, self._keys.step_of(message["priority"]))
-            flow.pushes.append(Push(key, "last", text))
+            flow.pushes.append(MessagePush(key, "last", text))
         flow.bytes += len(text)
         if message["announced"] is not None:
             flow.written.append(message["announced"].sent)
@@ -284,10 +291,10 @@ class Handover:
         flow.parts.append(part)
         flow.bodies[part.group] = body
 
-    def _complete_soon(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
+    def _complete_soon(self, step: EndingStep, bodies: _Bodies, entry: Settlement) -> None:
         spawn(self._complete, step, bodies, entry, name="chord")
 
-    def _complete(self, step: Step, bodies: _Bodies, entry: Entry) -> None:
+    def _complete(self, step: EndingStep, bodies: _Bodies, entry: Settlement) -> None:
         """Settle a message whose part was the last of its chord. Switches: yes."""
         pauses = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
         while True:
@@ -304,7 +311,7 @@ class Handover:
                 self._outage.recovered("chords are completed again")
                 return
 
-    def _completion(self, step: Step, bodies: _Bodies, first: Entry) -> Entry:
+    def _completion(self, step: EndingStep, bodies: _Bodies, first: Settlement) -> Settlement:
         """Return the ending with the bodies of the chords that `first` completes."""
         assert first.workflow is not None
         flow = _Flow.after(first.workflow)
@@ -320,16 +327,18 @@ class Handover:
                     step.message.group, step.message.id,
                 )  # fmt: skip
             elif claim in own:
-                flow.clears.append(Claim(group, claim))
+                flow.clears.append(ChordClaim(group, claim))
                 self._end_chord(flow, step, bodies[group], parts, saved)
             elif len(claims) == 1:
                 if claim is None:
                     # The results server has lost the chord: count the existing parts again.
                     return first
                 # Another worker has completed it: nothing is sent, and the message is acknowledged.
-                flow.clears.append(Claim(group, min(own)))
+                flow.clears.append(ChordClaim(group, min(own)))
         workflow = self._finished(flow, step)
-        return Entry(first.tag, first.action, move=first.move, about=first.about, workflow=workflow)
+        return Settlement(
+            first.tag, first.action, move=first.move, about=first.about, workflow=workflow
+        )
 
     def _read(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]] | Exception, Any]:
         """Read a chord; if its parts cannot be read, return the reason instead."""
@@ -344,7 +353,7 @@ class Handover:
     def _end_chord(
         self,
         flow: _Flow,
-        step: Step,
+        step: EndingStep,
         body: Mapping[str, Any],
         parts: list[tuple[str, str, Any]] | Exception,
         saved: Any,
@@ -368,7 +377,7 @@ class Handover:
             self._fail_body(flow, step, body, Failure(FAILURE, error))
 
     def _fail_body(
-        self, flow: _Flow, step: Step, body: Mapping[str, Any], failure: Failure
+        self, flow: _Flow, step: EndingStep, body: Mapping[str, Any], failure: Failure
     ) -> None:
         """Fail the body of a chord, and call the errbacks of the tasks it would have begun with."""
         root = step.message.root_id or step.message.id
@@ -437,7 +446,7 @@ class Handover:
             except Exception:
                 _log.exception("errback %s of task %s failed", errback.get("task"), task_id)
 
-    def _refused(self, step: Step, entry: Entry, reason: str) -> None:
+    def _refused(self, step: EndingStep, entry: Settlement, reason: str) -> None:
         """Settle a message whose outcome the server refuses: it becomes a dead letter.
 
         The tasks that wait for it fail, unless the server refuses that, too.
@@ -448,13 +457,13 @@ class Handover:
         )
         again = entry.move is not None and entry.move.key == move.key
         failure = Failure(FAILURE, GreenqError(reason))
-        workflow = Workflow() if again else self.surely_failed(step, failure)
+        workflow = Continuation() if again else self.surely_failed(step, failure)
         if self.index is not None:
             workflow = self.index.ended(step.delivery, step.message, FAILURE, workflow) or workflow
-        self._outbox.put(Entry.moving(move, None, workflow))
+        self._outbox.put(Settlement.moving(move, None, workflow))
 
 
-class _Flow(Workflow):
+class _Flow(Continuation):
     """A workflow that is being computed.
 
     Attributes:
@@ -472,14 +481,14 @@ class _Flow(Workflow):
         self.never: list[tuple[str, str]] = []
 
     @classmethod
-    def after(cls, first: Workflow) -> _Flow:
+    def after(cls, first: Continuation) -> _Flow:
         """Begin with the writes of a withheld ending; its parts have already been counted."""
         flow = cls()
         flow.add(first)
         flow.clears += first.clears
         return flow
 
-    def add(self, other: Workflow) -> None:
+    def add(self, other: Continuation) -> None:
         """Add what another flow sends and stores."""
         self.states += other.states
         self.pushes += other.pushes

@@ -13,7 +13,7 @@ from greenq.protocol.envelope import header, mark_refused
 from greenq.protocol.message import has_successors, part_of
 from greenq.protocol.serialize import accepted
 from greenq.states import FAILURE
-from greenq.transport.settle import Entry, Move
+from greenq.transport.settle import Move, Settlement
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
@@ -37,7 +37,9 @@ class LostMessages:
         own = None if task is None else task.reject_on_worker_lost
         return self._app.config.task.task_reject_on_worker_lost if own is None else own
 
-    def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
+    def bury(
+        self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None
+    ) -> Settlement:
         """Return the entry that makes a message a dead letter and its task a failure.
 
         If others wait for it, a worker must compute which tasks fail with it: the message then
@@ -51,7 +53,7 @@ class LostMessages:
                 "task %s[%s] of queue %s fails, together with the tasks that wait for it: %s",
                 header(raw, "task"), task_id, queue, reason,
             )  # fmt: skip
-            return Entry.moving(Move(tag, inbox, "next", text))
+            return Settlement.moving(Move(tag, inbox, "next", text))
         _log.error(
             "task %s[%s] of queue %s is now a dead letter: %s",
             header(raw, "task"), task_id, queue, reason,
@@ -60,9 +62,9 @@ class LostMessages:
             tag, queue, raw, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
         if task_id is None or not transport.stores_results:
-            return Entry.moving(move)
+            return Settlement.moving(move)
         state = transport.backend.stored(task_id, FAILURE, WorkerLostError(reason))
-        return Entry.moving(move, state)
+        return Settlement.moving(move, state)
 
     def _is_awaited(self, raw: bytes) -> bool:
         """Return whether a message has successors, or belongs to a chord or the index."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.request import Request
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
 
 
 # A request that finds no room is checked again after at most this long, since the limit may have
@@ -57,7 +57,7 @@ class RateLimitedQueue:
         self._timer = timer
         self._begin = begin
         self._waiting: deque[Request] = deque()
-        self._entry: Entry | None = None
+        self._entry: TimerEntry | None = None
         self._bucket: TokenBucket | None = None
         # The time at which the last parked request may begin.
         self._aside_s = 0.0

@@ -80,10 +80,10 @@ class Revoked:
     sender's task by its id.
 
     Attributes:
-        any: False until a task is revoked, so that messages need no check. changes:
-        the number of revocations so far. on_new:
-        called after a revocation that `take_new` has not returned yet. workflows:
-        by root id, those that are ``cancelled`` or ``paused``.
+        any: False until a task is revoked, so that messages need no check.
+        changes: the number of revocations so far.
+        on_new: called after a revocation that `take_new` has not returned yet.
+        workflows: by root id, those that are ``cancelled`` or ``paused``.
     """
 
     __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new", "workflows")

@@ -12,7 +12,7 @@ from greenq.protocol.clock import LamportClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.execution.tally import Tally
+    from greenq.execution.tally import TaskTally
     from greenq.request import Request
 
 
@@ -53,7 +53,7 @@ class WorkerState:
         self.succeeded = 0
         self.failed = 0
         self.retried = 0
-        self.tally: Tally | None = None
+        self.tally: TaskTally | None = None
 
     def finished(self) -> int:
         """Return how many of the messages taken have been settled or requeued."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from greenq.execution.state import WorkerState
-    from greenq.timer import Entry, Timer
+    from greenq.timer import Timer, TimerEntry
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class StateDB(StartStopPart):
         # Absolute, since the app may change the working folder.
         self.path = os.path.abspath(path)
         self._state, self._timer, self._now_s = state, timer, now_s
-        self._entry: Entry | None = None
+        self._entry: TimerEntry | None = None
         self._is_writing = False
         self._failure = ""
         saved, now = load(self.path), now_s()

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from greenq.hub import Event, spawn
-from greenq.transport.settle import Entry
+from greenq.transport.settle import RUN_ALONE, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,5 +101,5 @@ class Suspects:
     def _announce(self, tag: str) -> None:
         """Record on the server which message runs alone, and wait for the confirmation."""
         known = Event()
-        self._outbox.put(Entry(tag, "l", written=lambda _held: known.set()))
+        self._outbox.put(Settlement(tag, RUN_ALONE, written=lambda _held: known.set()))
         known.wait()

@@ -61,7 +61,7 @@ class Series:
         self.waits = [0] * (len(WAITS_S) + 1)
 
 
-class Tally:
+class TaskTally:
     """Counts by task and queue; only tasks registered here are named.
 
     Attributes:

@@ -19,15 +19,15 @@ from greenq.canvas.nodes import (
     SUCCEEDED,
     WAITING,
     Following,
-    Node,
+    WorkflowNode,
     of_call,
     of_message,
     workflow_of,
 )
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
-from greenq.transport.settle import Entry, Move
-from greenq.transport.workflow import Noted, Workflow
+from greenq.transport.settle import KEEP, Move, Settlement
+from greenq.transport.workflow import Continuation, Noted
 from greenq.transport.workflows import CANCELLED, item
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class WorkflowIndex:
         """Return whether a message belongs to a cancelled workflow."""
         return self._revoked.workflows.get(message.root_id or message.id) == CANCELLED
 
-    def began(self, request: Request) -> Entry | None:
+    def began(self, request: Request) -> Settlement | None:
         """Return what to write when a task begins; None if the task belongs to no workflow."""
         message = request.message
         workflow = workflow_of(message)
@@ -82,7 +82,7 @@ class WorkflowIndex:
         if message.parent_id is None and self._is_new(message):
             found = Following().task(message.id, message.group, message.chain, message.chord)
             items += noted(workflow, self._seconds, PLANNED, found)
-        return Entry(request.delivery.tag, "k", workflow=Workflow(index=items))
+        return Settlement(request.delivery.tag, KEEP, workflow=Continuation(index=items))
 
     def _is_new(self, message: TaskMessage) -> bool:
         """Return whether what follows a client's message may be missing from the index."""
@@ -102,12 +102,12 @@ class WorkflowIndex:
         delivery: Delivery,
         message: TaskMessage,
         state: str,
-        workflow: Workflow | None,
+        workflow: Continuation | None,
         *,
         began_s: float | None = None,
         children: Sequence[str] = (),
         goes_on: bool = False,
-    ) -> Workflow | None:
+    ) -> Continuation | None:
         """Return `workflow` with the end of a task; None if the task has neither.
 
         Args:
@@ -129,12 +129,12 @@ class WorkflowIndex:
         if letter in (FAILED, REVOKED):
             back = self._broker.requeue(delivery.tag, delivery.queue, delivery.raw, "last")
             kept = item(back.key, delivery.raw)
-        made = Workflow() if workflow is None else workflow
+        made = Continuation() if workflow is None else workflow
         made.index.append(self._noted(name, of_message(message), letter, times, kept))
-        made.index += (self._noted(name, Node(each, ""), WAITING, "") for each in children)
+        made.index += (self._noted(name, WorkflowNode(each, ""), WAITING, "") for each in children)
         return made
 
-    def held(self, request: Request) -> Entry:
+    def held(self, request: Request) -> Settlement:
         """Return the entry that keeps a message until its workflow is resumed."""
         message, delivery = request.message, request.delivery
         back = self._broker.requeue(*delivery, "next")
@@ -142,7 +142,7 @@ class WorkflowIndex:
         move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
         # The note makes sure that the list expires.
         note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
-        return Entry.moving(move, workflow=Workflow(index=[note]))
+        return Settlement.moving(move, workflow=Continuation(index=[note]))
 
     def sent(self, calls: Iterable[Call]) -> list[Noted]:
         """Return what to note about the calls that a task's end sends."""
@@ -161,7 +161,7 @@ class WorkflowIndex:
         ]
 
     def _noted(
-        self, workflow: str, node: Node, state: str, times: str, kept: str | bytes = ""
+        self, workflow: str, node: WorkflowNode, state: str, times: str, kept: str | bytes = ""
     ) -> Noted:
         text = node.written() if node.task else ""
         return Noted(workflow, self._seconds, node.task_id, state, times, text, kept)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.errors import OperationalError
-from greenq.remote.queue_counts import Look, app_queues, change_per_s, look
+from greenq.remote.queue_counts import QueuesSnapshot, app_queues, change_per_s, look
 from greenq.transport.broker import Broker
 from greenq.transport.client import Client
 from greenq.transport.members import Roll, call_roll
@@ -21,7 +21,7 @@ from greenq.transport.members import Roll, call_roll
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from greenq.remote.queue_counts import Queue
+    from greenq.remote.queue_counts import QueueCounts
     from greenq.worker_parts import Parts
 
 # How long a count is cached.
@@ -49,7 +49,7 @@ class QueueStats:
         wanted_workers: how many workers of this one's size could run all of it at once.
     """
 
-    counts: Queue
+    counts: QueueCounts
     workers: int
     in_flight: int
     wanted_workers: int
@@ -113,7 +113,7 @@ class ClusterStats:
         self._parts = parts
         self._clock = clock
         self._broker: Broker | None = None
-        self._looks: deque[Look] = deque()
+        self._looks: deque[QueuesSnapshot] = deque()
         self._read_s = -math.inf
         self._last: Stats | OperationalError | None = None
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LEAST_WATCH_S: Final = 60.0
 
 
-class Report(NamedTuple):
+class HealthReport(NamedTuple):
     """The answer to a probe.
 
     Attributes:
@@ -72,7 +72,7 @@ class Health:
         self._lag_s = config.worker_hub_lag_warning
         self._shown_s = min(LOOK_S, self._lag_s)
 
-    def live(self) -> Report:
+    def live(self) -> HealthReport:
         """Report whether the process must be restarted."""
         reasons = []
         limit_s = self._limit_s
@@ -87,12 +87,12 @@ class Health:
             reasons.append(f"the watchdog thread has not run for {silent_s:.0f} s")
         return self._report(reasons)
 
-    def started(self) -> Report:
+    def started(self) -> HealthReport:
         """Report whether all parts have started."""
         has_started = self._consumer.has_started
         return self._report([] if has_started else ["the worker is starting"])
 
-    def ready(self) -> Report:
+    def ready(self) -> HealthReport:
         """Report whether messages are taken, or are intentionally not taken."""
         parts, consumer = self._parts, self._consumer
         if consumer.is_stopping:
@@ -114,7 +114,7 @@ class Health:
             reasons.append(f"no messages are taken: {why}")
         return self._report(reasons)
 
-    def _report(self, reasons: list[str]) -> Report:
+    def _report(self, reasons: list[str]) -> HealthReport:
         parts = self._parts
         blocker = parts.watch.monitor.blocking(self._shown_s)
         paused = sorted(parts.state.paused.intersection(parts.queues.names))
@@ -134,4 +134,4 @@ class Health:
             "queues": list(parts.queues.names),
             "blocked": None if blocker is None else asdict(blocker),
         }
-        return Report(reasons, notes, facts)
+        return HealthReport(reasons, notes, facts)

@@ -107,7 +107,7 @@ class HttpServer:
         self._accepts_from_s = 0.0
         self._thread: NativeThread | None = None
         # Of the serving thread: connections, the oldest first.
-        self._exchanges: list[_Exchange] = []
+        self._exchanges: list[_HttpExchange] = []
         # Paths to compute, and computed answers, between the two threads.
         self._wanted: deque[str] = deque()
         self._computed: deque[tuple[str, Response]] = deque()
@@ -219,9 +219,9 @@ class HttpServer:
             connection.setblocking(False)
             if len(self._exchanges) >= MOST_CONNECTIONS:
                 self._drop(self._exchanges[0])
-            self._exchanges.append(_Exchange(connection, self._clock() + CLIENT_S))
+            self._exchanges.append(_HttpExchange(connection, self._clock() + CLIENT_S))
 
-    def _go_on(self, exchange: _Exchange) -> None:
+    def _go_on(self, exchange: _HttpExchange) -> None:
         """Read or write as much as is possible now."""
         try:
             if exchange.is_reading and exchange.has_read():
@@ -237,21 +237,21 @@ class HttpServer:
             # The client has gone.
             self._drop(exchange)
 
-    def _be_late(self, exchange: _Exchange) -> None:
+    def _be_late(self, exchange: _HttpExchange) -> None:
         if exchange.path is None or exchange.rest:
             self._drop(exchange)
         else:
             late = json_response(503, {"error": f"not computed within {ANSWER_S:g} s"})
             exchange.respond(late, self._clock() + CLIENT_S)
 
-    def _drop(self, exchange: _Exchange) -> None:
+    def _drop(self, exchange: _HttpExchange) -> None:
         with suppress(OSError):
             # Closing with unread bytes would reset the connection and lose the answer.
             exchange.connection.recv(_CHUNK)
         exchange.connection.close()
         self._exchanges.remove(exchange)
 
-    def _answer(self, exchange: _Exchange) -> None:
+    def _answer(self, exchange: _HttpExchange) -> None:
         request = exchange.request()
         if isinstance(request, Response):
             exchange.respond(request, self._clock() + CLIENT_S)
@@ -303,13 +303,13 @@ class HttpServer:
             self._finish()
 
 
-class _Exchange:
+class _HttpExchange:
     """One connection: a request, then its answer, then its end.
 
     Attributes:
         connection: not blocking.
-        ends_s: the latest time
-        at which it is closed. path: the path of the slow answer it waits for, or None.
+        ends_s: the latest time at which it is closed.
+        path: the path of the slow answer it waits for, or None.
         rest: what is left to write; empty while the request is read or the answer computed.
     """
 

@@ -1,6 +1,6 @@
 """Metrics of a worker as Prometheus reads them: greenq's own names, celery-exporter's and Flower's.
 
-Nothing is counted here: each scrape reads the worker's existing counters, and its `Tally`. This
+Nothing is counted here: each scrape reads the worker's existing counters, and its `TaskTally`. This
 module needs prometheus_client, so it is imported only where metrics are wanted.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from greenq.consumer import Consumer
-    from greenq.execution.tally import Tally
+    from greenq.execution.tally import TaskTally
     from greenq.monitoring.cluster_stats import ClusterStats, Stats
     from greenq.monitoring.health import Health
     from greenq.worker_parts import Parts
@@ -50,7 +50,7 @@ class Metrics:
         self,
         parts: Parts,
         consumer: Consumer,
-        tally: Tally,
+        tally: TaskTally,
         stats: ClusterStats,
         health: Health,
         names: Sequence[str],
@@ -75,7 +75,12 @@ class Reading:
     """What the collectors read. To be used by a single thread, whichever that is."""
 
     def __init__(
-        self, parts: Parts, consumer: Consumer, tally: Tally, stats: ClusterStats, health: Health
+        self,
+        parts: Parts,
+        consumer: Consumer,
+        tally: TaskTally,
+        stats: ClusterStats,
+        health: Health,
     ) -> None:
         """See `Metrics`."""
         self.parts = parts
@@ -116,14 +121,14 @@ class Reading:
         return Counter(each.task.name for each in held if each.started_s is None)
 
 
-class _Reader(Collector):
+class _WorkerCollector(Collector):
     """A collector that reads one worker."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
 
-class GreenqCollector(_Reader):
+class GreenqCollector(_WorkerCollector):
     """greenq's own names."""
 
     def collect(self) -> Iterator[Metric]:
@@ -250,7 +255,7 @@ class GreenqCollector(_Reader):
         yield from gauges.values()
 
 
-class ExporterCollector(_Reader):
+class ExporterCollector(_WorkerCollector):
     """The names of celery-exporter, for its dashboards and alerts."""
 
     def collect(self) -> Iterator[Metric]:
@@ -318,7 +323,7 @@ class ExporterCollector(_Reader):
         yield from active
 
 
-class FlowerCollector(_Reader):
+class FlowerCollector(_WorkerCollector):
     """The names of Flower, for its dashboard."""
 
     def collect(self) -> Iterator[Metric]:
@@ -376,7 +381,7 @@ class FlowerCollector(_Reader):
             yield gauge
 
 
-_COLLECTORS: Final[dict[str, type[_Reader]]] = {
+_COLLECTORS: Final[dict[str, type[_WorkerCollector]]] = {
     "greenq": GreenqCollector,
     "celery-exporter": ExporterCollector,
     "flower": FlowerCollector,

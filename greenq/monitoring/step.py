@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from greenq.bootsteps.blueprint import DisabledPart, Part, StartStopPart
 from greenq.config.node_names import file_name
 from greenq.errors import ConfigError, OperationalError, Problem
-from greenq.execution.tally import Tally
+from greenq.execution.tally import TaskTally
 from greenq.monitoring.cluster_stats import ClusterStats
-from greenq.monitoring.health import Health, Report
+from greenq.monitoring.health import Health, HealthReport
 from greenq.monitoring.http_server import HttpServer, Response, json_response
 from greenq.probe import Address, parse_address
 
@@ -81,7 +81,7 @@ def _metrics(
     """Make the worker keep counts for metrics; return the object that serves them."""
     config = parts.app.config.worker
     module = _metrics_module(str(config.worker_metrics_address))
-    parts.state.tally = tally = parts.state.tally or Tally()
+    parts.state.tally = tally = parts.state.tally or TaskTally()
     metrics = module.Metrics(parts, consumer, tally, stats, health, config.worker_metrics_names)
     return lambda: Response(200, metrics.text(), module.CONTENT_TYPE)
 
@@ -107,7 +107,7 @@ def _address(text: str, node: str) -> Address:
     return address._replace(path=file_name(address.path, node)) if address.path else address
 
 
-def _answer_probe(look: Callable[[], Report]) -> Response:
+def _answer_probe(look: Callable[[], HealthReport]) -> Response:
     report = look()
     return json_response(200 if report.ok else 503, report.as_json())
 

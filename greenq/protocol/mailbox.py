@@ -64,9 +64,8 @@ class ControlRequest:
         arguments: its keyword arguments.
         destination: the node names it is for; if empty or None, see `pattern`.
         pattern, matcher: a pattern that node names must match, and its type, ``glob`` or ``pcre``;
-            without
-        a pattern the request is for all. ticket: identifies the replies; None if no replies are
-        wanted.
+            without a pattern the request is for all.
+        ticket: identifies the replies; None if no replies are wanted.
         reply_to: where replies go.
         clock: the sender's logical clock.
         expires: unix time until which the sender waits for replies; 0 if it does not wait.

@@ -6,10 +6,11 @@ import pickle
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
 from greenq.protocol.compress import KNOWN, compress, decompress
@@ -343,12 +344,32 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
         SecurityError: the name refers to an object that is not an exception class.
         DecodeError: not the data of an exception.
     """
-    module: Any
+    if isinstance(data, Exception) and not isinstance(data, UnpicklableException):
+        return data
+    stored = _stored_exception(data)
+    found = _exception_class(stored.module, stored.name)
+    if found is not None and issubclass(found, Exception):
+        # A constructor may take arguments different from those it stores in ``args``.
+        with suppress(Exception):
+            return _with_text(found(*stored.args), stored.args, stored.text)
+    keeps_text = not isinstance(data, dict) or "exc_text" in data
+    return _remote_error(stored, traceback, keeps_text=keeps_text)
+
+
+class _StoredException(NamedTuple):
+    """An exception as data: its class, its arguments and, if stored, its text."""
+
+    module: str | None
+    name: str
+    args: Sequence[Any]
+    text: str | None
+
+
+def _stored_exception(data: Any) -> _StoredException:
+    """Read the data of an exception, which a serializer may have turned into an object."""
     text: Any = None
     if isinstance(data, UnpicklableException):
         module, name, message, text = (*data.args, None, None, (), None)[:4]
-    elif isinstance(data, Exception):
-        return data
     elif isinstance(data, BaseException):
         cls = type(data)
         module, name, message = cls.__module__, cls.__qualname__, _args(data)
@@ -361,14 +382,14 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
         raise DecodeError("a stored exception has no exc_type, or its exc_module is not text")
     _require_name(module, name)
     args = message if isinstance(message, (list, tuple)) else (message,)
-    text = text if isinstance(text, str) else None
-    found = _exception_class(module, name)
-    if found is not None and issubclass(found, Exception):
-        try:
-            return _with_text(found(*args), args, text)
-        # A constructor may take arguments different from those it stores in ``args``.
-        except Exception:
-            found = None
+    return _StoredException(module, name, args, text if isinstance(text, str) else None)
+
+
+def _remote_error(
+    stored: _StoredException, traceback: str | None, *, keeps_text: bool
+) -> RemoteError:
+    """Return what stands for an exception that cannot be rebuilt."""
+    module, name, args, text = stored
     shown = name if module in (None, "builtins") else f"{module}.{name}"
     if text is None:
         text = _text_in(traceback, (shown, name)) if traceback else None
@@ -376,7 +397,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
         text = str(args[0]) if len(args) == 1 else ", ".join(map(saferepr, args))
     error = RemoteError(shown, text, traceback)
     error.stored = {"exc_type": name, "exc_message": list(args), "exc_module": module}
-    if not isinstance(data, dict) or "exc_text" in data:
+    if keeps_text:
         error.stored["exc_text"] = text
     return error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import importlib
 import io
 import json
@@ -66,7 +67,8 @@ def json_loads(text: str | bytes) -> Any:
         DecodeError: not UTF-8, not JSON, nested too deeply, or an unknown or broken tag.
     """
     try:
-        return _decode_json(text if isinstance(text, str) else text.decode())
+        decode = _decode_json if len(text) < _LARGE else _decode_large
+        return decode(text if isinstance(text, str) else text.decode())
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as exc:
         raise DecodeError(f"not readable as JSON: {_why(exc)}", _as_bytes(text)) from exc
     except RecursionError as exc:
@@ -162,6 +164,21 @@ def _json_encoder() -> Callable[[object], str]:
 _encode_json = _json_encoder()
 # The hook costs 0.06 µs an object, 5 % of reading an envelope: not worth a second decoder.
 _decode_json = json.JSONDecoder(object_hook=_untag).decode
+
+# Characters from which a text can have so many values that collecting garbage between them takes
+# longer than reading them: 140 ms instead of 47 for 130,000 values beside a large heap.
+_LARGE = 64 << 10
+
+
+def _decode_large(text: str) -> Any:
+    """Read JSON with the garbage collector paused, since all that is made here is in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return _decode_json(text)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 # --- the other formats ---------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class _PlainOptions(msgspec.Struct):
     stamped_headers: None = None
 
 
-class _Plain(msgspec.Struct):
+class _PlainSignature(msgspec.Struct):
     """A signature of one task without nested signatures, as in most steps of chains.
 
     Checked in C: a message contains all remaining steps of its chain.
@@ -89,7 +89,7 @@ class _Plain(msgspec.Struct):
 
 def _is_plain(signature: object) -> bool:
     try:
-        found = msgspec.convert(signature, _Plain)
+        found = msgspec.convert(signature, _PlainSignature)
     except msgspec.ValidationError:
         return False
     # Text that is not ASCII may be invalid Unicode.
@@ -156,10 +156,17 @@ def _wrong_shape(signature: dict[str, Any]) -> str:
     kind = signature.get("subtask_type")
     if kind not in _TYPES:
         return f"its subtask_type is {kind!r:.50}"
-    options, kwargs = signature["options"], signature["kwargs"]
-    reason = refusal(options, _OPTIONS)
+    reason = refusal(signature["options"], _OPTIONS)
     if reason:
         return f"its option {reason}"
+    reason = _wrong_parts(kind, signature["kwargs"])
+    if not reason and signature["task"] in _ITEMS:
+        return _wrong_chunks(signature["kwargs"])
+    return reason
+
+
+def _wrong_parts(kind: str | None, kwargs: Mapping[str, Any]) -> str:
+    """Return what is wrong with the place of the signatures inside one; "" for nothing."""
     if kind in ("chain", "group") and not isinstance(kwargs.get("tasks"), (list, tuple)):
         return f"a {kind} has no list of tasks"
     if kind == "chord":
@@ -167,8 +174,6 @@ def _wrong_shape(signature: dict[str, Any]) -> str:
             return "a chord has no header"
         if not isinstance(kwargs.get("kwargs"), (dict, type(None))):
             return "the kwargs of a chord's header are not an object"
-    if signature["task"] in _ITEMS:
-        return _wrong_chunks(kwargs)
     return ""
 
 

@@ -32,11 +32,13 @@ Callback = Callable[[dict[str, Any]], object]
 class Options(TypedDict, total=False):
     """Further options of a broadcast: its recipients, and what happens to the replies.
 
-    pattern, with matcher ``glob`` or ``pcre``: node names must match it.
-    reply: whether to wait
-    for replies. timeout: seconds
-    to wait. limit: the most replies
-    to wait for. callback: called with each one as it arrives.
+    Attributes:
+        pattern: node names must match it.
+        matcher: the type of the pattern: ``glob`` or ``pcre``.
+        reply: whether to wait for replies.
+        timeout: seconds to wait.
+        limit: the most replies to wait for.
+        callback: called with each one as it arrives.
     """
 
     pattern: str | None
@@ -116,10 +118,10 @@ class Control:
             command: its name; commands added by a program work, too.
             arguments: its arguments by name.
             destination: node names, or one name; None means all.
-            reply: whether to wait
-            for replies. timeout: seconds
-            to wait. limit: the most replies
-            to wait for. callback: called with each reply, ``{node name: reply}``, as it arrives.
+            reply: whether to wait for replies.
+            timeout: seconds to wait.
+            limit: the most replies to wait for.
+            callback: called with each reply, ``{node name: reply}``, as it arrives.
             pattern: node names must match it.
             matcher: the type of the pattern: ``glob`` or ``pcre``.
             extra: more arguments.

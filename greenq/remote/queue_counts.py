@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueCounts:
     """One queue at one moment.
 
     Attributes:
@@ -84,7 +84,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class QueuesSnapshot:
     """The queues at one moment.
 
     Attributes:
@@ -95,7 +95,7 @@ class Look:
     """
 
     at_s: float
-    queues: Mapping[str, Queue]
+    queues: Mapping[str, QueueCounts]
     incomplete: bool = False
     unsealed: Sequence[Unsealed] = ()
 
@@ -110,7 +110,7 @@ def app_queues(task: TaskConfig) -> list[str]:
     return [str(queue) for queue in task.task_queues if not isinstance(queue, Broadcast)]
 
 
-def look(broker: Broker, names: Iterable[str]) -> Look:
+def look(broker: Broker, names: Iterable[str]) -> QueuesSnapshot:
     """Count the messages of queues; ask only the server."""
     names = tuple(names)
     paused, oldest, now = broker.paused(), broker.oldest(names), time.time()
@@ -121,14 +121,14 @@ def look(broker: Broker, names: Iterable[str]) -> Look:
         )
         for name, counts in broker.depths(names).items()
     }
-    return Look(time.monotonic(), queues)
+    return QueuesSnapshot(time.monotonic(), queues)
 
 
 def from_counts(
     name: str, counts: Mapping[int | str, int], paused: Mapping[str, Any] | None
-) -> Queue:
-    """Create a `Queue` from the broker's counts."""
-    return Queue(
+) -> QueueCounts:
+    """Create a `QueueCounts` from the broker's counts."""
+    return QueueCounts(
         name,
         depth={step: count for step, count in counts.items() if isinstance(step, int)},
         inbox=counts["inbox"],
@@ -138,7 +138,7 @@ def from_counts(
     )
 
 
-def change_per_s(before: Look | None, now: Look, name: str) -> float | None:
+def change_per_s(before: QueuesSnapshot | None, now: QueuesSnapshot, name: str) -> float | None:
     """Return the growth of a queue's waiting messages per second; None if unknown."""
     if before is None or name not in before.queues or now.at_s <= before.at_s:
         return None

@@ -59,8 +59,8 @@ class AsyncResult(ResultBase, Generic[R]):
         """Create the handle of task `id`, whose result is read through `transport`.
 
         Args:
-            id: the task's
-            id. transport: where to read; None means that of the `app`, or of the newest app.
+            id: the task's id.
+            transport: where to read; None means that of the `app`, or of the newest app.
             name: the task's name, if known.
             app: whose transport to use.
             parent: the handle of its predecessor in a chain.

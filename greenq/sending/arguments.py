@@ -53,8 +53,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
 
     Args:
         task: named in the error.
-        function: the function as called, not the one
-        it wraps. bound: whether its first parameter is the task itself.
+        function: the function as called, not the one it wraps.
+        bound: whether its first parameter is the task itself.
     """
     try:
         signature = inspect.signature(function, follow_wrapped=False)
@@ -65,6 +65,35 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     if bound and parameters and parameters[0].kind in _POSITIONAL:
         parameters = parameters[1:]
     signature = signature.replace(parameters=parameters)
+    fits, least, most = _fitter(parameters)
+
+    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        # The common case. A value that is not a list is refused later, on writing, with a better
+        # message.
+        if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
+            return
+        if not fits(args, kwargs):
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as exc:
+                raise TypeError(f"task {task}: {exc}; it takes {signature}") from None
+
+    def check_call(call: Call) -> Call:
+        args, kwargs = call
+        if kwargs or args.__class__ is not tuple or not least <= len(args) <= most:
+            check(args, kwargs)
+        return call
+
+    return Check(check, check_call)
+
+
+def _fitter(
+    parameters: Sequence[inspect.Parameter],
+) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], bool], int, int]:
+    """Return a function that tells whether arguments fit, and the numbers that surely do.
+
+    From the first to the second number of arguments by place, none has to be given by name.
+    """
     kinds = {each.kind for each in parameters}
     open_names = inspect.Parameter.VAR_KEYWORD in kinds
     positional = [each for each in parameters if each.kind in _POSITIONAL]
@@ -103,27 +132,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
                 wanted -= 1
         return not wanted
 
-    # From this many positional arguments on, no argument has to be passed by name.
     least = left.index(0) if 0 in left else _MANY + 1
-
-    def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # The common case. A value that is not a list is refused later, on writing, with a better
-        # message.
-        if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
-            return
-        if not fits(args, kwargs):
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as exc:
-                raise TypeError(f"task {task}: {exc}; it takes {signature}") from None
-
-    def check_call(call: Call) -> Call:
-        args, kwargs = call
-        if kwargs or args.__class__ is not tuple or not least <= len(args) <= most:
-            check(args, kwargs)
-        return call
-
-    return Check(check, check_call)
+    return fits, least, most
 
 
 def explained(

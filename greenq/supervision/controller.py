@@ -20,8 +20,8 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, SupervisorError
 from greenq.hub import Event, join_all, spawn
 from greenq.log import OutageLog
-from greenq.supervision.sizing import Sample, decide
-from greenq.transport.group_store import Report
+from greenq.supervision.sizing import GroupSample, decide
+from greenq.transport.group_store import LoadReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from greenq.supervision.sizing import Rules
     from greenq.supervision.supervisor import Membership, Process
     from greenq.transport.broker import Broker
-    from greenq.transport.group_store import Answer, GroupStore
+    from greenq.transport.group_store import GroupAnswer, GroupStore
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Processes(StartStopPart):
         self._interval_s = interval_s
         self._pool, self._tasks, self._broker, self._queues = pool, tasks, broker, queues
         self._clock = clock
-        self._samples: deque[Sample] = deque()
+        self._samples: deque[GroupSample] = deque()
         # When the hub measured its times for the last report.
         self._times = (0.0, 0.0)
         # True while this process drains because the leader has asked it to.
@@ -188,11 +188,11 @@ class Processes(StartStopPart):
         except SupervisorError as exc:
             self._say_once(f"the number of processes stays as it is: {exc}")
 
-    def _report(self) -> Report:
+    def _report(self) -> LoadReport:
         times = self._pool.hub_time.times()
         passed_s, busy_s = (now - last for now, last in zip(times, self._times, strict=True))
         self._times = times
-        return Report(
+        return LoadReport(
             busy=round(busy_s / passed_s, 3) if passed_s > 0 else 0.0,
             running=self._pool.running,
             waiting=self._pool.waiting,
@@ -207,7 +207,7 @@ class Processes(StartStopPart):
 
     # --- the leader -------------------------------------------------------------------------------
 
-    def _lead(self, answer: Answer) -> None:
+    def _lead(self, answer: GroupAnswer) -> None:
         group = self._place.supervisor.group(self._place.group)
         self._finish_drained(group, answer)
         sample = self._sample(group, answer)
@@ -222,10 +222,10 @@ class Processes(StartStopPart):
         if changed:
             self._samples.clear()
 
-    def _sample(self, group: Sequence[Process], answer: Answer) -> Sample:
+    def _sample(self, group: Sequence[Process], answer: GroupAnswer) -> GroupSample:
         taking = [each for each in answer.reports.values() if not each.draining]
         busy = sum(each.busy for each in taking)
-        sample = Sample(
+        sample = GroupSample(
             at_s=self._clock(),
             workers=len(taking),
             coming=self._count_coming(group, answer),
@@ -238,7 +238,7 @@ class Processes(StartStopPart):
             return sample
         queues = self._queues()
         oldest = self._broker.oldest(queues).values()
-        return Sample(
+        return GroupSample(
             at_s=sample.at_s,
             workers=sample.workers,
             coming=sample.coming,
@@ -247,7 +247,7 @@ class Processes(StartStopPart):
             age_s=max(0.0, time.time() - min(oldest)) if oldest else 0.0,
         )
 
-    def _count_coming(self, group: Sequence[Process], answer: Answer) -> int:
+    def _count_coming(self, group: Sequence[Process], answer: GroupAnswer) -> int:
         """Count the started processes that have not reported yet."""
         coming = [
             each
@@ -265,14 +265,14 @@ class Processes(StartStopPart):
             )
         return len(coming) - len(late)
 
-    def _remember(self, sample: Sample) -> None:
+    def _remember(self, sample: GroupSample) -> None:
         """Keep the samples that a decision needs."""
         self._samples.append(sample)
         longest_s = max(self.rules.grow_after_s, self.rules.keepalive_s)
         while len(self._samples) > 1 and self._samples[1].at_s <= sample.at_s - longest_s:
             self._samples.popleft()
 
-    def _finish_drained(self, group: Sequence[Process], answer: Answer) -> None:
+    def _finish_drained(self, group: Sequence[Process], answer: GroupAnswer) -> None:
         """Stop the processes that have drained."""
         for process in group:
             if process.name not in answer.draining:
@@ -312,7 +312,7 @@ class Processes(StartStopPart):
         )
         return False
 
-    def _remove(self, group: Sequence[Process], answer: Answer, reason: str) -> bool:
+    def _remove(self, group: Sequence[Process], answer: GroupAnswer, reason: str) -> bool:
         """Drain one process: the last one that supervisord does not start by itself."""
         for process in reversed(group):
             report = answer.reports.get(process.name)
@@ -321,7 +321,7 @@ class Processes(StartStopPart):
                 return self._store.mark(process.name, drain=True)
         return False
 
-    def _note(self, sample: Sample, change: int, reason: str) -> None:
+    def _note(self, sample: GroupSample, change: int, reason: str) -> None:
         last = self.history[-1] if self.history else None
         if change or last is None or last.workers != sample.workers:
             self.history.append(Change(time.time(), sample.workers, change, reason))

@@ -133,7 +133,7 @@ class Judge:
         return True
 
 
-class Listener:
+class EventListener:
     """Looks at the workers of one group and restarts at most one at each check."""
 
     def __init__(

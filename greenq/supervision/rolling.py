@@ -52,8 +52,8 @@ class RollingRestart:
             nodes: the workers.
             drain_s: how long to wait for the running tasks of a worker; longer ones get its
                 worker_shutdown_grace to end, and are then requeued.
-            ready_s: how long a restarted worker may take to answer. say:
-            called with progress messages.
+            ready_s: how long a restarted worker may take to answer.
+            say: called with progress messages.
             clock, sleep: monotonic seconds, and a function that waits.
         """
         self._supervisor, self._group, self._nodes = supervisor, group, nodes

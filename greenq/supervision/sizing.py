@@ -22,7 +22,7 @@ RELAXED: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class GroupSample:
     """The load of a group at one moment.
 
     Attributes:
@@ -63,40 +63,40 @@ class Rules:
     keepalive_s: float
 
 
-class Decision(NamedTuple):
+class SizeChange(NamedTuple):
     """One process more (1), one less (-1) or no change (0), and the reason."""
 
     change: int
     reason: str
 
 
-def decide(samples: Sequence[Sample], rules: Rules) -> Decision:
+def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
     """Decide by the samples since the last change, oldest first, at least one."""
     now = samples[-1]
     there = now.workers + now.coming
     if there > rules.most:
-        return Decision(-1, f"{there} processes: at most {rules.most}")
+        return SizeChange(-1, f"{there} processes: at most {rules.most}")
     if there < rules.least:
         short = lasted(samples, lambda each: each.workers + each.coming < rules.least)
         if short < rules.grow_after_s:
-            return Decision(0, f"{there} processes: at least {rules.least} soon")
-        return Decision(1, f"{there} processes: at least {rules.least}")
+            return SizeChange(0, f"{there} processes: at least {rules.least} soon")
+        return SizeChange(1, f"{there} processes: at least {rules.least}")
     if now.coming:
-        return Decision(0, "a started process has not reported yet")
+        return SizeChange(0, "a started process has not reported yet")
     share = now.busy / now.workers if now.workers else 0.0
     busy_s = lasted(samples, lambda each: _needs_more(each, now.workers))
     if busy_s >= rules.grow_after_s:
         text = f"hubs busy for {share:.0%} of the time over {busy_s:.0f} s, {now.backlog} waiting"
         if there == rules.most:
-            return Decision(0, f"{text}: at the maximum")
-        return Decision(1, text)
+            return SizeChange(0, f"{text}: at the maximum")
+        return SizeChange(1, text)
     quiet_s = lasted(samples, lambda each: _needs_less(each, now.workers, rules.grow_after_s))
     if there > rules.least and quiet_s >= rules.keepalive_s:
-        return Decision(-1, f"one process fewer was enough for {quiet_s:.0f} s")
-    return Decision(0, "steady")
+        return SizeChange(-1, f"one process fewer was enough for {quiet_s:.0f} s")
+    return SizeChange(0, "steady")
 
 
-def lasted(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> float:
+def lasted(samples: Sequence[GroupSample], holds: Callable[[GroupSample], bool]) -> float:
     """Return how many seconds a condition has held at the last sample; -1 if it does not."""
     since_s = None
     for sample in reversed(samples):
@@ -106,10 +106,10 @@ def lasted(samples: Sequence[Sample], holds: Callable[[Sample], bool]) -> float:
     return -1.0 if since_s is None else samples[-1].at_s - since_s
 
 
-def _needs_more(sample: Sample, workers: int) -> bool:
+def _needs_more(sample: GroupSample, workers: int) -> bool:
     return sample.workers == workers and sample.is_saturated and sample.backlog > 0
 
 
-def _needs_less(sample: Sample, workers: int, patience_s: float) -> bool:
+def _needs_less(sample: GroupSample, workers: int, patience_s: float) -> bool:
     fits = sample.busy <= RELAXED * (workers - 1)
     return sample.workers == workers and fits and sample.age_s <= patience_s

@@ -139,7 +139,7 @@ class Supervisor:
     def _call(
         self, method: str, *arguments: Any, fine: int | None = None, timeout_s: float = _TIMEOUT_S
     ) -> Any:
-        transport = _Transport(self._path, self._login, timeout_s)
+        transport = _RpcTransport(self._path, self._login, timeout_s)
         with xmlrpc.client.ServerProxy(f"http://{self._host}/RPC2", transport) as proxy:
             try:
                 return getattr(proxy.supervisor, method)(*arguments)
@@ -210,7 +210,7 @@ def supervisor_at(url: str, environment: Mapping[str, str] = os.environ) -> Supe
     return Supervisor(url, *(environment.get(name, "") for name in names))
 
 
-class _Transport(xmlrpc.client.Transport):
+class _RpcTransport(xmlrpc.client.Transport):
     """XML-RPC over a unix socket or, without a path, over TCP."""
 
     def __init__(self, path: str | None, login: tuple[str, str] | None, timeout_s: float) -> None:
@@ -222,13 +222,13 @@ class _Transport(xmlrpc.client.Transport):
         self._path, self._timeout_s = path, timeout_s
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        made = _Connection(str(host), self._path, self._timeout_s)
+        made = _RpcConnection(str(host), self._path, self._timeout_s)
         # The base class closes this connection.
         self._connection = host, made
         return made
 
 
-class _Connection(http.client.HTTPConnection):
+class _RpcConnection(http.client.HTTPConnection):
     """An HTTP connection, over a unix socket if it has a path."""
 
     def __init__(self, host: str, path: str | None, timeout_s: float) -> None:

@@ -1,8 +1,8 @@
 """Results: store, read, wait for, forget.
 
 A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same
-name. All waiting callers receive them through the process's one `Listener`: ten thousand callers of
-`get` share one connection, in plain threads and in greenlets alike.
+name. All waiting callers receive them through the process's one `ChannelListener`: ten thousand
+callers of `get` share one connection, in plain threads and in greenlets alike.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from greenq.protocol.meta import (
 )
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
-from greenq.transport.listener import PORTION, Heard, Listener, portions
+from greenq.transport.listener import PORTION, ChannelListener, Heard, portions
 from greenq.transport.reads import Reads
-from greenq.transport.settle import Entry, StateWrite, settle
-from greenq.transport.workflow import Part, chord_rule
+from greenq.transport.settle import KEEP, Settlement, StateWrite, settle
+from greenq.transport.workflow import KIND_FINAL, KIND_PASSING, KIND_SUCCESS, ChordPart, chord_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -109,9 +109,11 @@ class Backend:
             failure_expiry = int(config.result_failure_expires)
         # The rules for each final state, then the one for all other states.
         self._rules = {
-            SUCCESS: f"s{expiry}", FAILURE: f"f{failure_expiry}", REVOKED: f"f{expiry}"
-        }  # fmt: skip
-        self._rule = f"n{expiry}"
+            SUCCESS: f"{KIND_SUCCESS}{expiry}",
+            FAILURE: f"{KIND_FINAL}{failure_expiry}",
+            REVOKED: f"{KIND_FINAL}{expiry}",
+        }
+        self._rule = f"{KIND_PASSING}{expiry}"
         # How long a chord is kept after its last change, and the kind of key for its parts.
         chord_expiry = config.result_chord_expires
         self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
@@ -129,7 +131,7 @@ class Backend:
         self._is_plain = config.result_serializer == "json" and config.result_compression is None
         self._signer = signer
         self._reads = Reads(self._read_each)
-        self._listener = Listener(client, silence_s)
+        self._listener = ChannelListener(client, silence_s)
         self._callbacks = Callbacks(self._listener, self._follow)
 
     def stored(
@@ -181,7 +183,7 @@ class Backend:
 
     def part(
         self, group_id: str, index: int | None, task_id: str, status: str, result: object
-    ) -> Part:
+    ) -> ChordPart:
         """Return the part that a task of a chord's header adds when it ends.
 
         Raises:
@@ -193,7 +195,7 @@ class Backend:
             task_id, status, result, config.result_serializer, config.result_compression
         )
         key = self._keys.group(group_id)
-        return Part(key, f"{task_id}:{place}", place, value, self._chord_rule)
+        return ChordPart(key, f"{task_id}:{place}", place, value, self._chord_rule)
 
     def read_chord(self, group: str) -> tuple[str | None, list[tuple[str, str, Any]], Any]:
         """Read a chord by its group's key. Switches: yes.
@@ -224,7 +226,7 @@ class Backend:
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
         """Store a state at once; `fields` are those of `stored`."""
         state = self.stored(task_id, status, result, **fields)
-        settle(self._client, self._keys, [Entry("", "k", result=state)])
+        settle(self._client, self._keys, [Settlement("", KEEP, result=state)])
 
     def get(self, task_id: str) -> ResultMeta:
         """Read a task's stored state; a task without one is PENDING."""
@@ -358,9 +360,9 @@ class Backend:
         """Yield the final state of each task in order; keeps at most one portion of them.
 
         Args:
-            task_ids: the tasks' ids, each
-            once. check: called with each final state as soon as it is known, to raise a task's
-                exception; also for tasks whose turn has not come.
+            task_ids: the tasks' ids, each once.
+            check: called with each final state as soon as it is known, to raise a task's exception;
+                also for tasks whose turn has not come.
             timeout_s, interval_s, on_interval: as for `wait_many`.
 
         Raises:

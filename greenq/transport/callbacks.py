@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from greenq.protocol.meta import ResultMeta
-    from greenq.transport.listener import Ear, Listener
+    from greenq.transport.listener import ChannelListener, Ear
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ class Callbacks:
     """
 
     def __init__(
-        self, listener: Listener, follow: Callable[[Ear, dict[str, str]], Iterator[ResultMeta]]
+        self,
+        listener: ChannelListener,
+        follow: Callable[[Ear, dict[str, str]], Iterator[ResultMeta]],
     ) -> None:
         """Subscribe through `listener`.
 

@@ -107,7 +107,7 @@ _INVALIDATE = Push("invalidate")
 _MESSAGE = Push("message")
 
 
-class Message(NamedTuple):
+class Published(NamedTuple):
     """A message published on a channel that a connection is subscribed to."""
 
     channel: str
@@ -119,7 +119,7 @@ _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
 
-def _size_of(message: Message) -> int:
+def _size_of(message: Published) -> int:
     return len(message.data)
 
 
@@ -137,7 +137,7 @@ class Connection:
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
         """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
-        self._published: Backlog[Message] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
+        self._published: Backlog[Published] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
         self._client = client
         self._link = link
         self._pid = os.getpid()
@@ -262,7 +262,7 @@ class Connection:
     def _keep(self, push: list[Any]) -> Push:
         """Keep a published message; the confirmation of a subscription is dropped."""
         if push[0] in (b"message", b"pmessage"):
-            self._published.add(Message(push[-2].decode(errors="replace"), push[-1]))
+            self._published.add(Published(push[-2].decode(errors="replace"), push[-1]))
         return _MESSAGE
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
@@ -303,7 +303,7 @@ class Connection:
         if refusal is not None:
             raise refusal
 
-    def messages(self, timeout_s: float = 0.0) -> list[Message]:
+    def messages(self, timeout_s: float = 0.0) -> list[Published]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
         Returns nothing after the timeout. If the other end has vanished silently, this looks the

@@ -85,8 +85,8 @@ class DeadLetter:
 
     Attributes:
         queue: the queue it was taken from.
-        reason: the reason, as a
-        sentence. buried_at: the time, by the clock of the worker that buried it.
+        reason: the reason, as a sentence.
+        buried_at: the time, by the clock of the worker that buried it.
         worker: that worker's node name.
         task_id: None if it could not be read.
         task: the task's name, likewise.
@@ -222,9 +222,9 @@ class DeadLetters:
         either still a dead letter or back on its queue.
 
         Args:
-            queues: the queues whose
-            letters to replay. wanted:
-            selects letters. limit: the maximum number to replay.
+            queues: the queues whose letters to replay.
+            wanted: selects letters.
+            limit: the maximum number to replay.
         """
         with self._client.pooled() as connection:
             connection.call("SCRIPT", "LOAD", _REPLAY.source)

@@ -148,22 +148,22 @@ def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(turns)
 
 
-class Batch(NamedTuple):
+class Taken(NamedTuple):
     """The result of one take: deliveries, and how many messages are left in the queues."""
 
     deliveries: list[Delivery]
     depth: int
 
 
-class _Plan(NamedTuple):
+class _TakePlan(NamedTuple):
     """The data shared by takes and waits on one set of queues.
 
     Attributes:
         queues: the queues to take from.
         turns: the same, each as often as it has turns.
-        endings: the endings of their records, turn
-        by turn. keys: the keys of
-        a take. blocking: list and inbox of each queue that has its own waiting connection.
+        endings: the endings of their records, turn by turn.
+        keys: the keys of a take.
+        blocking: list and inbox of each queue that has its own waiting connection.
     """
 
     queues: tuple[str, ...]
@@ -199,11 +199,11 @@ class Fetcher:
 
         Args:
             client, keys: the server, and its key names.
-            queues: the queues
-            to take from. owner: the incarnation named in delivery
-            tags. rotate: serve the queues in turn; otherwise each is emptied before the next one.
-            weights: the turns of queues that have more than
-            one. member: the owner's member of the leases, if that is more than its name.
+            queues: the queues to take from.
+            owner: the incarnation named in delivery tags.
+            rotate: serve the queues in turn; otherwise each is emptied before the next one.
+            weights: the turns of queues that have more than one.
+            member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
         self._keys = keys
@@ -262,7 +262,7 @@ class Fetcher:
             self._plan = plan
             self.wake(look=True)
 
-    def take(self, most: int) -> Batch:
+    def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
         With 0, return only messages whose reservation was lost with an answer.
@@ -273,7 +273,7 @@ class Fetcher:
         """
         plan, prefix = self._plan, self._prefix
         if not plan.queues and not self.unsure:
-            return Batch([], 0)
+            return Taken([], 0)
         self._calls += 1
         self.unsure = True
         answer = self._connection.script(
@@ -297,7 +297,7 @@ class Fetcher:
         self.working = self.working or bool(deliveries)
         if self._rotate and deliveries and queues:
             self._turn = (self._turn + 1) % len(queues)
-        return Batch(deliveries, depth)
+        return Taken(deliveries, depth)
 
     def register(
         self, question: str, held: Iterable[Delivery], begun: Iterable[str], timeout_s: float
@@ -308,7 +308,8 @@ class Fetcher:
             question: the challenge that the last renewal of the lease returned.
             held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcomes have not been
-            written yet. timeout_s: for each call; held deliveries are sent in portions.
+                written yet.
+            timeout_s: for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.
@@ -333,14 +334,14 @@ class Fetcher:
             )
         return not known
 
-    def _make_plan(self, queues: Iterable[str]) -> _Plan:
+    def _make_plan(self, queues: Iterable[str]) -> _TakePlan:
         """Prepare takes and waits on `queues`."""
         keys = self._keys
         names = tuple(dict.fromkeys(queues))
         turns = turns_of({name: self._weights.get(name, 1) for name in names})
         inboxes = [keys.inbox(queue) for queue in turns]
         lists = [[keys.queue(queue, step) for queue in turns] for step in keys.steps]
-        return _Plan(
+        return _TakePlan(
             queues=names,
             turns=turns,
             endings=[_ending(queue) for queue in turns],
@@ -369,7 +370,7 @@ class Fetcher:
         look, self._look = self._look, False
         return found or look
 
-    def _arrange(self, plan: _Plan) -> None:
+    def _arrange(self, plan: _TakePlan) -> None:
         """Set up a waiter for each of the first few queues; call it only between waits.
 
         Connections are reused by position; only surplus ones are closed.

@@ -28,7 +28,7 @@ _SILENT_S: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class LoadReport:
     """The load of one process.
 
     Attributes:
@@ -44,7 +44,7 @@ class Report:
     draining: bool
 
 
-class Answer(NamedTuple):
+class GroupAnswer(NamedTuple):
     """What a process learns when it reports.
 
     Attributes:
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
     leads: bool
     draining: frozenset[str]
-    reports: Mapping[str, Report]
+    reports: Mapping[str, LoadReport]
 
 
 class GroupStore:
@@ -73,7 +73,7 @@ class GroupStore:
         self._process = process
         self._silent_ms = round(max(_SILENT_S, _SILENT_INTERVALS * interval_s) * 1000)
 
-    def report(self, report: Report) -> Answer:
+    def report(self, report: LoadReport) -> GroupAnswer:
         """Report this process's load; lead if there is no leader. Switches: yes.
 
         Raises:
@@ -86,7 +86,7 @@ class GroupStore:
             for name, text in zip(texts[::2], texts[1::2], strict=True)
             if (read := _read(text)) is not None
         }
-        return Answer(bool(leads), frozenset(each.decode() for each in draining), reports)
+        return GroupAnswer(bool(leads), frozenset(each.decode() for each in draining), reports)
 
     def leave(self) -> None:
         """Report that this process is ending; another one may lead. Switches: yes.
@@ -114,9 +114,9 @@ class GroupStore:
         return leads, draining, recent
 
 
-def _read(text: str) -> Report | None:
+def _read(text: str) -> LoadReport | None:
     """Parse a report; None if another version of greenq wrote it."""
     try:
-        return Report(**json.loads(text))
+        return LoadReport(**json.loads(text))
     except (ValueError, TypeError):
         return None

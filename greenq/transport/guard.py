@@ -59,7 +59,7 @@ def now_s() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-class Worker:
+class GuardedWorker:
     """The worker's process and its pipe: whether the process is alive, and what it sends."""
 
     def __init__(self, pid: int, pipe: int) -> None:
@@ -104,7 +104,7 @@ class RefusedError(Exception):
     """The server answered with an error."""
 
 
-class Plain:
+class PlainConnection:
     """A connection without TLS, ready after a few milliseconds of CPU."""
 
     def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
@@ -201,7 +201,7 @@ class Lease:
         description = importlib.import_module("json").loads(self._description)
         timeout_s, key, member = description["timeout_s"], description["key"], description["member"]
         if description["plain"] is not None:
-            plain = self._connection = Plain(description["plain"], timeout_s)
+            plain = self._connection = PlainConnection(description["plain"], timeout_s)
             folder = os.path.join(os.path.dirname(__file__), "lua")
 
             def run(name: str, args: tuple[object, ...]) -> int:
@@ -229,7 +229,7 @@ class Lease:
 class Guard:
     """Guards one worker for its whole life."""
 
-    def __init__(self, worker: Worker, lease: Lease, lease_s: float, limit_s: float) -> None:
+    def __init__(self, worker: GuardedWorker, lease: Lease, lease_s: float, limit_s: float) -> None:
         """Guard `lease`, which is valid for `lease_s`, for up to `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
@@ -323,7 +323,7 @@ def _open_process(pid: int) -> int:
         return -1
 
 
-def _read_description(worker: Worker) -> tuple[bytes, bytes] | None:
+def _read_description(worker: GuardedWorker) -> tuple[bytes, bytes] | None:
     """Return the first line and the bytes after it; None if the worker ended before it wrote them.
 
     On a busy machine the worker may have written them, taken its lease and died by now.
@@ -343,7 +343,7 @@ def main() -> None:
     pid, lease_s, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
     # Close everything else that the worker left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
-    worker = Worker(pid, 0)
+    worker = GuardedWorker(pid, 0)
     read = _read_description(worker)
     if read is None:
         return

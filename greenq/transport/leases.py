@@ -15,7 +15,7 @@ from greenq.transport.client import load_script
 from greenq.transport.fetch import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
 from greenq.transport.owner import Owner
 from greenq.transport.schedule_store import Lead
-from greenq.transport.settle import Guard, settle
+from greenq.transport.settle import Fence, settle
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from greenq.transport.client import Connection
     from greenq.transport.recovery import Recovery
     from greenq.transport.schedule_store import LeadCall
-    from greenq.transport.settle import Entry, Publication
+    from greenq.transport.settle import Publication, Settlement
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class _Looks(NamedTuple):
     """The data that a renewal checks besides the leases.
 
     Attributes:
-        queues: this worker's
-        queues. keys: the keys of the renewal.
+        queues: this worker's queues.
+        keys: the keys of the renewal.
         steps: the lists of each queue, the first one first, for the relay.
         unwatched: those of the lists on which no worker waits.
     """
@@ -302,7 +302,7 @@ class Leases:
         if moved:
             _log.warning("the server has lost the outcome of %d tasks; they will run again", moved)
 
-    def leave(self, unwritten: Sequence[Entry]) -> int:
+    def leave(self, unwritten: Sequence[Settlement]) -> int:
         """End this owner: requeue whatever the server still holds for it, then end its lease.
 
         Args:
@@ -318,7 +318,7 @@ class Leases:
         self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
         moves = [entry for entry in unwritten if entry.result is None]
         for portion in in_portions(moves, _size_of):
-            settle(self.connection, self._keys, portion, guard=Guard(self.incarnation))
+            settle(self.connection, self._keys, portion, fence=Fence(self.incarnation))
         moved = 0
         while given_back := self.recovery.give_back_all(self.incarnation):
             moved += given_back
@@ -337,5 +337,5 @@ def _read_lead(now_s: float, answer: list[Any]) -> Lead | None:
     return Lead(int(now_s * 1e6), bool(leads), int(changes), leader.decode(errors="replace"))
 
 
-def _size_of(entry: Entry) -> int:
+def _size_of(entry: Settlement) -> int:
     return 0 if entry.move is None else len(entry.move.text)

@@ -49,9 +49,8 @@ class Heard(NamedTuple):
     """An item received by a caller.
 
     Attributes:
-        channel: the
-        channel. payload: the published bytes; empty when the subscription has begun, or begun
-        again.
+        channel: the channel.
+        payload: the published bytes; empty when the subscription has begun, or begun again.
     """
 
     channel: str
@@ -61,7 +60,7 @@ class Heard(NamedTuple):
 Ear = queue.SimpleQueue[Heard]
 
 
-class Listener:
+class ChannelListener:
     """Listens to channels over one connection, in one thread, for all callers in this process.
 
     Only the thread touches the socket (two threads must not read and write a TLS socket at once);

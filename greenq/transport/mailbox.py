@@ -94,8 +94,8 @@ class Mailbox:
             keys: its key names.
             accept: serializers and content types accepted in replies.
             serializer: for requests and replies.
-            clock: the app's; None creates a new
-            one. signer: signs requests and replies, and checks replies; None for neither.
+            clock: the app's; None creates a new one.
+            signer: signs requests and replies, and checks replies; None for neither.
         """
         self._client = client
         self._keys = keys

@@ -21,7 +21,8 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.log import OutageLog
-from greenq.transport.settle import INDEX, Entry, Guard, settle
+from greenq.transport.settle import ACKNOWLEDGE, INDEX, MOVE, Fence, Settlement, settle
+from greenq.transport.workflow import KIND_SUCCESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Outbox(StartStopPart):
         `stop` waits up to `flush_timeout_s` for the remaining entries.
         """
         self._keys = transport.keys
-        self._guard = Guard(owner)
+        self._fence = Fence(owner)
         self.connection = transport.client.connection()
         results = transport.result_client
         self._results: Connection | None = None
@@ -66,7 +67,7 @@ class Outbox(StartStopPart):
         self._flush_timeout_s = flush_timeout_s
         # `stop` waits at least until then (monotonic): the end of the worker's grace period.
         self.until_s = 0.0
-        self._entries: list[Entry] = []
+        self._entries: list[Settlement] = []
         # Tags of messages whose ending is still being prepared by another greenlet.
         self._expected: set[str] = set()
         self._filled = Event()
@@ -77,7 +78,7 @@ class Outbox(StartStopPart):
         # events.
         self.collect: Callable[[], Sequence[Publication]] = tuple
         # Own greenlet only. The entries of the current write that have not sent their pushes.
-        self._unsent: set[Entry] = set()
+        self._unsent: set[Settlement] = set()
         self._outage = OutageLog(_log)
         self._publish_outage = OutageLog(_log)
         self._index_outage = OutageLog(_log)
@@ -108,7 +109,7 @@ class Outbox(StartStopPart):
         self._filled.set()
         self._empty.clear()
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Settlement) -> None:
         """Queue an entry to be written soon. Switches: no."""
         if self._expected:
             self._expected.discard(entry.tag)
@@ -123,7 +124,7 @@ class Outbox(StartStopPart):
         self._expected.add(tag)
         self._empty.clear()
 
-    def unwritten(self) -> list[Entry]:
+    def unwritten(self) -> list[Settlement]:
         """Return the unwritten entries in order; any thread may call this."""
         return list(self._entries)
 
@@ -163,36 +164,35 @@ class Outbox(StartStopPart):
                     connection.check_rested()
             try:
                 not_held = self._write(entries, publications)
+                break
             except OperationalError as exc:
-                if isinstance(exc, TransportTimeout):
-                    # The write may be too large for its timeout.
-                    self._batch = max(1, self._batch // 2)
-                self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
+                self._note_failure(exc)
                 pauses = pauses or Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
                 sleep(pauses.next_s())
-            else:
-                break
         if pauses is not None:
             self._outage.recovered("outcomes are written again")
+            # A message that is no longer held was most likely settled by the first attempt; only a
+            # stub shows this for certain.
+            not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
-        # On a repeated write, a message that is no longer held was most likely settled by the first
-        # attempt; only a stub shows this for certain.
-        if not_held and pauses is not None:
-            not_held = _keep_certain(not_held)
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
             if entry.workflow is not None and entry.workflow.written:
                 self._tell_written(entry, not_held)
-        for entry in not_held:
-            if entry.about is not None:
-                _log.warning(
-                    "%s was given to another worker while it ran here, so it runs twice%s",
-                    entry.about, _describe_fate(entry),
-                )  # fmt: skip
+        if not_held:
+            _log_lost(not_held)
 
-    def _write(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
+    def _note_failure(self, exc: OperationalError) -> None:
+        if isinstance(exc, TransportTimeout):
+            # The write may be too large for its timeout.
+            self._batch = max(1, self._batch // 2)
+        self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
+
+    def _write(
+        self, entries: list[Settlement], publications: Sequence[Publication] = ()
+    ) -> set[Settlement]:
         """Write entries and return those whose message was not held.
 
         An entry that the server refuses permanently does not stop the others.
@@ -217,10 +217,12 @@ class Outbox(StartStopPart):
                 self.expect(refused.tag)
                 refused.workflow.refused(refused, exc.reply)
             elif refused.result is not None:
-                return self._write([Entry(refused.tag, refused.action, move=refused.move)])
+                return self._write([Settlement(refused.tag, refused.action, move=refused.move)])
             return set()
 
-    def _settle(self, entries: list[Entry], publications: Sequence[Publication] = ()) -> set[Entry]:
+    def _settle(
+        self, entries: list[Settlement], publications: Sequence[Publication] = ()
+    ) -> set[Settlement]:
         if not entries and not publications:
             return set()
         settled = settle(
@@ -228,7 +230,7 @@ class Outbox(StartStopPart):
             self._keys,
             entries,
             publications,
-            guard=self._guard,
+            fence=self._fence,
             results=self._results,
         )
         self._note_unpublished(settled.unpublished)
@@ -240,20 +242,20 @@ class Outbox(StartStopPart):
             self._complete(entries[i])
         return {entries[i] for i in settled.not_held}
 
-    def _tell_written(self, entry: Entry, not_held: set[Entry]) -> None:
+    def _tell_written(self, entry: Settlement, not_held: set[Settlement]) -> None:
         """Notify the senders of a message's pushes, which runs the code of receivers."""
         assert entry.workflow is not None
         if entry not in not_held and entry not in self._unsent:
             spawn(_call_each, entry.workflow.written, entry.about, name="sent")
 
-    def _complete(self, entry: Entry) -> None:
+    def _complete(self, entry: Settlement) -> None:
         """Request a chord's completion: the ending of its last part is to send the body."""
         assert entry.workflow is not None
         assert entry.workflow.complete is not None
         self.expect(entry.tag)
         entry.workflow.complete(entry)
 
-    def _note_misplaced(self, misplaced: str, stuck: list[Entry]) -> None:
+    def _note_misplaced(self, misplaced: str, stuck: list[Settlement]) -> None:
         """Log what cannot be moved; a message with unsendable successors ends differently."""
         _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
         for entry in stuck:
@@ -279,15 +281,25 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
             _log.exception("a receiver of the messages sent by task %s failed", about)
 
 
-def _keep_certain(not_held: set[Entry]) -> set[Entry]:
+def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
     """Leave out the entries that an earlier attempt of the same write may have settled."""
-    return {entry for entry in not_held if entry.action not in "am"}
+    return {entry for entry in not_held if entry.action not in {ACKNOWLEDGE, MOVE}}
 
 
-def _describe_fate(entry: Entry) -> str:
+def _log_lost(not_held: set[Settlement]) -> None:
+    """Log the tasks whose messages other workers have taken meanwhile."""
+    for entry in not_held:
+        if entry.about is not None:
+            _log.warning(
+                "%s was given to another worker while it ran here, so it runs twice%s",
+                entry.about, _describe_fate(entry),
+            )  # fmt: skip
+
+
+def _describe_fate(entry: Settlement) -> str:
     """Return a phrase that says what happens to the state of a message that was no longer held."""
     if entry.result is None:
         return ""
-    if entry.result.rule.startswith("s"):
+    if entry.result.rule.startswith(KIND_SUCCESS):
         return "; its success is stored unless the other run has ended"
     return "; the other run determines its state"

@@ -20,8 +20,8 @@ from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
-from greenq.transport.settle import Entry, Guard, Move, settle
-from greenq.transport.workflow import Claim, Workflow, claim_of
+from greenq.transport.settle import REQUEUE, Fence, Move, Settlement, settle
+from greenq.transport.workflow import ChordClaim, Continuation, claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,13 +68,13 @@ class Lot(NamedTuple):
     """Messages to be requeued, and why.
 
     Attributes:
-        guard: on whose behalf
-        to move them. owner: their owner, "" if unknown.
+        fence: on whose behalf to move them.
+        owner: their owner, "" if unknown.
         alone: the tag of the message that ran alone when its worker died, "" if none did.
         counts: True when their worker has died.
     """
 
-    guard: Guard
+    fence: Fence
     owner: str = ""
     alone: str = ""
     counts: bool = False
@@ -93,7 +93,7 @@ class Recovery:
         claim_s: float,
         max_deliveries: int,
         may_run_again: Callable[[str | None], bool],
-        bury: Callable[[str, str, bytes, str, str | None], Entry],
+        bury: Callable[[str, str, bytes, str, str | None], Settlement],
         now_s: Callable[[], float],
     ) -> None:
         """Requeue over `connection`, which is opened when it is first needed.
@@ -173,7 +173,7 @@ class Recovery:
         if claim is None:
             return
         score, alone = claim
-        lot = Lot(Guard(incarnation, str(dead), score), incarnation, alone, counts=True)
+        lot = Lot(Fence(incarnation, str(dead), score), incarnation, alone, counts=True)
         tags: set[str] = set()
         for found in self.tags_of(incarnation):
             tags.update(found)
@@ -214,7 +214,7 @@ class Recovery:
     def _overdue(self, find: Callable[[], list[str]]) -> Iterator[None]:
         moved = 0
         for portion in self._portions(find()[::-1]):
-            moved += self._give_back(portion, Lot(Guard("")))[0]
+            moved += self._give_back(portion, Lot(Fence("")))[0]
             yield
         if moved:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
@@ -228,7 +228,7 @@ class Recovery:
             How many were moved.
         """
         portions = self._portions(newest_first(self.held(incarnation) if tags is None else tags))
-        lot = Lot(Guard(""), incarnation)
+        lot = Lot(Fence(""), incarnation)
         return sum(self._give_back(portion, lot)[0] for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
@@ -263,14 +263,14 @@ class Recovery:
         if not entries:
             return 0, []
         settled = settle(
-            self._connection, self._keys, entries, guard=lot.guard, results=self._results
+            self._connection, self._keys, entries, fence=lot.fence, results=self._results
         )
         if settled.misplaced:
             _log.error("messages of a lost worker stay reserved: %s", settled.misplaced)
         not_held = [entries[i].tag for i in sorted(settled.not_held)]
         return len(entries) - len(not_held) - len(settled.stuck), not_held
 
-    def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Entry:
+    def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Settlement:
         """Decide where a message of a dead worker goes.
 
         `early`: it was acknowledged before its run, and its record was kept for the tasks that wait
@@ -284,7 +284,7 @@ class Recovery:
             if signer is not None and not signer.trusts("message", queue, held.text.encode()):
                 # It never ran, and its content, such as the number of deaths, cannot be trusted.
                 # The next taker buries it.
-                return Entry.moving(Move(tag, key, "next", held.text))
+                return Settlement.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
             reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
@@ -294,12 +294,12 @@ class Recovery:
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
             # Its owner may have come back and begin it at this instant.
             move = Move(tag, key, side, text)
-            return Entry(tag, "g", move=move, workflow=self._freed(held))
+            return Settlement(tag, REQUEUE, move=move, workflow=self._freed(held))
         except DecodeError as exc:
             queue, message = taken_apart(record)
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
 
-    def _freed(self, held: Held) -> Workflow | None:
+    def _freed(self, held: Held) -> Continuation | None:
         """Let others complete the chord of a message whose worker has died.
 
         Its part may have been the last: the claim would keep Celery's workers from completing it.
@@ -309,7 +309,7 @@ class Recovery:
             return None
         index = held.number("group_index")
         claim = claim_of(f"{task_id}:{'+inf' if index is None else index}")
-        return Workflow(frees=[Claim(self._keys.group(group_id), claim)])
+        return Continuation(frees=[ChordClaim(self._keys.group(group_id), claim)])
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
         """Return how many workers have now died running a message; None if none died this time.

@@ -42,14 +42,14 @@ MOST_CLAIMS: Final = 200
 _MOST_BEGUN: Final = 1000
 
 
-class State(NamedTuple):
+class EntryState(NamedTuple):
     """How far an entry has got. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: its last due time that was sent or skipped, or the time from which it
-        counts. sent: when its last task was sent; 0 if
-        none was. task_id: the
-        id of that task. runs: how many tasks were sent.
+        due: its last due time that was sent or skipped, or the time from which it counts.
+        sent: when its last task was sent; 0 if none was.
+        task_id: the id of that task.
+        runs: how many tasks were sent.
     """
 
     due: int
@@ -58,23 +58,23 @@ class State(NamedTuple):
     runs: int
 
 
-def read_state(text: str) -> State:
+def read_state(text: str) -> EntryState:
     """Parse a state from the server.
 
     Raises:
         ValueError: it is not a state.
     """
     due, sent, task_id, runs = text.split(" ")
-    return State(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
+    return EntryState(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
 
 
-class Limits(NamedTuple):
+class QueueLimits(NamedTuple):
     """The limits of a queue.
 
     Attributes:
         most: how many messages may wait; 0 for any number.
-        lives_ms: how long its lists are kept without use; 0 for no
-        limit. lists: all of its lists; empty without limits.
+        lives_ms: how long its lists are kept without use; 0 for no limit.
+        lists: all of its lists; empty without limits.
     """
 
     most: int = 0
@@ -82,19 +82,19 @@ class Limits(NamedTuple):
     lists: tuple[str, ...] = ()
 
 
-NO_LIMITS: Final = Limits()
+NO_LIMITS: Final = QueueLimits()
 
 
-class Claim(NamedTuple):
+class DueClaim(NamedTuple):
     """A due time to send or, without texts, to skip.
 
     Attributes:
-        name: the entry's
-        name. seen: its state, as the text last read.
+        name: the entry's name.
+        seen: its state, as the text last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
-        task_id: the message's
-        task id. texts: the message's text for each of the lists, or once for the channel.
+        task_id: the message's task id.
+        texts: the message's text for each of the lists, or once for the channel.
         lists, channel: where to push it, or to publish it.
         limits: the limits of each list's queue; empty if no queue has any.
     """
@@ -107,10 +107,10 @@ class Claim(NamedTuple):
     texts: tuple[str | bytes, ...] = ()
     lists: tuple[str, ...] = ()
     channel: str = ""
-    limits: tuple[Limits, ...] = ()
+    limits: tuple[QueueLimits, ...] = ()
 
 
-class Outcome(NamedTuple):
+class ClaimOutcome(NamedTuple):
     """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
 
     Attributes:
@@ -192,7 +192,7 @@ class ScheduleStore:
         if self._client.call("GET", key) == who.encode():
             self._client.call("DEL", key)
 
-    def claim(self, claims: Sequence[Claim]) -> tuple[int, list[Outcome]]:
+    def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
         """Claim due times, at most `MOST_CLAIMS`; return the server's time and the outcome of each.
 
         Repeating a call whose answer was lost sends nothing twice.
@@ -208,7 +208,7 @@ class ScheduleStore:
                 keys += [key, *limit.lists]
         now, *said = self._client.script(_CLAIM, keys, args)
         texts = [each.decode(errors="replace") for each in said]
-        return int(now), list(map(Outcome, texts[::2], texts[1::2]))
+        return int(now), list(map(ClaimOutcome, texts[::2], texts[1::2]))
 
     def begin(self, names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
         """Give entries without a state one: the `known` one, or one that counts from now."""

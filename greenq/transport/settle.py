@@ -6,13 +6,13 @@ Events about them are published at the end of the same call.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
+from greenq.transport.workflow import Continuation, index_arguments
 from greenq.transport.workflow import StateWrite as StateWrite
-from greenq.transport.workflow import Workflow, index_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,24 @@ _NOT_HELD = "-"
 # The prefix of the reason why the index of workflows could not be written.
 INDEX = "INDEX "
 
-# What to do with a message: the letters of the script.
+# What becomes of a message, as lua/settle.lua lists it under the same names; one letter each, since
+# every message that ends is named one. A continuation makes it a capital.
+
+# It is done with.
+ACKNOWLEDGE: Final = "a"
+# It is acknowledged before its run; a stub remains, to which the outcome will belong.
+BEGIN: Final = "b"
+# The same for a message of a workflow, whose record remains, too: others wait for its end.
+BEGIN_STEP: Final = "e"
+# It goes back to its queue, unless it has begun.
+REQUEUE: Final = "g"
+# It stays as it is: there is only a state to store.
+KEEP: Final = "k"
+# It is about to run alone in its worker; without a tag, none does any more.
+RUN_ALONE: Final = "l"
+# It goes elsewhere.
+MOVE: Final = "m"
+
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
@@ -58,7 +75,7 @@ class Publication(NamedTuple):
     text: bytes | str
 
 
-class Entry:
+class Settlement:
     """The writes for a message that ends or changes its place; see lua/settle.lua.
 
     Attributes:
@@ -67,8 +84,8 @@ class Entry:
         result: a state to store and announce.
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
-            was no longer held; None if no caller waits for
-        this. about: names the message in the log; None: log nothing if it is not held.
+            was no longer held; None if no caller waits for this.
+        about: names the message in the log; None: log nothing if it is not held.
         workflow: what else follows the ending; None for nothing.
     """
 
@@ -77,16 +94,16 @@ class Entry:
     def __init__(
         self,
         tag: str,
-        action: Action = "a",
+        action: Action = ACKNOWLEDGE,
         result: StateWrite | None = None,
         move: Move | None = None,
         written: Callable[[bool], object] | None = None,
         about: object = None,
-        workflow: Workflow | None = None,
+        workflow: Continuation | None = None,
     ) -> None:
         """Keep the parts; without a move or another action, the message is acknowledged."""
         self.tag = tag
-        self.action: Action = "m" if move and action != "g" else action
+        self.action: Action = MOVE if move and action != REQUEUE else action
         self.result = result
         self.move = move
         self.written = written
@@ -95,8 +112,8 @@ class Entry:
 
     @classmethod
     def moving(
-        cls, move: Move, result: StateWrite | None = None, workflow: Workflow | None = None
-    ) -> Entry:
+        cls, move: Move, result: StateWrite | None = None, workflow: Continuation | None = None
+    ) -> Settlement:
         """Move a message, with a state to store."""
         return cls(move.tag, result=result, move=move, workflow=workflow)
 
@@ -106,10 +123,10 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`,
-            the reason why the index of workflows could
-        not be written. misplaced: the target of a move that is not a queue, "" if all are; its
-            messages stay reserved.
+        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`, the
+            reason why the index of workflows could not be written.
+        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+            reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
             and their workflow knows how to continue.
@@ -125,8 +142,8 @@ class Settled(NamedTuple):
     void: frozenset[int] = frozenset()
 
 
-class Guard(NamedTuple):
-    """On whose behalf messages are settled.
+class Fence(NamedTuple):
+    """On whose behalf messages are settled, and the lease that must stand for that.
 
     Attributes:
         incarnation: their owner; "" if they have none.
@@ -146,13 +163,13 @@ class Guard(NamedTuple):
 
 def settle_arguments(
     keys: Keys,
-    entries: Sequence[Entry],
+    entries: Sequence[Settlement],
     publications: Sequence[Publication] = (),
     *,
-    guard: Guard | None,
+    fence: Fence | None,
     looks: bool = False,
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of `SETTLE`; without a guard there are only states.
+    """Return the keys and arguments of `SETTLE`; without a fence there are only states.
 
     States alone use no other keys, so they suit a server that stores only results. With `looks`,
     no chord is cleared yet.
@@ -161,7 +178,7 @@ def settle_arguments(
     results: list[str] = []
     arguments: list[Any] = [
         *(len(entries), 0, len(publications), DEAD_LIMIT),
-        *(("", "") if guard is None else (guard.asks, guard.member)),
+        *(("", "") if fence is None else (fence.asks, fence.member)),
         *[entry.tag for entry in entries],
     ]
     is_indexed = False
@@ -188,11 +205,11 @@ def settle_arguments(
             if entry.workflow is not None
         ]
         arguments += index_arguments(keys, noted)
-    if guard is None:
+    if fence is None:
         arguments[1] = -1
         return results, arguments
     arguments[1] = len(goals)
-    owner = guard.incarnation
+    owner = fence.incarnation
     names = [
         *(keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases),
         *goals,
@@ -204,16 +221,16 @@ def settle_arguments(
 def settle(
     server: Client | Connection,
     keys: Keys,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[Settlement] = (),
     publications: Sequence[Publication] = (),
     *,
-    guard: Guard | None = None,
+    fence: Fence | None = None,
     results: Client | Connection | None = None,
 ) -> Settled:
     """Run `SETTLE`; entries whose message is not held have no effect. Switches: yes.
 
     Args:
-        guard: on whose behalf; None when there are only states.
+        fence: on whose behalf; None when there are only states.
         results: the results server, if separate. Then the broker is asked first which messages are
             held, and their states are stored before they are moved or acknowledged; a lease that
             ends between these steps goes unnoticed.
@@ -224,8 +241,8 @@ def settle(
         OperationalError: the call may or may not have been carried out; repeating it is harmless.
     """
     if results is not None and any(entry.result or entry.workflow for entry in entries):
-        return _settle_apart(server, keys, entries, publications, guard, results)
-    arguments = settle_arguments(keys, entries, publications, guard=guard)
+        return _settle_apart(server, keys, entries, publications, fence, results)
+    arguments = settle_arguments(keys, entries, publications, fence=fence)
     return _answered(server.script(SETTLE, *arguments))
 
 
@@ -257,9 +274,9 @@ def _answered(answer: list[Any]) -> Settled:
 def _settle_apart(
     server: Client | Connection,
     keys: Keys,
-    entries: Sequence[Entry],
+    entries: Sequence[Settlement],
     publications: Sequence[Publication],
-    guard: Guard | None,
+    fence: Fence | None,
     results: Client | Connection,
 ) -> Settled:
     """Settle with results on their own server.
@@ -267,37 +284,39 @@ def _settle_apart(
     First the states of held messages and the parts of chords are written, then everything on the
     broker; finally the chords whose body was sent there are cleared.
     """
-    withheld, void = _store_apart(server, keys, entries, guard, results)
+    withheld, void = _store_apart(server, keys, entries, fence, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
-    answer = server.script(SETTLE, *settle_arguments(keys, left, publications, guard=guard))
+    answer = server.script(SETTLE, *settle_arguments(keys, left, publications, fence=fence))
     settled = _answered(answer)
     over = withheld | void | settled.not_held | settled.stuck
     clears = [
-        Entry("", "k", workflow=Workflow(clears=entry.workflow.clears))
+        Settlement("", KEEP, workflow=Continuation(clears=entry.workflow.clears))
         for i, entry in enumerate(entries)
         if entry.workflow is not None and entry.workflow.clears and i not in over
     ]
     if clears:
-        results.script(SETTLE, *settle_arguments(keys, clears, guard=None))
+        results.script(SETTLE, *settle_arguments(keys, clears, fence=None))
     return settled._replace(withheld=withheld - settled.not_held, void=void)
 
 
-def _of_broker(entry: Entry, withheld: bool, void: bool) -> Entry:
+def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
     """Return the part of an entry that remains for the broker once its state is stored."""
     if withheld:
-        return Entry(entry.tag, "k")
+        return Settlement(entry.tag, KEEP)
     workflow = None
     if entry.workflow is not None:
         index = entry.workflow.index
-        workflow = Workflow(index=index) if void else entry.workflow.of_broker()
-    return Entry(entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow)
+        workflow = Continuation(index=index) if void else entry.workflow.of_broker()
+    return Settlement(
+        entry.tag, entry.action, move=entry.move, written=entry.written, workflow=workflow
+    )
 
 
 def _store_apart(
     server: Client | Connection,
     keys: Keys,
-    entries: Sequence[Entry],
-    guard: Guard | None,
+    entries: Sequence[Settlement],
+    fence: Fence | None,
     results: Client | Connection,
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Store the states and parts of held messages on the results server.
@@ -307,16 +326,18 @@ def _store_apart(
         has completed.
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
-    looks = [Entry(entries[i].tag, "k") for i in places]
-    looked = _answered(server.script(SETTLE, *settle_arguments(keys, looks, guard=guard)))
+    looks = [Settlement(entries[i].tag, KEEP) for i in places]
+    looked = _answered(server.script(SETTLE, *settle_arguments(keys, looks, fence=fence)))
     states = []
     for number, i in enumerate(places):
         tag = _NOT_HELD if number in looked.not_held else ""
         workflow = entries[i].workflow
         states.append(
-            Entry(tag, "k", result=entries[i].result, workflow=workflow and workflow.of_results())
+            Settlement(
+                tag, KEEP, result=entries[i].result, workflow=workflow and workflow.of_results()
+            )
         )
-    arguments = settle_arguments(keys, states, guard=None, looks=True)
+    arguments = settle_arguments(keys, states, fence=None, looks=True)
     settled = _answered(results.script(SETTLE, *arguments))
     return (
         frozenset(places[i] for i in settled.withheld),

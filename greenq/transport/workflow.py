@@ -6,7 +6,7 @@ call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +19,29 @@ if TYPE_CHECKING:
 _DONE_S = 300
 
 
+# How a state stands to one stored before: lua/settle.lua has the same names.
+
+# A success, which nothing replaces.
+KIND_SUCCESS: Final = "s"
+# Another final state.
+KIND_FINAL: Final = "f"
+# The failure of a message that could not run; it replaces no final state, since its id may be that
+# of another task.
+KIND_UNRUN: Final = "u"
+# A state before the end.
+KIND_PASSING: Final = "n"
+
+# How the parts of a chord are kept: by their places in a zset, or as they come in a list.
+PARTS_ORDERED: Final = "z"
+PARTS_LISTED: Final = "l"
+
+
 class StateWrite(NamedTuple):
     """A task's state to be written to the results.
 
     Attributes:
         key: the key under which it is stored, and the channel on which it is announced.
-        rule: ``s`` for a success, ``f`` for another final state, ``u`` for the failure of a message
-            that could not run, ``n`` for any other, followed by the seconds until it expires
-            (0: never).
+        rule: its kind, followed by the seconds until it expires (0: never).
         payload: the encoded state.
     """
 
@@ -36,10 +51,10 @@ class StateWrite(NamedTuple):
 
     def of_unrun(self) -> StateWrite:
         """Return it as the failure of an unrunnable message, which replaces no final state."""
-        return self._replace(rule="u" + self.rule[1:])
+        return self._replace(rule=KIND_UNRUN + self.rule[1:])
 
 
-class Part(NamedTuple):
+class ChordPart(NamedTuple):
     """One part of a chord.
 
     Attributes:
@@ -47,7 +62,7 @@ class Part(NamedTuple):
         member: ``<task id>:<place>``; it is counted once.
         place: the group index, or ``+inf``.
         value: the encoded state and result.
-        rule: ``z`` or ``l`` (see `ChordRule`), and how long the keys are kept.
+        rule: see `chord_rule`.
     """
 
     group: str
@@ -62,7 +77,7 @@ class Part(NamedTuple):
         return claim_of(self.member)
 
 
-class Push(NamedTuple):
+class MessagePush(NamedTuple):
     """A message to be sent: the key of its list, the end of that list, and its text.
 
     With the side ``all``, `key` is the channel on which the message is published.
@@ -94,11 +109,11 @@ class Noted(NamedTuple):
 
     Attributes:
         workflow: the id of the workflow.
-        seconds: how long the index keeps the
-        workflow. state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and
-            ``-``: sending a part of the workflow begins, and ends.
-        times: when it began and ended, unix seconds, and its worker, if known. node:
-        the rest of the node, as text; the first non-empty text is kept.
+        seconds: how long the index keeps the workflow.
+        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
+            sending a part of the workflow begins, and ends.
+        times: when it began and ended, unix seconds, and its worker, if known.
+        node: the rest of the node, as text; the first non-empty text is kept.
         kept: the task's message, for a retry; "" for none.
     """
 
@@ -111,7 +126,7 @@ class Noted(NamedTuple):
     kept: str | bytes = ""
 
 
-class Claim(NamedTuple):
+class ChordClaim(NamedTuple):
     """A chord that one of its parts has completed: the group's key, and the part's claim."""
 
     group: str
@@ -125,10 +140,10 @@ def claim_of(member: str) -> str:
 
 def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
     """Write the rule of a chord's parts: whether they are ordered, and the keys' lifetimes."""
-    return f"{'z' if ordered else 'l'}{chord_seconds} {group_seconds}"
+    return f"{PARTS_ORDERED if ordered else PARTS_LISTED}{chord_seconds} {group_seconds}"
 
 
-class Workflow:
+class Continuation:
     """What follows one ending.
 
     Attributes:
@@ -138,8 +153,8 @@ class Workflow:
         pushes: messages to send.
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
-        frees: chords that other workers may complete from now
-        on. index: what happens to its tasks, if workflows are indexed.
+        frees: chords that other workers may complete from now on.
+        index: what happens to its tasks, if workflows are indexed.
         written: called, in a separate greenlet, when the pushes are on the server.
         complete: called when the ending is withheld because a part was the last of its chord; the
             function called puts the ending that completes it. Switches: no.
@@ -155,12 +170,12 @@ class Workflow:
         self,
         *,
         adds: list[Addition] | None = None,
-        parts: list[Part] | None = None,
+        parts: list[ChordPart] | None = None,
         states: list[StateWrite] | None = None,
-        pushes: list[Push] | None = None,
+        pushes: list[MessagePush] | None = None,
         seals: list[Seal] | None = None,
-        clears: list[Claim] | None = None,
-        frees: list[Claim] | None = None,
+        clears: list[ChordClaim] | None = None,
+        frees: list[ChordClaim] | None = None,
         index: list[Noted] | None = None,
         written: list[Callable[[], object]] | None = None,
         complete: Callable[[Any], object] | None = None,
@@ -217,16 +232,16 @@ class Workflow:
         for free in self.frees:
             write(free)
 
-    def of_results(self) -> Workflow:
+    def of_results(self) -> Continuation:
         """Return the part to be written first, on a separate results server."""
-        return Workflow(
+        return Continuation(
             adds=self.adds, parts=self.parts, states=self.states, seals=self.seals,
             clears=self.clears, frees=self.frees,
         )  # fmt: skip
 
-    def of_broker(self) -> Workflow:
+    def of_broker(self) -> Continuation:
         """Return the part to be written then, on the broker."""
-        return Workflow(pushes=self.pushes, index=self.index)
+        return Continuation(pushes=self.pushes, index=self.index)
 
 
 def index_arguments(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import GreenqError, ServerError
 from greenq.transport.client import load_script
-from greenq.transport.settle import INDEX, Entry, settle
-from greenq.transport.workflow import Noted, Workflow
+from greenq.transport.settle import INDEX, KEEP, Settlement, settle
+from greenq.transport.workflow import Continuation, Noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Script
     from greenq.transport.settle import StateWrite
-    from greenq.transport.workflow import Part
+    from greenq.transport.workflow import ChordPart
 
 _STOP = load_script("workflow_stop")
 _RELEASE = load_script("workflow_release")
@@ -44,7 +44,7 @@ _MOST_CALLS = 100
 _PORTION = 500
 
 
-class Record(NamedTuple):
+class WorkflowRecord(NamedTuple):
     """What the index keeps about a whole workflow; times are unix seconds.
 
     Attributes:
@@ -93,8 +93,8 @@ class Workflows:
         Raises:
             ServerError: the server refuses the index.
         """
-        entries = [Entry("", "k", workflow=Workflow(index=list(items)))]
-        entries += [Entry("", "k", result=state.of_unrun()) for state in states]
+        entries = [Settlement("", KEEP, workflow=Continuation(index=list(items)))]
+        entries += [Settlement("", KEEP, result=state.of_unrun()) for state in states]
         settled = settle(self._client, self._keys, entries, results=self._results)
         if settled.unpublished.startswith(INDEX):
             raise ServerError("EVALSHA", settled.unpublished.removeprefix(INDEX))
@@ -136,7 +136,9 @@ class Workflows:
 
     # --- retrying ---------------------------------------------------------------------------------
 
-    def reopen(self, size: int, seconds: int, failed: Sequence[Part], kept: Sequence[Part]) -> bool:
+    def reopen(
+        self, size: int, seconds: int, failed: Sequence[ChordPart], kept: Sequence[ChordPart]
+    ) -> bool:
         """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
         Returns:
@@ -161,11 +163,11 @@ class Workflows:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def record(self, workflow_id: str) -> Record | None:
+    def record(self, workflow_id: str) -> WorkflowRecord | None:
         """Read the entry for a whole workflow; None if the index has no such workflow."""
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
-    def records(self, limit: int) -> Iterator[tuple[str, Record]]:
+    def records(self, limit: int) -> Iterator[tuple[str, WorkflowRecord]]:
         """Yield the newest workflows and their ids; expired ones are omitted."""
         found = self._client.call("ZREVRANGE", self._keys.workflows, 0, limit - 1)
         for at in range(0, len(found), _PORTION):
@@ -207,14 +209,14 @@ class Workflows:
         }
 
 
-def _record(answer: Sequence[bytes]) -> Record | None:
+def _record(answer: Sequence[bytes]) -> WorkflowRecord | None:
     fields = {
         name.decode(errors="replace"): value.decode(errors="replace")
         for name, value in zip(answer[::2], answer[1::2], strict=True)
     }
     if "since" not in fields:
         return None
-    return Record(
+    return WorkflowRecord(
         float(fields["since"]),
         fields.get("task", ""),
         float(fields["over"]) if "over" in fields else None,

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from greenq.transport.client import Connection
     from greenq.transport.leases import Leases
-    from greenq.transport.settle import Entry
+    from greenq.watchdog.hooks import Holdings, Rescue
     from greenq.watchdog.hub_thread import HubThread
 
 _log = logging.getLogger(__name__)
@@ -36,17 +32,14 @@ class Ending:
         self,
         leases: Leases,
         hub_thread: HubThread,
-        *,
-        unwritten: Callable[[], list[Entry]],
-        cut: Callable[[Connection], object] | None,
-        end_process: Callable[[], object] | None,
+        holdings: Holdings,
+        rescue: Rescue,
     ) -> None:
-        """End the owner of `leases`; see `Watch` for the callbacks."""
+        """End the owner of `leases`."""
         self._leases = leases
         self._hub_thread = hub_thread
-        self._unwritten = unwritten
-        self._cut = cut
-        self._end_process = end_process or _end_process
+        self._holdings = holdings
+        self._rescue = rescue
 
     def leave(self) -> None:
         """Requeue messages that the server still holds for this owner, then give up its lease."""
@@ -66,8 +59,7 @@ class Ending:
         signal.alarm(int(LEAVE_S))
         text = f"\n{self._hub_thread.stacks()}" if by_task else ""
         try:
-            if self._cut is not None:
-                self._cut(self._leases.connection)
+            self._rescue.cut(self._leases.connection)
         except OperationalError as exc:
             self._hub_thread.log(
                 logging.INFO, "messages that arrive meanwhile are left to other workers: %s", exc
@@ -77,12 +69,12 @@ class Ending:
         signal.alarm(_LAST_WORDS_S)
         how = "others will run its messages" if by_task else "its messages are back on their queues"
         self._hub_thread.log(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
-        self._end_process()
+        self._rescue.end_process()
 
     def _left(self, *, is_last: bool = False) -> bool:
         """Requeue and leave; False if the server could not be reached."""
         try:
-            count = self._leases.leave(self._unwritten())
+            count = self._leases.leave(self._holdings.unwritten())
         except OperationalError as exc:
             if is_last:
                 _log.info("the lease could not be given up and will expire: %s", exc)
@@ -93,8 +85,3 @@ class Ending:
         if count:
             _log.warning("%d messages with unwritten outcomes are back on their queues", count)
         return True
-
-
-def _end_process() -> None:
-    """End at once: code that needs the hub would never finish."""
-    os._exit(1)

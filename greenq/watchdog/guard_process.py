@@ -43,7 +43,7 @@ _BLOCKED_SIGNALS = (
 )  # fmt: skip
 
 
-class Guard:
+class GuardProcess:
     """Starts the guard, reports each renewal to it, restarts it if it has died, and ends it.
 
     The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
@@ -64,8 +64,8 @@ class Guard:
         """Guard the lease `member` of the zset `key` on the server at `url`.
 
         Args:
-            url: the server's
-            URL. key: the zset of leases.
+            url: the server's URL.
+            key: the zset of leases.
             member: the owner's member of it.
             lease_s: how long a lease holds.
             silence_limit_s: how long the guard keeps it for a worker that does not renew it.
@@ -223,7 +223,7 @@ def _kill(pid: int) -> None:
         posix.waitpid(pid, 0)
 
 
-def _forget(reference: weakref.ref[Guard]) -> None:
+def _forget(reference: weakref.ref[GuardProcess]) -> None:
     found = reference()
     if found is not None:
         found.forget()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from greenq.hub import Hub
     from greenq.watchdog.ending import Ending
+    from greenq.watchdog.hooks import WatchLimits
     from greenq.watchdog.hub_thread import Blocker, HubThread
 
 _log = logging.getLogger(__name__)
@@ -42,9 +43,8 @@ class HubMonitor:
         hub: Hub,
         hub_thread: HubThread,
         ending: Ending,
+        limits: WatchLimits,
         *,
-        blocked_after_s: float,
-        blocked_limit_s: float,
         give_away: Callable[[], object],
         clock: Callable[[], float],
     ) -> None:
@@ -52,16 +52,15 @@ class HubMonitor:
 
         Args:
             ending: ends the process.
-            blocked_after_s: call the hub blocked after this time.
-            blocked_limit_s: end the process when the hub has been blocked for this long; 0: never.
+            limits: how long the hub may be blocked.
             give_away: requeues messages that have not begun; may raise OperationalError.
             clock: seconds, monotonic.
         """
         self._hub = hub
         self._hub_thread = hub_thread
         self._ending = ending
-        self._blocked_after_s = blocked_after_s
-        self._blocked_limit_s = blocked_limit_s
+        self._blocked_after_s = limits.blocked_after_s
+        self._blocked_limit_s = limits.blocked_limit_s
         self._give_away = give_away
         self._clock = clock
         # The time of the last ping, and when to check for its answer.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from greenq.transport.leases import Leases, Renewal
     from greenq.watchdog.beat_lead import BeatLead
     from greenq.watchdog.cluster import ClusterLink
-    from greenq.watchdog.guard_process import Guard
+    from greenq.watchdog.guard_process import GuardProcess
     from greenq.watchdog.reclaimer import Reclaimer
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class LeaseKeeper:
         lease_s: float,
         renew_every_s: float,
         is_waiting: Callable[[], bool],
-        guard: Guard | None,
+        guard: GuardProcess | None,
         clock: Callable[[], float],
     ) -> None:
         """Renew the lease of the owner of `leases`; see `Watch` for the arguments."""

@@ -6,11 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greenq.execution.state import WorkerState
     from greenq.hub import Hub
     from greenq.transport.leases import Renewal
+    from greenq.watchdog.hooks import Holdings, HubCalls
 
 
 class Notifier:
@@ -20,35 +19,30 @@ class Notifier:
         self,
         hub: Hub,
         state: WorkerState,
-        *,
-        first_unused: Callable[[], int],
-        look: Callable[[], object],
-        paused: Callable[[frozenset[str]], object],
-        forgotten: Callable[[], object],
+        calls: HubCalls,
+        holdings: Holdings,
     ) -> None:
-        """Call the worker's callbacks in greenlets of `hub`; see `Watch`."""
+        """Make `calls` in greenlets of `hub`."""
         self._hub = hub
         self._state = state
-        self._first_unused = first_unused
-        self._look = look
-        self._paused = paused
-        self._forgotten = forgotten
+        self._calls = calls
+        self._holdings = holdings
 
     def renewed(self, renewal: Renewal) -> None:
         """Make the hub act on the answer to a renewal."""
         if not renewal.first_unused:
-            self._hub.spawn_soon(self._forgotten, name="register")
+            self._hub.spawn_soon(self._calls.forgotten, name="register")
         if renewal.paused != self._state.paused:
-            self._hub.spawn_soon(partial(self._paused, renewal.paused), name="pause queues")
+            self._hub.spawn_soon(partial(self._calls.paused, renewal.paused), name="pause queues")
         # The server has assigned tags to messages that this worker does not know, since an answer
         # was lost.
-        if renewal.work or renewal.first_unused > self._first_unused():
+        if renewal.work or renewal.first_unused > self._holdings.first_unused():
             self.look_for_work()
 
     def look_for_work(self) -> None:
         """Make a waiting consumer check for messages itself."""
-        self._hub.spawn_soon(self._look, name="look for work")
+        self._hub.spawn_soon(self._calls.look, name="look for work")
 
     def look_for_server(self) -> None:
         """Make a waiting consumer check whether its connection still works."""
-        self._hub.spawn_soon(self._look, name="look for the server")
+        self._hub.spawn_soon(self._calls.look, name="look for the server")

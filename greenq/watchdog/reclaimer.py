@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greenq.transport.leases import Leases, Renewal
+    from greenq.watchdog.hooks import Holdings, WatchLimits
 
 
 class Reclaimer:
@@ -23,18 +22,17 @@ class Reclaimer:
     def __init__(
         self,
         leases: Leases,
-        held: Callable[[], tuple[set[str], int]],
-        lease_s: float,
+        holdings: Holdings,
+        limits: WatchLimits,
         *,
         renew_every_s: float,
-        scores_every_s: float,
     ) -> None:
-        """Reclaim over the connection of `leases`; see `Watch` for `held`."""
+        """Reclaim over the connection of `leases`."""
         self._leases = leases
-        self._held = held
-        self._lease_s = lease_s
+        self._holdings = holdings
+        self._lease_s = limits.lease_s
         self._renew_every_s = renew_every_s
-        self._scores_every_s = scores_every_s
+        self._scores_every_s = limits.visibility_timeout_s / 4
         self.scores_at_s = 0.0
         # The time from which an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
@@ -90,13 +88,13 @@ class Reclaimer:
             self._look_for_forgotten()
         if now_s >= self.scores_at_s:
             self.scores_at_s = now_s + self._scores_every_s
-            self._leases.renew_scores(sorted(self._held()[0]))
+            self._leases.renew_scores(sorted(self._holdings.unsettled()[0]))
             self._leases.recovery.add_overdue(self._leases.overdue)
 
     def _look_for_forgotten(self) -> None:
         """Requeue messages found by two searches: after one, they may be in transit to here."""
         self.looks -= 1
-        known, first_unused = self._held()
+        known, first_unused = self._holdings.unsettled()
         found = self._leases.forgotten(known, first_unused)
         self._leases.give_back_forgotten(found & self.forgotten)
         self.forgotten = found if self.looks else set()

@@ -29,8 +29,8 @@ class SilenceMonitor:
         """Report silences.
 
         Args:
-            hub_thread: tells what the hub was
-            doing. found: called with what the hub was doing.
+            hub_thread: tells what the hub was doing.
+            found: called with what the hub was doing.
             noticeable_s: report a silence that lasts this long.
             now_s: seconds, including the time in which the machine was suspended.
             clock: seconds, monotonic, excluding it.
@@ -66,9 +66,9 @@ def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
         gap_s: seconds of wall time.
         cpu_s: the CPU time that the process used during the gap. A call that computes while holding
             the GIL uses all of it; a call that waits while holding the GIL cannot be distinguished
-            from a suspended
-        process. suspended_s: how long the machine was suspended during the gap (by how much
-            CLOCK_BOOTTIME advanced more than CLOCK_MONOTONIC).
+            from a suspended process.
+        suspended_s: how long the machine was suspended during the gap (by how much CLOCK_BOOTTIME
+            advanced more than CLOCK_MONOTONIC).
     """
     silence = f"no Python ran in this process for {gap_s:.1f} s"
     if suspended_s >= gap_s / 2:

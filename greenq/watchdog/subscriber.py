@@ -49,7 +49,7 @@ class _Channel:
         return channel == self.name
 
 
-class _Message:
+class _Incoming:
     """A message on its way to its handler."""
 
     __slots__ = ("channel", "data", "offered", "read_s")
@@ -76,7 +76,7 @@ class Subscriber:
         self._changed = changed
         # Replaced as a whole, so that the thread can read it at any time.
         self._channels: tuple[_Channel, ...] = ()
-        self._waiting: Backlog[_Message] = Backlog(_WAITING, _WAITING_BYTES, _size)
+        self._waiting: Backlog[_Incoming] = Backlog(_WAITING, _WAITING_BYTES, _size)
         # Hub's thread only. `late_s`: how long the message being handled had to wait.
         self._busy = False
         self.late_s = 0.0
@@ -129,7 +129,7 @@ class Subscriber:
             connection.subscribe(*_by_kind(new))
         read_s = time.monotonic()
         messages = [
-            _Message(channel, message.data, read_s)
+            _Incoming(channel, message.data, read_s)
             for message in connection.messages()
             for channel in channels
             if channel.has(message.channel)
@@ -157,7 +157,7 @@ class Subscriber:
                 message.offered = True
                 self._answer(message, connection)
 
-    def _answer(self, message: _Message, connection: Connection) -> None:
+    def _answer(self, message: _Incoming, connection: Connection) -> None:
         assert message.channel.urgent is not None
         try:
             answer = message.channel.urgent(message.data)
@@ -199,7 +199,7 @@ class Subscriber:
             self._logged_dropped = dropped
 
 
-def _size(message: _Message) -> int:
+def _size(message: _Incoming) -> int:
     return len(message.data)
 
 

@@ -18,7 +18,6 @@ from greenq.watchdog.beat_lead import BeatLead
 from greenq.watchdog.cluster import ClusterLink
 from greenq.watchdog.ending import LEAVE_S, Ending
 from greenq.watchdog.hub_monitor import HubMonitor
-from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.lease_keeper import LeaseKeeper
 from greenq.watchdog.notifier import Notifier
 from greenq.watchdog.reclaimer import Reclaimer
@@ -28,16 +27,14 @@ from greenq.watchdog.silence import SilenceMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import FrameType
 
     from greenq.execution.state import WorkerState
     from greenq.hub import Hub, Signals
-    from greenq.transport.client import Connection
     from greenq.transport.leases import Leases
-    from greenq.transport.settle import Entry
-    from greenq.watchdog.guard_process import Guard
+    from greenq.watchdog.guard_process import GuardProcess
     from greenq.watchdog.heartbeat import Heartbeat
-    from greenq.watchdog.hub_thread import Blocker
+    from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+    from greenq.watchdog.hub_thread import Blocker, HubThread
     from greenq.watchdog.subscriber import Subscriber
 
 # The shortest time between two moves of parked messages.
@@ -75,25 +72,14 @@ class Watch(StartStopPart):
         leases: Leases,
         hub: Hub,
         state: WorkerState,
+        hub_thread: HubThread,
         *,
-        lease_s: float,
-        visibility_timeout_s: float,
-        blocked_after_s: float,
-        blocking_task: Callable[[FrameType | None], str | None],
-        held: Callable[[], tuple[set[str], int]],
-        first_unused: Callable[[], int],
-        is_waiting: Callable[[], bool],
-        look: Callable[[], object],
-        paused: Callable[[frozenset[str]], object],
-        forgotten: Callable[[], object],
-        give_away: Callable[[Connection], object],
-        unwritten: Callable[[], list[Entry]],
-        guard: Guard | None = None,
+        limits: WatchLimits,
+        holdings: Holdings,
+        calls: HubCalls,
+        rescue: Rescue,
+        guard: GuardProcess | None = None,
         signals: Signals | None = None,
-        blocked_limit_s: float = 0.0,
-        stacks: Callable[[], str] | None = None,
-        cut: Callable[[Connection], object] | None = None,
-        end_process: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch `hub` and act for the owner of `leases`.
@@ -101,30 +87,14 @@ class Watch(StartStopPart):
         Args:
             leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
-            state: the messages this worker
-            holds. lease_s: how long a lease holds.
-            visibility_timeout_s: the visibility timeout of the fleet.
-            blocked_after_s: log a hub that has been blocked for this long.
-            blocking_task: names the task to which a frame of the hub's thread belongs, None if it
-                belongs to no task.
-            held: returns the tags that are not settled on the server yet, as far as this process
-                knows, and the first unused tag number before that. first_unused:
-            returns the first unused tag number, as far as it knows. is_waiting:
-            returns whether this worker waits for messages, so that it may relay. look: called
-            in the hub's thread, in a greenlet, when a waiting consumer should check for messages
-                itself.
-            paused: called in the same way with the queues that are paused.
-            forgotten: called in the same way when the server does not know this owner.
-            give_away: called in the watchdog thread when the hub is blocked, to requeue messages
-                that have not begun, over a connection.
-            unwritten: called at the end; returns the outcomes that could not be written before.
+            state: the messages this worker holds.
+            hub_thread: tells what runs in the hub's thread.
+            limits: how long things may take.
+            holdings: tells what this process knows of its messages.
+            calls: what the hub is to do.
+            rescue: what this thread does when the hub cannot.
             guard: renews the lease while no Python runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
-            blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
-            stacks: returns the stacks of all greenlets and threads, for the log.
-            cut: called in the watchdog thread before it ends the process, to stop waiting for
-                messages over a connection.
-            end_process: called in the watchdog thread to end the process without the hub.
             clock: seconds, monotonic.
         """
         self._leases = leases
@@ -132,38 +102,29 @@ class Watch(StartStopPart):
         self._clock = clock
         # When the thread last ran, monotonic; written by this thread, read by any.
         self.turned_s = math.inf
-        renew_every_s, scores_every_s = lease_s * _RENEW_AFTER, visibility_timeout_s / 4
-        self.hub_thread = HubThread(blocking_task, stacks)
-        self._ending = Ending(
-            leases, self.hub_thread, unwritten=unwritten, cut=cut, end_process=end_process
-        )
+        renew_every_s = limits.lease_s * _RENEW_AFTER
+        self.hub_thread = hub_thread
+        self._ending = Ending(leases, hub_thread, holdings, rescue)
         self.monitor = HubMonitor(
-            hub, self.hub_thread, self._ending,
-            blocked_after_s=blocked_after_s, blocked_limit_s=blocked_limit_s,
-            give_away=lambda: give_away(leases.connection), clock=clock,
+            hub, hub_thread, self._ending, limits,
+            give_away=lambda: rescue.give_away(leases.connection), clock=clock,
         )  # fmt: skip
-        self._signals = SignalMonitor(
-            signals, self.monitor, self.hub_thread, self._ending, clock=clock
-        )
+        self._signals = SignalMonitor(signals, self.monitor, hub_thread, self._ending, clock=clock)
         self._silence = SilenceMonitor(
-            self.hub_thread, self.monitor.blockers.append, blocked_after_s, state.now_s, clock
+            hub_thread, self.monitor.blockers.append, limits.blocked_after_s, state.now_s, clock
         )
         self.cluster = ClusterLink(
             leases, hub, self.monitor, wake=self._wake, renew_every_s=renew_every_s, clock=clock
         )
-        self._notifier = Notifier(
-            hub, state, first_unused=first_unused, look=look, paused=paused, forgotten=forgotten
-        )
+        self._notifier = Notifier(hub, state, calls, holdings)
         self._relay = Relay(leases, self._notifier, clock=clock)
         self._parked = Parked(leases, clock=clock)
         self.beat_lead = BeatLead(leases, hub, wake=self._wake, clock=clock)
-        self.reclaimer = Reclaimer(
-            leases, held, lease_s, renew_every_s=renew_every_s, scores_every_s=scores_every_s
-        )
+        self.reclaimer = Reclaimer(leases, holdings, limits, renew_every_s=renew_every_s)
         self.lease = LeaseKeeper(
             leases, state, self.cluster, self.beat_lead, self.reclaimer,
-            lease_s=lease_s, renew_every_s=renew_every_s,
-            is_waiting=is_waiting, guard=guard, clock=clock,
+            lease_s=limits.lease_s, renew_every_s=renew_every_s,
+            is_waiting=holdings.is_waiting, guard=guard, clock=clock,
         )  # fmt: skip
 
     # --- any thread -------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
 from greenq.transport.workflow import Noted
 from greenq.transport.workflows import CANCELLED, PAUSED
-from greenq.workflow.tree import STATES, Task, Tree
+from greenq.workflow.tree import STATES, Tree, WorkflowTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from greenq.transport.workflow import Part
-    from greenq.transport.workflows import Record, Workflows
+    from greenq.transport.workflow import ChordPart
+    from greenq.transport.workflows import WorkflowRecord, Workflows
 
 # Pauses between two checks while waiting: the first and the longest.
 _LOOK_S = 0.05
@@ -88,9 +88,9 @@ class Workflow:
         """
         self._known()
         nodes = dict(self._index.nodes(self.id))
-        return Tree(Task.read(task_id, text) for task_id, text in nodes.items())
+        return Tree(WorkflowTask.read(task_id, text) for task_id, text in nodes.items())
 
-    def critical_path(self) -> list[Task]:
+    def critical_path(self) -> list[WorkflowTask]:
         """Return the tasks that determined how long it has taken so far. Switches: yes."""
         return self.tree().critical_path()
 
@@ -206,9 +206,9 @@ class Workflow:
             transport.backend.forget(*failed)
         return self._index.reset(self.id, list(failed))
 
-    def _reopen_chords(self, tree: Tree, failed: Mapping[str, Task]) -> None:
+    def _reopen_chords(self, tree: Tree, failed: Mapping[str, WorkflowTask]) -> None:
         """Make the chords count their failed parts again."""
-        parts: dict[str, list[Task]] = defaultdict(list)
+        parts: dict[str, list[WorkflowTask]] = defaultdict(list)
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
@@ -221,8 +221,8 @@ class Workflow:
             self._reopen_chord(size, out, kept)
 
     def _parts(
-        self, group: str, tasks: list[Task], failed: Mapping[str, Task]
-    ) -> tuple[list[Part], list[Part]]:
+        self, group: str, tasks: list[WorkflowTask], failed: Mapping[str, WorkflowTask]
+    ) -> tuple[list[ChordPart], list[ChordPart]]:
         """Return the parts of a chord that have failed, and those that have finished."""
         backend = self._app.transport.backend
         finished = [task for task in tasks if task.state == SUCCESS]
@@ -244,7 +244,7 @@ class Workflow:
         ]
         return out, kept
 
-    def _reopen_chord(self, size: int, out: list[Part], kept: list[Part]) -> None:
+    def _reopen_chord(self, size: int, out: list[ChordPart], kept: list[ChordPart]) -> None:
         seconds = self._app.transport.backend.chord_seconds
         ends_s = time.monotonic() + _COMPLETED_S
         while not self._index.reopen(size, seconds, out, kept):
@@ -303,7 +303,7 @@ class Workflow:
         index: Workflows = self._app.transport.workflows
         return index
 
-    def _known(self) -> Record:
+    def _known(self) -> WorkflowRecord:
         record = self._index.record(self.id)
         if record is None:
             raise GreenqError(
@@ -328,13 +328,13 @@ def workflow_id(found: Any) -> str:
     return root
 
 
-def all_workflows(app: Any, limit: int) -> Iterator[tuple[Workflow, Record]]:
+def all_workflows(app: Any, limit: int) -> Iterator[tuple[Workflow, WorkflowRecord]]:
     """Yield the newest workflows of the index. Switches: yes."""
     for found, record in islice(app.transport.workflows.records(limit), limit):
         yield Workflow(app, found), record
 
 
-def state_of(record: Record) -> str:
+def state_of(record: WorkflowRecord) -> str:
     """Return the state of a workflow as a whole."""
     counts = record.counts
     if record.stop == CANCELLED and (record.over is None or counts.get(REVOKED)):
@@ -347,7 +347,7 @@ def state_of(record: Record) -> str:
     return STARTED if has_begun else PENDING
 
 
-def counts_of(record: Record) -> dict[str, int]:
+def counts_of(record: WorkflowRecord) -> dict[str, int]:
     """Return how many tasks are in each state."""
     return {
         word: record.counts[letter] for letter, word in STATES.items() if record.counts.get(letter)
@@ -361,4 +361,4 @@ def progress_of(counts: Mapping[str, int]) -> float:
     return ended / total if total else 0.0
 
 
-__all__ = ["Task", "Tree", "Workflow"]
+__all__ = ["Tree", "Workflow", "WorkflowTask"]

@@ -15,7 +15,7 @@ from greenq.canvas.nodes import (
     RUNNING,
     SUCCEEDED,
     WAITING,
-    Node,
+    WorkflowNode,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _OPEN = frozenset(STATES[letter] for letter in OPEN)
 
 
 @dataclass(slots=True)
-class Task:
+class WorkflowTask:
     """A task of a workflow.
 
     Attributes:
@@ -41,19 +41,19 @@ class Task:
         worker: the node name of its worker, "" until that is known.
     """
 
-    node: Node
+    node: WorkflowNode
     state: str
     began: float | None = None
     ended: float | None = None
     worker: str = ""
 
     @classmethod
-    def read(cls, task_id: str, text: str) -> Task:
+    def read(cls, task_id: str, text: str) -> WorkflowTask:
         """Return a task as the index keeps it."""
         head, _, rest = text.partition("|")
         began, ended, worker = [*head[1:].split(" ", 2), "", ""][:3]
         return cls(
-            Node.read(task_id, rest),
+            WorkflowNode.read(task_id, rest),
             STATES.get(head[:1], "UNKNOWN"),
             float(began) if began else None,
             float(ended) if ended else None,
@@ -83,22 +83,22 @@ class Task:
 
 
 @dataclass(slots=True)
-class Group:
+class WorkflowGroup:
     """Tasks that run at the same time.
 
     Attributes:
-        id: the group's
-        id. is_chord: whether a body waits for them; the body follows in the same
-        line. members: a line of steps for each member.
+        id: the group's id.
+        is_chord: whether a body waits for them; the body follows in the same line.
+        members: a line of steps for each member.
     """
 
     id: str
     is_chord: bool = False
-    members: list[list[Step]] = field(default_factory=list)
+    members: list[list[WorkflowStep]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Step:
+class WorkflowStep:
     """A task or a group in a line of steps that follow one another.
 
     Attributes:
@@ -106,8 +106,8 @@ class Step:
         others: further lines that follow it, such as callbacks and tasks that it sent.
     """
 
-    what: Task | Group
-    others: list[list[Step]] = field(default_factory=list)
+    what: WorkflowTask | WorkflowGroup
+    others: list[list[WorkflowStep]] = field(default_factory=list)
 
 
 class Tree:
@@ -119,11 +119,11 @@ class Tree:
         lines: a line of steps for each task or group with which the workflow began.
     """
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    def __init__(self, tasks: Iterable[WorkflowTask]) -> None:
         """Arrange tasks."""
         self.tasks = {task.id: task for task in tasks}
-        self.groups: dict[str, Group] = {}
-        self.lines: list[list[Step]] = []
+        self.groups: dict[str, WorkflowGroup] = {}
+        self.lines: list[list[WorkflowStep]] = []
         self._known_groups = {
             group
             for task in self.tasks.values()
@@ -131,12 +131,12 @@ class Tree:
             if group is not None
         }
         # The line and the step of each task and each group.
-        self._places: dict[str, tuple[list[Step], Step]] = {}
-        self._group_places: dict[str, tuple[list[Step], Step]] = {}
+        self._places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
+        self._group_places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
         self._arrange()
 
     def _arrange(self) -> None:
-        followers: dict[str | None, list[Task]] = defaultdict(list)
+        followers: dict[str | None, list[WorkflowTask]] = defaultdict(list)
         for task in self.tasks.values():
             followers[self.before(task)].append(task)
         waiting: deque[str | None] = deque([None])
@@ -156,7 +156,7 @@ class Tree:
                     self._place(task, before)
                     waiting += [*self._within(task), task.id]
 
-    def before(self, task: Task) -> str | None:
+    def before(self, task: WorkflowTask) -> str | None:
         """Return the id of the task or the group before a task, None for the first."""
         node = task.node
         if node.after in self.tasks or node.after in self._known_groups:
@@ -165,7 +165,7 @@ class Tree:
             return node.group
         return node.parent if node.parent in self.tasks else None
 
-    def _is_body(self, task: Task) -> bool:
+    def _is_body(self, task: WorkflowTask) -> bool:
         """Return whether a task is the body of the chord that it names as its group."""
         node = task.node
         if node.group is None or node.is_part:
@@ -173,26 +173,28 @@ class Tree:
         sender = self.tasks.get(node.parent or "")
         return sender is not None and sender.node.group == node.group and sender.node.is_part
 
-    def _within(self, task: Task) -> tuple[str, ...]:
+    def _within(self, task: WorkflowTask) -> tuple[str, ...]:
         node = task.node
         if node.within or node.after is not None or node.group is None or self._is_body(task):
             return node.within
         return (node.group,)
 
-    def _place(self, task: Task, before: str | None) -> None:
+    def _place(self, task: WorkflowTask, before: str | None) -> None:
         """Put a task after the step that it follows, or at the beginning of a group's member."""
         lines, line = self._continued(before)
         for group_id in self._within(task):
             group = self.groups.get(group_id)
             if group is None:
-                group = self.groups[group_id] = Group(group_id)
+                group = self.groups[group_id] = WorkflowGroup(group_id)
                 self._group_places[group_id] = _append(lines, line, group)
             lines, line = group.members, None
         if task.node.is_part and task.node.group in self.groups:
             self.groups[task.node.group].is_chord = True
         self._places[task.id] = _append(lines, line, task)
 
-    def _continued(self, before: str | None) -> tuple[list[list[Step]], list[Step] | None]:
+    def _continued(
+        self, before: str | None
+    ) -> tuple[list[list[WorkflowStep]], list[WorkflowStep] | None]:
         """Return the line that continues after a step, or None, and where to begin another line."""
         place = self._places.get(before or "") or self._group_places.get(before or "")
         if place is None:
@@ -202,17 +204,17 @@ class Tree:
 
     # --- times ------------------------------------------------------------------------------------
 
-    def critical_path(self) -> list[Task]:
+    def critical_path(self) -> list[WorkflowTask]:
         """Return the tasks that determined the duration: each waited for the one before it."""
         begun = [task for task in self.tasks.values() if task.began is not None]
-        path: dict[str, Task] = {}
+        path: dict[str, WorkflowTask] = {}
         at = max(begun, key=_last_s, default=None)
         while at is not None and at.id not in path:
             path[at.id] = at
             at = self._waited_for(at)
         return list(path.values())[::-1]
 
-    def _waited_for(self, task: Task) -> Task | None:
+    def _waited_for(self, task: WorkflowTask) -> WorkflowTask | None:
         before = self.before(task)
         if before is None or before in self.tasks:
             return self.tasks.get(before or "")
@@ -250,14 +252,14 @@ class Tree:
         return max(1.0, busy_s / max(now_s - began_s, 0.001))
 
 
-def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
+def _longest_s(lines: Iterable[list[WorkflowStep]], left: Mapping[str, float]) -> float:
     """Return how long the longest of these lines still takes."""
     longest = 0.0
     for line in lines:
         passed = 0.0
         for step in line:
             what = step.what
-            if isinstance(what, Task):
+            if isinstance(what, WorkflowTask):
                 passed += left.get(what.id, 0.0)
             else:
                 passed += _longest_s(what.members, left)
@@ -267,21 +269,23 @@ def _longest_s(lines: Iterable[list[Step]], left: Mapping[str, float]) -> float:
 
 
 def _append(
-    lines: list[list[Step]], line: list[Step] | None, what: Task | Group
-) -> tuple[list[Step], Step]:
+    lines: list[list[WorkflowStep]],
+    line: list[WorkflowStep] | None,
+    what: WorkflowTask | WorkflowGroup,
+) -> tuple[list[WorkflowStep], WorkflowStep]:
     """Put a task or a group at the end of a line, or of a new one; return its place."""
     if line is None:
         line = []
         lines.append(line)
-    step = Step(what)
+    step = WorkflowStep(what)
     line.append(step)
     return line, step
 
 
-def _order(task: Task) -> tuple[float, float, str]:
+def _order(task: WorkflowTask) -> tuple[float, float, str]:
     place = task.node.place
     return (0 if place is None else place, task.began or float("inf"), task.id)
 
 
-def _last_s(task: Task) -> tuple[float, float]:
+def _last_s(task: WorkflowTask) -> tuple[float, float]:
     return (task.ended or task.began or 0.0, task.began or 0.0)

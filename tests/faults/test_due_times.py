@@ -265,7 +265,7 @@ def test_nothing_is_sent_before_the_servers_time(
     state = sim.redis.hget("greenq.beat.states", "each7").decode()
     due = int(state.split(" ")[0]) + 7_000_000
     store = schedule_store.ScheduleStore(sim.app.transport.client, sim.app.transport.keys)
-    claim = schedule_store.Claim("each7", state, due, due, "id", ("{}",), ("celery",))
+    claim = schedule_store.DueClaim("each7", state, due, due, "id", ("{}",), ("celery",))
 
     assert store.claim([claim])[1][0].said == "early"
     assert sim.redis.llen("celery") == 0

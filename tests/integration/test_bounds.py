@@ -25,15 +25,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from greenq import Greenq, log
 from greenq.beat.scheduler import Scheduler
 from greenq.cli.events import Lines
-from greenq.cli.top.model import Tally as TopTally
+from greenq.cli.top.model import EventTally
 from greenq.config.queues import Binding, Exchange
 from greenq.config.settings import TaskConfig
-from greenq.consumer.event_sender import Events
+from greenq.consumer.event_sender import EventsStep
 from greenq.contrib.opentelemetry import _Instrumentation
 from greenq.errors import GreenqError, SignatureError
 from greenq.events.cluster_state import State
 from greenq.execution.revoked import Revoked
-from greenq.execution.tally import Tally
+from greenq.execution.tally import TaskTally
 from greenq.execution.workflow_index import WorkflowIndex
 from greenq.log import Repeated
 from greenq.monitoring.cluster_stats import ClusterStats
@@ -48,24 +48,24 @@ from greenq.protocol.keys import Keys
 from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, ReplyTo
 from greenq.protocol.message import TaskMessage, decode
 from greenq.protocol.signer import Signer
-from greenq.remote.queue_counts import Look, Queue
+from greenq.remote.queue_counts import QueueCounts, QueuesSnapshot
 from greenq.request import Request
 from greenq.sending.routing import Router
 from greenq.states import FAILURE
 from greenq.transport import recovery
 from greenq.transport.broker import Broker
 from greenq.transport.chords import Chords
-from greenq.transport.client import Client, Message
+from greenq.transport.client import Client, Published
 from greenq.transport.dead_letters import DeadLimits, read_letter
 from greenq.transport.fetch import Delivery
-from greenq.transport.group_store import GroupStore, Report
+from greenq.transport.group_store import GroupStore, LoadReport
 from greenq.transport.leases import Leases
 from greenq.transport.mailbox import Mailbox
 from greenq.transport.members import Recycling
 from greenq.transport.owner import Owner
 from greenq.transport.revokes import RevokeStore
 from greenq.transport.schedule_store import ScheduleStore
-from greenq.transport.settle import SETTLE, Entry, Guard, Move, settle
+from greenq.transport.settle import SETTLE, Fence, Move, Settlement, settle
 from greenq.transport.takers import Takers
 from greenq.transport.workflow import Noted
 from greenq.transport.workflows import Workflows
@@ -268,7 +268,7 @@ def flood_ear() -> None:
     subscriber = Subscriber(hub, changed=bool)
     subscriber.subscribe("c", print)
     for size, count in ((10, 12_000), (MIB, 50)):
-        messages = [Message("c", bytes(size))] * count
+        messages = [Published("c", bytes(size))] * count
         connection.messages = lambda messages=messages: messages
         subscriber.poll(connection)
         assert len(subscriber._waiting) <= 10_000
@@ -285,9 +285,9 @@ def flood_connection() -> None:
         assert sum(len(each.data) for each in connection._published) <= 32 * MIB
 
 
-def kept_events() -> Events:
+def kept_events() -> EventsStep:
     outbox: Any = SimpleNamespace(wake=bool)
-    return Events(outbox, Keys(), "me@host", LamportClock(), tasks=True)
+    return EventsStep(outbox, Keys(), "me@host", LamportClock(), tasks=True)
 
 
 @memory("task events to publish")
@@ -505,7 +505,7 @@ def flood_begun_signatures() -> None:
 
 @memory("tasks that metrics count")
 def flood_metrics() -> None:
-    tally, error = Tally(), ValueError()
+    tally, error = TaskTally(), ValueError()
     active: set[Any] = set()
     parts: Any = SimpleNamespace(pool=SimpleNamespace(active=active))
     reading = Reading(parts, cast_none(), tally, cast_none(), cast_none())
@@ -596,7 +596,7 @@ def flood_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greenq.monitoring.cluster_stats.call_roll", lambda *_given: roll)
     monkeypatch.setattr(
         "greenq.monitoring.cluster_stats.look",
-        lambda _broker, wanted: Look(now_s, {name: Queue(name) for name in wanted}),
+        lambda _broker, wanted: QueuesSnapshot(now_s, {name: QueueCounts(name) for name in wanted}),
     )
     stats: Any = ClusterStats(node.parts, clock=lambda: now_s)
     stats._connect = lambda: SimpleNamespace(
@@ -633,7 +633,7 @@ def flood_state() -> None:
 
 @memory("tasks counted by `top`")
 def flood_tally() -> None:
-    tally = TopTally()
+    tally = EventTally()
     for number in range(51_000):
         tally.note(
             {"type": "task-received", "uuid": f"{number}", "name": f"{number}", "runtime": 1}
@@ -713,7 +713,7 @@ def flood_dead(server: Server, client: Client) -> None:
 
     def bury(raw: bytes, at: datetime = now) -> None:
         move = broker.bury("", "celery", raw, reason="r" * MIB, worker="w", now=at)
-        settle(client, keys, [Entry.moving(move)], guard=Guard(""))
+        settle(client, keys, [Settlement.moving(move)], fence=Fence(""))
 
     named = make_rig().delivery("add", "x", "x" * 50_000).raw
     for number in range(60):
@@ -744,7 +744,7 @@ def flood_dead(server: Server, client: Client) -> None:
     # By number.
     server.client.delete("greenq.dead.celery")
     moves = [Move("", "greenq.dead.celery", "dead 99999999 0 -", f"{i}") for i in range(10_500)]
-    settle(client, keys, [Entry.moving(move) for move in moves], guard=Guard(""))
+    settle(client, keys, [Settlement.moving(move) for move in moves], fence=Fence(""))
     assert server.client.llen("greenq.dead.celery") == 10_000
 
 
@@ -955,7 +955,7 @@ def flood_leaders(server: Server, client: Client) -> None:
 @on_server("greenq.processes.*")
 def flood_processes(server: Server, client: Client) -> None:
     """Processes that come and go leave their reports for some seconds, their marks for a day."""
-    report = Report(busy=0.5, running=1, waiting=0, draining=False)
+    report = LoadReport(busy=0.5, running=1, waiting=0, draining=False)
     for number in range(20):
         store = GroupStore(client, Keys(), group="g", process=f"p{number}", interval_s=1.0)
         store.report(report)
@@ -1189,7 +1189,7 @@ def test_a_list_of_dead_letters_that_is_nearly_full_is_told_of_once_a_minute(
     client = Client(server.url)
     for number in range(20):
         move = Move("", key, "dead 99999999 0 -", f"{number}")
-        settle(client, Keys(), [Entry.moving(move)], guard=Guard(""))
+        settle(client, Keys(), [Settlement.moving(move)], fence=Fence(""))
     client.close()
 
     said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from greenq.cli import demo, main
-from greenq.cli.demo.figures import Figures, Sample, charts, resample, rows, sparkline
+from greenq.cli.demo.figures import DemoSample, Figures, charts, resample, rows, sparkline
 from greenq.errors import GreenqError
 from tests.servers import ROOT, Process, free_port
 from tests.support import wait_until
@@ -277,7 +277,7 @@ def test_missing_display_library_is_named_with_the_remedy(tmp_path: Path) -> Non
 
 def _figures(**changed: object) -> Figures:
     samples = [
-        Sample(at_s=second / 10, succeeded=0, failed=0, running=0, size=size, depth=depth)
+        DemoSample(at_s=second / 10, succeeded=0, failed=0, running=0, size=size, depth=depth)
         for second, (size, depth) in enumerate([(10, 0), (500, 4000), (500, 2000), (10, 0)])
     ]
     fields: dict[str, object] = {

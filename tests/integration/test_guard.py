@@ -17,7 +17,7 @@ import trustme
 
 from greenq import Greenq
 from greenq.transport.embedded.server import EmbeddedServer
-from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.guard_process import GuardProcess
 from tests.integration.test_security import tls_front
 from tests.servers import ROOT, Process, Server, greenq_worker, valkey
 from tests.support import FairTime, wait_until
@@ -191,10 +191,10 @@ def test_silence_has_a_limit(elder: Server, app: Greenq) -> None:
 
 
 @contextmanager
-def guarding(url: str, **settings: float) -> Iterator[Guard]:
+def guarding(url: str, **settings: float) -> Iterator[GuardProcess]:
     """Have this process guarded."""
     limits = {"lease_s": 2.0, "silence_limit_s": 60.0} | settings
-    guard = Guard(url, key="leases", member="me|node|process", **limits)
+    guard = GuardProcess(url, key="leases", member="me|node|process", **limits)
     guard.start()
     try:
         yield guard
@@ -286,9 +286,9 @@ def clients(server: Server) -> int:
 # A worker that dies while its guard's interpreter still starts.
 SHORT_LIVED = """
 import os, signal, sys
-from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.guard_process import GuardProcess
 limits = {"lease_s": 60.0, "silence_limit_s": 60.0}
-Guard(sys.argv[1], key="leases", member="me|node|process", **limits).start()
+GuardProcess(sys.argv[1], key="leases", member="me|node|process", **limits).start()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -339,7 +339,7 @@ def test_a_guard_that_was_killed_is_started_again(
     elder: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     now_s = 0.0
-    guard = Guard(
+    guard = GuardProcess(
         elder.url, key="leases", member="me|node|process", lease_s=1.0, silence_limit_s=60.0,
         clock=lambda: now_s,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from greenq import Greenq
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
-from greenq.transport.group_store import GroupStore, Report
+from greenq.transport.group_store import GroupStore, LoadReport
 from tests.servers import Server, greenq_worker
 from tests.supervisord import PATIENCE_S, ledger, ledger_pids, supervisord
 from tests.support import wait_until
@@ -21,7 +21,7 @@ QUICK = {
     "worker_processes_keepalive": 4.0,
 }
 SPARE = "greenq:greenq-more-0"
-IDLE = Report(busy=0.0, running=0, waiting=0, draining=False)
+IDLE = LoadReport(busy=0.0, running=0, waiting=0, draining=False)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def store(client: Client, process: str, group: str = "g") -> GroupStore:
 
 def test_the_first_one_leads_until_it_leaves_and_sees_all_reports(client: Client) -> None:
     one, two = store(client, "one"), store(client, "two")
-    busy = Report(busy=0.9, running=3, waiting=2, draining=False)
+    busy = LoadReport(busy=0.9, running=3, waiting=2, draining=False)
 
     assert one.report(IDLE).leads
     assert two.report(busy) == (False, frozenset(), {})

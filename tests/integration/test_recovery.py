@@ -18,7 +18,7 @@ from greenq.transport.client import Client
 from greenq.transport.leases import Leases
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery, is_suspect, newest_first
-from greenq.transport.settle import Entry, Guard, Move, StateWrite, settle
+from greenq.transport.settle import BEGIN, Fence, Move, Settlement, StateWrite, settle
 from tests.servers import Server
 
 pytestmark = pytest.mark.smoke
@@ -61,10 +61,12 @@ class Grave:
             now_s=NOW.timestamp,
         )
 
-    def bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
+    def bury(
+        self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None
+    ) -> Settlement:
         self.buried.append((tag, queue, reason, task_id))
         state = None if task_id is None else StateWrite(f"result-{task_id}", "f60", "FAILURE")
-        return Entry.moving(Move(tag, f"greenq.dead.{queue}", DEAD_LETTERS, raw), state)
+        return Settlement.moving(Move(tag, f"greenq.dead.{queue}", DEAD_LETTERS, raw), state)
 
     def die(self, *messages: str, alone: str = "", owner: str = "dead") -> None:
         """Leave records, numbered from 1."""
@@ -190,7 +192,7 @@ def test_a_lease_that_is_renewed_between_the_claim_and_the_move_stops_the_move(
     grave.die(message("t1"))
     bury, grave.runs_again = grave.recovery._bury, False
 
-    def come_back(*told: Any) -> Entry:
+    def come_back(*told: Any) -> Settlement:
         grave.client.zadd("greenq.leases", {str(DEAD): 9e9})
         return bury(*told)
 
@@ -533,14 +535,14 @@ def test_what_the_dead_owner_writes_when_it_comes_back_is_seen_to_be_somebody_el
     grave: Grave,
 ) -> None:
     grave.die(message("t1"), message("t2"))
-    settle(grave.connection, KEYS, [Entry("dead:2", "b")], guard=Guard("dead"))
+    settle(grave.connection, KEYS, [Settlement("dead:2", BEGIN)], fence=Fence("dead"))
     grave.recover()
     endings = [
-        Entry("dead:1", result=StateWrite("r1", "f60", '{"status": "FAILURE"}')),
-        Entry("dead:2", result=StateWrite("r2", "f60", '{"status": "FAILURE"}')),
+        Settlement("dead:1", result=StateWrite("r1", "f60", '{"status": "FAILURE"}')),
+        Settlement("dead:2", result=StateWrite("r2", "f60", '{"status": "FAILURE"}')),
     ]
 
-    settled = settle(grave.connection, KEYS, endings, guard=Guard("dead"))
+    settled = settle(grave.connection, KEYS, endings, fence=Fence("dead"))
 
     # But what was acknowledged before its run is nobody else's.
     assert settled.not_held == {0}

@@ -16,12 +16,15 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Client, Connection
 from greenq.transport.dead_letters import DEAD_LIMIT, DEAD_LIMITS
 from greenq.transport.settle import (
+    BEGIN,
+    KEEP,
+    RUN_ALONE,
     SETTLE,
-    Entry,
-    Guard,
+    Fence,
     Move,
     Publication,
     Settled,
+    Settlement,
     StateWrite,
     settle,
     settle_arguments,
@@ -32,7 +35,7 @@ from tests.support import wait_until
 pytestmark = pytest.mark.smoke
 
 KEYS = Keys()
-OWN = Guard("a")
+OWN = Fence("a")
 SUCCESS = json.dumps({"status": "SUCCESS", "result": 1})
 FAILURE = json.dumps({"status": "FAILURE", "result": None})
 REVOKED = json.dumps({"status": "REVOKED", "result": None})
@@ -51,8 +54,8 @@ def passing(key: str = "r", seconds: int = 60, payload: str | bytes = RETRY) -> 
     return StateWrite(key, f"n{seconds}", payload)
 
 
-def moving(*move: object, result: StateWrite | None = None) -> Entry:
-    return Entry.moving(Move(*move), result)  # type: ignore[arg-type]
+def moving(*move: object, result: StateWrite | None = None) -> Settlement:
+    return Settlement.moving(Move(*move), result)  # type: ignore[arg-type]
 
 
 class Desk:
@@ -77,14 +80,14 @@ class Desk:
 
     def settle(
         self,
-        *entries: Entry,
+        *entries: Settlement,
         publications: Sequence[Publication] = (),
-        guard: Guard | None = OWN,
+        fence: Fence | None = OWN,
         dead_limit: int = DEAD_LIMIT,
     ) -> Settled:
         if dead_limit == DEAD_LIMIT:
-            return settle(self.connection, KEYS, entries, publications, guard=guard)
-        names, arguments = settle_arguments(KEYS, entries, publications, guard=guard)
+            return settle(self.connection, KEYS, entries, publications, fence=fence)
+        names, arguments = settle_arguments(KEYS, entries, publications, fence=fence)
         arguments[3] = dead_limit
         unpublished, misplaced, _crowded, *not_held = self.connection.script(
             SETTLE, names, arguments
@@ -112,11 +115,11 @@ def test_all_of_a_batch_is_settled_in_one_call(desk: Desk) -> None:
     desk.client.rpush("queue", "older", "newer")
 
     settled = desk.settle(
-        Entry("a:1", result=success("r1", 60, "one")),
+        Settlement("a:1", result=success("r1", 60, "one")),
         moving("a:2", "queue", "next", "taken next", result=passing("r2", 0, b"\xff\x00")),
         moving("a:3", "queue", "last", b"taken last"),
         moving("a:4", "parked", 1924992000.25, "1|later"),
-        Entry("a:5", "b"),
+        Settlement("a:5", BEGIN),
     )
 
     assert settled == DONE
@@ -135,7 +138,7 @@ def test_stored_state_is_announced_on_the_channel_of_its_key(desk: Desk) -> None
         heard.psubscribe("r*")
         assert heard.get_message(timeout=5) is None
         states = [success("r1", 60, "one"), final("r2"), final("r3", 0, "x")]
-        desk.settle(*(Entry("", "k", result=state) for state in states), guard=None)
+        desk.settle(*(Settlement("", KEEP, result=state) for state in states), fence=None)
 
         messages = [heard.get_message(timeout=5) for _ in range(2)]
 
@@ -186,7 +189,7 @@ def test_states_of_a_batch_are_announced_where_somebody_listens(
         desk.client.config_resetstat()
 
         states = [success(f"r{number}") for number in range(1500)]
-        desk.settle(*(Entry("", "k", result=state) for state in states), guard=None)
+        desk.settle(*(Settlement("", KEEP, result=state) for state in states), fence=None)
 
         messages = [listener.get_message(timeout=5) for _ in listened]
 
@@ -225,7 +228,7 @@ def test_state_is_stored_by_whose_it_is_and_what_is_there(
         move = Move(tag, "queue", "last", "text") if action == "m" else None
         state = StateWrite("r", f"{kind}{seconds}", payload)
 
-        settled = desk.settle(Entry(tag, action, result=state, move=move))  # type: ignore[arg-type]
+        settled = desk.settle(Settlement(tag, action, result=state, move=move))  # type: ignore[arg-type]
 
         is_kept = before in KEPT[whose, kind]
         expected = text if is_kept else payload
@@ -249,7 +252,8 @@ def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
     desk.client.rpush("r1", "a list")
 
     desk.settle(
-        Entry("a:1", result=StateWrite("r1", rule, "one")), Entry("a:2", result=success("r2"))
+        Settlement("a:1", result=StateWrite("r1", rule, "one")),
+        Settlement("a:2", result=success("r2")),
     )
 
     assert desk.client.mget("r1", "r2") == [b"one", SUCCESS.encode()]
@@ -262,30 +266,30 @@ def test_state_replaces_a_key_of_another_type(desk: Desk, rule: str) -> None:
 def test_message_that_is_acknowledged_early_becomes_a_stub_until_its_outcome(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
 
-    assert desk.settle(Entry("a:1", "b")) == DONE
+    assert desk.settle(Settlement("a:1", BEGIN)) == DONE
     # Also when the answer got lost.
-    assert desk.settle(Entry("a:1", "b")) == DONE
+    assert desk.settle(Settlement("a:1", BEGIN)) == DONE
 
     assert (desk.reserved(), desk.begun()) == ({"a:2"}, {"a:1"})
     # A set that nobody ends goes by itself.
     assert 0 < desk.client.ttl("greenq.begun.a") <= 7 * 86400
-    assert desk.settle(Entry("a:1", "k", result=passing(payload=RETRY))) == DONE
-    assert desk.settle(Entry("a:1", result=success())) == DONE
+    assert desk.settle(Settlement("a:1", KEEP, result=passing(payload=RETRY))) == DONE
+    assert desk.settle(Settlement("a:1", result=success())) == DONE
     assert (desk.reserved(), desk.begun()) == ({"a:2"}, set())
     assert desk.client.get("r") == SUCCESS.encode()
     # What comes late finds nothing.
-    assert desk.settle(Entry("a:1", result=final())).not_held == {0}
+    assert desk.settle(Settlement("a:1", result=final())).not_held == {0}
     assert desk.client.get("r") == SUCCESS.encode()
 
 
 def test_early_acknowledgement_of_what_is_gone_leaves_no_stub(desk: Desk) -> None:
-    assert desk.settle(Entry("a:1", "b")).not_held == {0}
+    assert desk.settle(Settlement("a:1", BEGIN)).not_held == {0}
     assert desk.begun() == set()
 
 
 def test_stub_moves_as_a_record_does(desk: Desk) -> None:
     desk.reserve("a:1")
-    desk.settle(Entry("a:1", "b"))
+    desk.settle(Settlement("a:1", BEGIN))
     move = ("a:1", "queue", "last", "next run")
 
     assert desk.settle(moving(*move, result=passing())) == DONE
@@ -298,7 +302,7 @@ def test_stub_moves_as_a_record_does(desk: Desk) -> None:
 def test_tag_of_another_owner_has_no_stub_here(desk: Desk) -> None:
     desk.client.sadd("greenq.begun.b", "b:1")
 
-    assert desk.settle(Entry("b:1", result=final())).not_held == {0}
+    assert desk.settle(Settlement("b:1", result=final())).not_held == {0}
 
     assert not desk.client.exists("r")
 
@@ -312,7 +316,9 @@ def test_server_that_does_not_know_the_owner_does_nothing(desk: Desk) -> None:
 
     with pytest.raises(ServerError, match="FORGOTTEN") as refused:
         desk.settle(
-            Entry("a:1", result=success()), moving("a:2", "queue", "last", "text"), Entry("", "l")
+            Settlement("a:1", result=success()),
+            moving("a:2", "queue", "last", "text"),
+            Settlement("", RUN_ALONE),
         )
 
     # It is right again as soon as the owner has made itself known.
@@ -320,7 +326,7 @@ def test_server_that_does_not_know_the_owner_does_nothing(desk: Desk) -> None:
     assert desk.reserved() == {"a:1", "a:2"}
     assert not desk.client.exists("r", "queue")
     # Others who act on nobody's behalf need no owner.
-    assert desk.settle(Entry("a:1"), guard=Guard("")) == DONE
+    assert desk.settle(Settlement("a:1"), fence=Fence("")) == DONE
 
 
 @pytest.mark.parametrize("now", ["9.75", None, "9.750001"])
@@ -334,11 +340,11 @@ def test_recovery_acts_while_the_lease_is_the_one_that_was_claimed(
     entry = moving("a:1", "queue", "next", "text", result=final())
 
     if now == "9.75":
-        assert desk.settle(entry, guard=Guard("a", "a|node|", "9.75")) == DONE
+        assert desk.settle(entry, fence=Fence("a", "a|node|", "9.75")) == DONE
         assert desk.texts("queue") == ["text"]
     else:
         with pytest.raises(ServerError, match="LAPSED") as refused:
-            desk.settle(entry, guard=Guard("a", "a|node|", "9.75"))
+            desk.settle(entry, fence=Fence("a", "a|node|", "9.75"))
         assert refused.value.passes
         assert desk.reserved() == {"a:1"}
         assert not desk.client.exists("r", "queue")
@@ -347,23 +353,23 @@ def test_recovery_acts_while_the_lease_is_the_one_that_was_claimed(
 def test_what_runs_alone_is_announced_and_taken_back(desk: Desk) -> None:
     desk.reserve("a:1")
 
-    assert desk.settle(Entry("a:1", "l")) == DONE
+    assert desk.settle(Settlement("a:1", RUN_ALONE)) == DONE
     assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
     assert desk.reserved() == {"a:1"}
 
     # What is somebody else's does not run alone here.
-    assert desk.settle(Entry("a:2", "l")).not_held == {0}
+    assert desk.settle(Settlement("a:2", RUN_ALONE)).not_held == {0}
     assert desk.client.hget("greenq.owner.a", "alone") == b"a:1"
 
-    assert desk.settle(Entry("", "l")) == DONE
+    assert desk.settle(Settlement("", RUN_ALONE)) == DONE
     assert not desk.client.hexists("greenq.owner.a", "alone")
 
 
 def test_states_alone_touch_no_other_key(desk: Desk) -> None:
-    names, _ = settle_arguments(KEYS, [Entry("", "k", result=success())], guard=None)
+    names, _ = settle_arguments(KEYS, [Settlement("", KEEP, result=success())], fence=None)
 
     assert names == ["r"]
-    assert desk.settle(Entry("", "k", result=success()), guard=None) == DONE
+    assert desk.settle(Settlement("", KEEP, result=success()), fence=None) == DONE
     assert desk.client.get("r") == SUCCESS.encode()
 
 
@@ -375,16 +381,16 @@ def test_states_go_to_their_own_server_by_whose_they_are(desk: Desk, is_held: bo
     # Another database is as good as another server.
     url = desk.server.url.removesuffix("/0") + "/1"
     entries = [
-        Entry("a:1", result=success("r1")),
+        Settlement("a:1", result=success("r1")),
         moving("a:2", "queue", "last", "text", result=passing("r2")),
-        Entry("a:3", result=final("r3")),
-        Entry("", "k", result=final("r4")),
+        Settlement("a:3", result=final("r3")),
+        Settlement("", KEEP, result=final("r4")),
     ]
     if is_held:
         desk.reserve("a:1", "a:2", "a:3")
 
     with closing(Client(url).connection()) as results:
-        settled = settle(desk.connection, KEYS, entries, guard=OWN, results=results)
+        settled = settle(desk.connection, KEYS, entries, fence=OWN, results=results)
         stored = results.call("MGET", "r1", "r2", "r3", "r4")
 
     everywhere = [SUCCESS.encode(), RETRY.encode(), FAILURE.encode(), FAILURE.encode()]
@@ -403,7 +409,11 @@ def test_own_server_of_results_gets_nothing_from_whom_the_broker_has_forgotten(d
     with closing(Client(url).connection()) as results:
         with pytest.raises(ServerError, match="FORGOTTEN"):
             settle(
-                desk.connection, KEYS, [Entry("a:1", result=success())], guard=OWN, results=results
+                desk.connection,
+                KEYS,
+                [Settlement("a:1", result=success())],
+                fence=OWN,
+                results=results,
             )
         assert results.call("EXISTS", "r") == 0
     assert desk.reserved() == {"a:1"}
@@ -418,7 +428,7 @@ def test_any_number_of_tags_is_acknowledged(desk: Desk, count: int) -> None:
     desk.client.hset("unacked", mapping=dict.fromkeys([*tags, "b:1"], "record"))
     desk.client.zadd("unacked_index", dict.fromkeys([*tags, "b:1"], 1))
 
-    assert desk.settle(*map(Entry, tags)) == DONE
+    assert desk.settle(*map(Settlement, tags)) == DONE
 
     assert desk.reserved() == {"b:1"}
 
@@ -441,8 +451,8 @@ def test_what_was_not_held_is_named_by_its_place(desk: Desk) -> None:
     desk.reserve("a:2", "a:5")
 
     settled = desk.settle(
-        *(Entry(f"a:{number}", result=final(f"r{number}")) for number in range(1, 4)),
-        Entry("", "k", result=final("r4")),
+        *(Settlement(f"a:{number}", result=final(f"r{number}")) for number in range(1, 4)),
+        Settlement("", KEEP, result=final("r4")),
         moving("a:5", "queue", "last", "text"),
         moving("a:6", "queue", "last", "text"),
     )
@@ -459,7 +469,7 @@ def test_news_is_published_behind_all_else(desk: Desk) -> None:
         wait_until(lambda: desk.client.pubsub_numsub("news")[0][1] == 1)
 
         settled = desk.settle(
-            Entry("a:1", result=success("r1", 60, "one")),
+            Settlement("a:1", result=success("r1", 60, "one")),
             moving("a:2", "queue", "next", "text"),
             publications=[Publication("news", "first"), Publication("news", "second")],
         )
@@ -486,7 +496,8 @@ def test_news_that_may_not_be_published_is_told_and_stops_nothing(desk: Desk) ->
     desk.connection.call("AUTH", "mute", "pw")
 
     settled = desk.settle(
-        Entry("a:1", result=success("r1", 60, "one")), publications=[Publication("news", "text")]
+        Settlement("a:1", result=success("r1", 60, "one")),
+        publications=[Publication("news", "text")],
     )
 
     assert "permission" in settled.unpublished
@@ -510,7 +521,7 @@ def test_message_whose_record_is_gone_is_not_moved(desk: Desk) -> None:
 def test_call_whose_answer_was_lost_may_be_repeated(desk: Desk) -> None:
     desk.reserve("a:1", "a:2", "a:3")
     batch = (
-        Entry("a:1", result=success("r1", 60, SUCCESS)),
+        Settlement("a:1", result=success("r1", 60, SUCCESS)),
         moving("a:2", "queue", "last", "text"),
         moving("a:3", "dead", DEAD, "letter"),
     )
@@ -526,7 +537,7 @@ def test_message_without_a_tag_is_just_put_there(desk: Desk) -> None:
     desk.reserve("a:1")
 
     settled = desk.settle(
-        Entry("", "k", result=success("r1", 60, "one")),
+        Settlement("", KEEP, result=success("r1", 60, "one")),
         moving("", "queue", "last", "new"),
         moving("", "parked", 5.0, "1|later"),
     )
@@ -570,12 +581,12 @@ def test_message_whose_goal_has_another_type_stays_reserved_and_the_rest_is_done
     desk.client.set("wrong", "a string")
     desk.reserve("a:1", "a:2", "a:3")
     if is_stub:
-        desk.settle(Entry("a:1", "b"))
+        desk.settle(Settlement("a:1", BEGIN))
 
     settled = desk.settle(
-        Entry.moving(move),
+        Settlement.moving(move),
         moving("a:2", "q", "last", "two"),
-        Entry("a:3", result=success("r1", 60, "one")),
+        Settlement("a:3", result=success("r1", 60, "one")),
     )
 
     assert settled == Settled(frozenset(), "", f"WRONGTYPE wrong is {kind}", frozenset({0}))
@@ -601,7 +612,7 @@ def no_memory(client: redis.Redis) -> Iterator[None]:
 def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, rule: str) -> None:
     desk.reserve("a:1", "a:2")
     batch = (
-        Entry("a:1", result=StateWrite("r1", rule, "one")),
+        Settlement("a:1", result=StateWrite("r1", rule, "one")),
         moving("a:2", "queue", "last", "text"),
         moving("", "queue", "last", "new"),
     )
@@ -621,8 +632,8 @@ def test_server_without_memory_takes_all_of_a_batch_or_nothing(desk: Desk, rule:
 def test_server_without_memory_still_lets_messages_go(desk: Desk) -> None:
     # Otherwise a server that is full of records would stay full. In any order: what is early
     # acknowledged, or runs alone, must not stop what ends.
-    endings = [Entry("a:1"), moving("a:2", "queue", "last", "text"), Entry("a:3", "b")]
-    endings += [Entry("a:4", "l"), Entry("", "l")]
+    endings = [Settlement("a:1"), moving("a:2", "queue", "last", "text"), Settlement("a:3", BEGIN)]
+    endings += [Settlement("a:4", RUN_ALONE), Settlement("", RUN_ALONE)]
 
     for some in itertools.chain.from_iterable(itertools.permutations(endings, n) for n in (1, 2)):
         desk.reserve("a:1", "a:2", "a:3", "a:4")
@@ -653,7 +664,7 @@ def test_result_is_stored_and_acknowledged_when_the_user_may_not_announce_it(des
     desk.reserve("a:1")
 
     with user(desk, "~*", "-publish") as mute:
-        settled = mute.settle(Entry("a:1", result=success("r1", 60, "one")))
+        settled = mute.settle(Settlement("a:1", result=success("r1", 60, "one")))
         assert "publish" in settled.unpublished
 
     assert desk.client.get("r1") == b"one"
@@ -669,7 +680,7 @@ def test_nothing_is_acknowledged_when_the_user_may_not_store(
 
     with user(desk, *rules) as poor, pytest.raises(AccessRefused):
         poor.settle(
-            Entry("a:1", result=success("r1")),
+            Settlement("a:1", result=success("r1")),
             moving("a:2", "u-queue", "last", "text", result=success("r2")),
         )
 
@@ -684,7 +695,7 @@ def test_message_stays_reserved_when_the_user_may_not_leave_a_stub(
     desk.reserve("a:1")
 
     with user(desk, *rules) as poor, pytest.raises(OperationalError):
-        poor.settle(Entry("a:1", "b"))
+        poor.settle(Settlement("a:1", BEGIN))
 
     assert desk.reserved() == {"a:1"}
 
@@ -706,10 +717,10 @@ def test_message_stays_reserved_when_the_user_may_not_move_it(
 
 def test_server_that_has_forgotten_the_script_gets_it_again(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
-    desk.settle(Entry("a:1"))
+    desk.settle(Settlement("a:1"))
 
     desk.client.script_flush()
-    desk.settle(Entry("a:2"))
+    desk.settle(Settlement("a:2"))
 
     assert not desk.reserved()
     assert desk.client.script_exists(SETTLE.sha) == [True]

@@ -10,8 +10,26 @@ import pytest
 
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
-from greenq.transport.settle import Entry, Guard, Move, Settled, StateWrite, settle
-from greenq.transport.workflow import Addition, Claim, Part, Push, Seal, Workflow, chord_rule
+from greenq.transport.settle import (
+    ACKNOWLEDGE,
+    BEGIN_STEP,
+    REQUEUE,
+    Fence,
+    Move,
+    Settled,
+    Settlement,
+    StateWrite,
+    settle,
+)
+from greenq.transport.workflow import (
+    Addition,
+    ChordClaim,
+    ChordPart,
+    Continuation,
+    MessagePush,
+    Seal,
+    chord_rule,
+)
 from tests.integration.test_settle import OWN, Desk, final, success
 from tests.servers import Server
 
@@ -23,17 +41,17 @@ G = KEYS.group("g")
 RULE = chord_rule(True, 1000, 0)
 
 
-def part(task_id: str, place: int | str, value: object = None, group: str = G) -> Part:
+def part(task_id: str, place: int | str, value: object = None, group: str = G) -> ChordPart:
     encoded = json.dumps([1, task_id, "SUCCESS", value])
-    return Part(group, f"{task_id}:{place}", str(place), encoded, RULE)
+    return ChordPart(group, f"{task_id}:{place}", str(place), encoded, RULE)
 
 
-def ending(tag: str, **lists: object) -> Entry:
-    return Entry(tag, "a", success(f"r{tag}"), workflow=Workflow(**lists))  # type: ignore[arg-type]
+def ending(tag: str, **lists: object) -> Settlement:
+    return Settlement(tag, ACKNOWLEDGE, success(f"r{tag}"), workflow=Continuation(**lists))  # type: ignore[arg-type]
 
 
-def body(text: str = "body") -> Push:
-    return Push("queue", "last", text)
+def body(text: str = "body") -> MessagePush:
+    return MessagePush("queue", "last", text)
 
 
 class Apart(Desk):
@@ -45,8 +63,8 @@ class Apart(Desk):
         self.results = self.results_client.connection()
         self.results.call("FLUSHDB")
 
-    def settle(self, *entries: Entry, guard: Guard | None = OWN, **_: object) -> Settled:  # type: ignore[override]
-        return settle(self.connection, KEYS, entries, guard=guard, results=self.results)
+    def settle(self, *entries: Settlement, fence: Fence | None = OWN, **_: object) -> Settled:  # type: ignore[override]
+        return settle(self.connection, KEYS, entries, fence=fence, results=self.results)
 
     def chord(self, *command: object) -> object:
         return self.results.call(*command)
@@ -78,7 +96,10 @@ def test_a_step_stores_acknowledges_and_sends_in_one_call(desk: Desk) -> None:
     desk.client.set("other", "x")
 
     settled = desk.settle(
-        ending("a:1", pushes=[Push("queue", "last", "next step"), Push("q2", "next", "link")])
+        ending(
+            "a:1",
+            pushes=[MessagePush("queue", "last", "next step"), MessagePush("q2", "next", "link")],
+        )
     )
 
     assert settled == Settled(frozenset(), "", "")
@@ -134,14 +155,14 @@ def test_all_parts_but_the_last_are_acknowledged_and_the_last_is_withheld(desk: 
 def test_the_withheld_ending_is_withheld_again_until_the_body_is_sent(desk: Desk) -> None:
     desk.reserve("a:1")
     desk.chord("SET", f"{G}.s", 1)
-    first = ending("a:1", parts=[part("x", 0)], pushes=[Push("queue", "last", "link")])
+    first = ending("a:1", parts=[part("x", 0)], pushes=[MessagePush("queue", "last", "link")])
 
     assert desk.settle(first).withheld == {0}
     assert desk.settle(first).withheld == {0}
     assert desk.texts("queue") == []
 
-    second = Workflow(pushes=[body()], clears=[Claim(G, part("x", 0).claim)])
-    assert desk.settle(Entry("a:1", workflow=second)) == Settled(frozenset(), "", "")
+    second = Continuation(pushes=[body()], clears=[ChordClaim(G, part("x", 0).claim)])
+    assert desk.settle(Settlement("a:1", workflow=second)) == Settled(frozenset(), "", "")
 
     assert desk.texts("queue") == ["body"]
     assert not desk.reserved()
@@ -169,7 +190,7 @@ def test_two_copies_of_the_last_part_send_the_body_once(desk: Desk) -> None:
     desk.chord("SET", f"{G}.s", 1)
     for tag in ("a:1", "a:2"):
         assert desk.settle(ending(tag, parts=[part("x", 0)])).withheld == {0}
-    second = {"pushes": [body()], "clears": [Claim(G, part("x", 0).claim)]}
+    second = {"pushes": [body()], "clears": [ChordClaim(G, part("x", 0).claim)]}
 
     for tag in ("a:1", "a:2"):
         desk.settle(ending(tag, **second))
@@ -206,7 +227,7 @@ def test_what_joins_a_chord_is_waited_for(desk: Desk) -> None:
     settled = desk.settle(
         ending(
             "a:1", parts=[part("x", 0)], adds=[Addition(G, "n", 1000)],
-            pushes=[Push("queue", "last", "added")],
+            pushes=[MessagePush("queue", "last", "added")],
         )
     )  # fmt: skip
 
@@ -239,7 +260,7 @@ def test_the_states_of_what_never_runs_replace_no_final_one(desk: Desk) -> None:
     desk.chord("SET", "ran", '{"status": "SUCCESS", "result": 1}')
     later = [StateWrite("ran", "u60", "F"), StateWrite("later", "u60", "F")]
 
-    desk.settle(Entry("a:1", "a", final(), workflow=Workflow(states=later)))
+    desk.settle(Settlement("a:1", ACKNOWLEDGE, final(), workflow=Continuation(states=later)))
 
     assert desk.chord("GET", "ran") == b'{"status": "SUCCESS", "result": 1}'
     assert desk.chord("GET", "later") == b"F"
@@ -250,7 +271,11 @@ def test_a_recovered_message_frees_the_chord_that_its_part_had_completed(desk: D
     desk.chord("SET", f"{G}.s", 1)
     desk.settle(ending("a:1", parts=[part("x", 0)]))
 
-    desk.settle(Entry("a:1", "a", workflow=Workflow(frees=[Claim(G, part("x", 0).claim)])))
+    desk.settle(
+        Settlement(
+            "a:1", ACKNOWLEDGE, workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)])
+        )
+    )
 
     assert desk.chord("EXISTS", f"{G}.c") == 0
     assert desk.chord("EXISTS", f"{G}.j") == 1
@@ -260,7 +285,11 @@ def test_another_claim_is_not_freed(desk: Desk) -> None:
     desk.reserve("a:1")
     desk.chord("SET", f"{G}.c", "0123abc")
 
-    desk.settle(Entry("a:1", "a", workflow=Workflow(frees=[Claim(G, part("x", 0).claim)])))
+    desk.settle(
+        Settlement(
+            "a:1", ACKNOWLEDGE, workflow=Continuation(frees=[ChordClaim(G, part("x", 0).claim)])
+        )
+    )
 
     assert desk.chord("GET", f"{G}.c") == b"0123abc"
 
@@ -269,12 +298,12 @@ def test_a_dead_letter_can_be_the_last_part(desk: Desk) -> None:
     desk.reserve("a:1")
     desk.chord("SET", f"{G}.s", 1)
 
-    def buried(**lists: object) -> Entry:
-        return Entry.moving(Move("a:1", "dead", "last", "letter"), None, Workflow(**lists))  # type: ignore[arg-type]
+    def buried(**lists: object) -> Settlement:
+        return Settlement.moving(Move("a:1", "dead", "last", "letter"), None, Continuation(**lists))  # type: ignore[arg-type]
 
     assert desk.settle(buried(parts=[part("x", 0)])).withheld == {0}
     assert desk.texts("dead") == []
-    desk.settle(buried(clears=[Claim(G, part("x", 0).claim)]))
+    desk.settle(buried(clears=[ChordClaim(G, part("x", 0).claim)]))
 
     assert desk.texts("dead") == ["letter"]
     assert not desk.reserved()
@@ -283,7 +312,7 @@ def test_a_dead_letter_can_be_the_last_part(desk: Desk) -> None:
 def test_a_message_acknowledged_early_keeps_its_record_until_its_end(desk: Desk) -> None:
     desk.reserve("a:1")
 
-    desk.settle(Entry("a:1", "e"))
+    desk.settle(Settlement("a:1", BEGIN_STEP))
     assert (desk.reserved(), desk.begun()) == ({"a:1"}, {"a:1"})
     desk.settle(ending("a:1", pushes=[body()]))
 
@@ -296,7 +325,8 @@ def test_a_goal_of_another_type_keeps_the_message_and_sends_nothing(desk: Desk) 
     desk.client.set("q2", "not a list")
 
     settled = desk.settle(
-        ending("a:1", pushes=[body(), Push("q2", "last", "x")]), ending("a:2", pushes=[body("y")])
+        ending("a:1", pushes=[body(), MessagePush("q2", "last", "x")]),
+        ending("a:2", pushes=[body("y")]),
     )
 
     assert settled.stuck == {0}
@@ -309,7 +339,7 @@ def test_an_unordered_chord_has_a_list(desk: Desk) -> None:
     desk.chord("SET", f"{G}.s", 2)
     rule = chord_rule(False, 1000, 0)
     for tag, name in (("a:1", "y"), ("a:2", "x")):
-        last = desk.settle(ending(tag, parts=[Part(G, f"{name}:0", "0", name, rule)]))
+        last = desk.settle(ending(tag, parts=[ChordPart(G, f"{name}:0", "0", name, rule)]))
 
     assert last.withheld == {0}
     assert desk.chord("LRANGE", f"{G}.j", 0, -1) == [b"y", b"x"]
@@ -332,12 +362,12 @@ def test_many_parts_and_pushes_of_one_call(desk: Desk) -> None:
 
 def test_what_was_begun_meanwhile_is_not_given_back(desk: Desk) -> None:
     desk.reserve("a:1", "a:2")
-    desk.settle(Entry("a:1", "e"))
+    desk.settle(Settlement("a:1", BEGIN_STEP))
     desk.client.zadd("greenq.leases", {"a|n|p": 7})
 
     settled = desk.settle(
-        *(Entry(tag, "g", move=Move(tag, "queue", "next", tag)) for tag in ("a:1", "a:2")),
-        guard=Guard("a", "a|n|p", "7"),
+        *(Settlement(tag, REQUEUE, move=Move(tag, "queue", "next", tag)) for tag in ("a:1", "a:2")),
+        fence=Fence("a", "a|n|p", "7"),
     )
 
     assert settled.not_held == {0}
@@ -351,7 +381,9 @@ def test_a_broadcast_is_published_and_kept_nowhere(desk: Desk, server: Server) -
     listener.subscribe("/0.news")
     assert listener.get_message(timeout=WAIT_S)
 
-    desk.settle(ending("a:1", pushes=[body("first"), Push("/0.news", "all", "told"), body()]))
+    desk.settle(
+        ending("a:1", pushes=[body("first"), MessagePush("/0.news", "all", "told"), body()])
+    )
 
     heard = listener.get_message(timeout=WAIT_S)
     assert heard is not None

@@ -15,7 +15,7 @@ from greenq import Greenq, chain, chord, group
 from greenq.cli import main
 from greenq.errors import ChordError, GreenqError, NotAllSent
 from greenq.workflow import Workflow
-from greenq.workflow.tree import Group, Step, Task
+from greenq.workflow.tree import WorkflowGroup, WorkflowStep, WorkflowTask
 from tests.servers import Process, Server, celery_worker, greenq_worker
 from tests.support import FairTime, wait_until
 
@@ -75,13 +75,13 @@ def rig(server: Server) -> Iterator[Rig]:
         yield Rig(app, server, stack)
 
 
-def shape(lines: list[list[Step]]) -> Any:
+def shape(lines: list[list[WorkflowStep]]) -> Any:
     """Return the lines of a tree with ids only."""
     return [
         [
             (
                 step.what.id
-                if isinstance(step.what, Task)
+                if isinstance(step.what, WorkflowTask)
                 else sorted(shape(step.what.members), key=repr)
             )
             for step in line
@@ -197,9 +197,9 @@ def test_a_chord_that_a_celery_client_sends_is_one_workflow(rig: Rig) -> None:
     assert workflow.counts == {"SUCCESS": 6}
     (line_of_steps,) = workflow.tree().lines
     first, last = (step.what for step in line_of_steps)
-    assert isinstance(first, Group)
+    assert isinstance(first, WorkflowGroup)
     assert sorted(len(each) for each in first.members) == [1, 1, 1, 2]
-    assert isinstance(last, Task)
+    assert isinstance(last, WorkflowTask)
     assert last.id == handle.id
 
 

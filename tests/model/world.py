@@ -51,7 +51,9 @@ from greenq.transport.leases import Leases
 from greenq.transport.outbox import Outbox
 from greenq.transport.owner import Owner
 from greenq.transport.recovery import Recovery
-from greenq.transport.settle import Entry
+from greenq.transport.settle import Settlement
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.thread import Watch
 from tests.model.celery import VISIBILITY_S, SimCelery
 from tests.model.kernel import Actor, Kernel, Op, SimEvent, sim_run_all, sim_sleep, sim_spawn
@@ -435,18 +437,20 @@ class SimWorker:
             self.leases,
             self.hub,
             self.state,
-            lease_s=LEASE_S,
-            visibility_timeout_s=3600.0,
-            blocked_after_s=1e9,
-            blocking_task=lambda _frame: None,
-            held=self.unsettled,
-            look=lambda: self.fetcher.wake(look=True),
-            first_unused=lambda: self.fetcher.first_unused,
-            is_waiting=lambda: self.fetcher.waiting,
-            paused=self._pause,
-            forgotten=self._register,
-            give_away=self._give_away,
-            unwritten=lambda: self.outbox.unwritten(),
+            HubThread(lambda _frame: None),
+            limits=WatchLimits(lease_s=LEASE_S, visibility_timeout_s=3600.0, blocked_after_s=1e9),
+            holdings=Holdings(
+                unsettled=self.unsettled,
+                first_unused=lambda: self.fetcher.first_unused,
+                is_waiting=lambda: self.fetcher.waiting,
+                unwritten=lambda: self.outbox.unwritten(),
+            ),
+            calls=HubCalls(
+                look=lambda: self.fetcher.wake(look=True),
+                paused=self._pause,
+                forgotten=self._register,
+            ),
+            rescue=Rescue(give_away=self._give_away),
             clock=self.boottime,
         )
         # Look for Celery's records only in scenarios that have some.
@@ -520,7 +524,9 @@ class SimWorker:
         own = None if task is None else task.reject_on_worker_lost
         return True if own is None else own
 
-    def _bury(self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None) -> Entry:
+    def _bury(
+        self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None
+    ) -> Settlement:
         return self.world.site.lost.bury(tag, queue, raw, reason, task_id)
 
     def _pause(self, paused: frozenset[str]) -> None:

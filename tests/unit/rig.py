@@ -23,8 +23,8 @@ from greenq.protocol.event import EventWriter
 from greenq.protocol.message import TaskMessage
 from greenq.request import Request
 from greenq.timer import Timer
-from greenq.transport.fetch import Batch, Delivery
-from greenq.transport.settle import Entry
+from greenq.transport.fetch import Delivery, Taken
+from greenq.transport.settle import ACKNOWLEDGE, BEGIN, RUN_ALONE, Settlement
 
 DEADLINE_S = 5.0
 
@@ -111,7 +111,7 @@ class KeptOutbox(StartStopPart):
     requires = ("Watch",)
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[Settlement] = []
         self.gone: set[str] = set()
 
     def wake(self) -> None:
@@ -123,7 +123,7 @@ class KeptOutbox(StartStopPart):
     def expect(self, tag: str) -> None:
         """Nothing is waited for here."""
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: Settlement) -> None:
         self.entries.append(entry)
         if entry.written is not None:
             entry.written(entry.tag not in self.gone)
@@ -142,15 +142,15 @@ class KeptOutbox(StartStopPart):
 
     def acks(self) -> list[str]:
         """Return the tags that were acknowledged with the end of their messages."""
-        return [entry.tag for entry in self.entries if entry.action == "a" and entry.tag]
+        return [entry.tag for entry in self.entries if entry.action == ACKNOWLEDGE and entry.tag]
 
     def begun(self) -> list[str]:
         """Return the tags that were acknowledged before their run."""
-        return [entry.tag for entry in self.entries if entry.action == "b"]
+        return [entry.tag for entry in self.entries if entry.action == BEGIN]
 
     def alone(self) -> list[str]:
         """Return what was announced to run alone, in order; "" for nothing."""
-        return [entry.tag for entry in self.entries if entry.action == "l"]
+        return [entry.tag for entry in self.entries if entry.action == RUN_ALONE]
 
     def moves(self) -> list[Any]:
         return [entry.move for entry in self.entries if entry.move is not None]
@@ -170,12 +170,12 @@ class HandFetcher:
         self.taking: Callable[[], object] = bool
         self._woken = gevent.event.Event()
 
-    def take(self, most: int) -> Batch:
+    def take(self, most: int) -> Taken:
         self.takes += 1
         self.unsure = False
         self.taking()
         given, self.ready = self.ready[:most], self.ready[most:]
-        return Batch(given, len(self.ready))
+        return Taken(given, len(self.ready))
 
     def wait(self) -> bool:
         self._woken.clear()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.simulation import SCENARIOS, STEP_S, Downstream, World, long_tailed, svg
-from greenq.adaptive import Adaptive, Look
+from greenq.adaptive import Adaptive, PoolSnapshot
 
 # Serves 80 at once; every further call costs a little of its capacity.
 SATURATED = Downstream(80, 0.002)
@@ -150,7 +150,7 @@ def test_a_pool_in_which_nothing_ends_decides_nothing() -> None:
     adaptive = Adaptive()
 
     for at_s in range(1000):
-        assert adaptive.look(Look(float(at_s), 500, 500, 9, 0, 0.0), 500, 10) is None
+        assert adaptive.look(PoolSnapshot(float(at_s), 500, 500, 9, 0, 0.0), 500, 10) is None
     assert adaptive.limit(500, 10) == 500
 
 

@@ -22,6 +22,8 @@ from greenq.timer import Timer
 from greenq.transport.broker import Broker
 from greenq.transport.fetch import Delivery
 from greenq.transport.leases import Renewal
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import HubThread
 from greenq.watchdog.thread import Watch
 
 HOUR_S = 3600.0
@@ -91,18 +93,16 @@ class Scene:
             FakeLeases(ahead_s),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             self.state,
-            lease_s=3.0,
-            visibility_timeout_s=HOUR_S,
-            blocked_after_s=1.0,
-            blocking_task=lambda _: None,
-            held=lambda: (set(), 1),
-            first_unused=lambda: 1,
-            look=lambda: None,
-            is_waiting=lambda: False,
-            paused=lambda _: None,
-            forgotten=lambda: None,
-            give_away=lambda _: None,
-            unwritten=list,
+            HubThread(lambda _: None),
+            limits=WatchLimits(lease_s=3.0, visibility_timeout_s=HOUR_S, blocked_after_s=1.0),
+            holdings=Holdings(
+                unsettled=lambda: (set(), 1),
+                first_unused=lambda: 1,
+                is_waiting=lambda: False,
+                unwritten=list,
+            ),
+            calls=HubCalls(look=lambda: None, paused=lambda _: None, forgotten=lambda: None),
+            rescue=Rescue(give_away=lambda _: None),
         )
         watch.renew()
         self.pool, self.timer, self.outbox = FakePool(), Timer(clock=lambda: 0.0), FakeOutbox()

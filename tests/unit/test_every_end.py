@@ -14,6 +14,7 @@ import pytest
 
 from greenq import Ignore, Queue, Reject, Task
 from greenq.log import keep_going
+from greenq.transport.settle import ACKNOWLEDGE, MOVE
 from tests.unit.rig import Rig, wait_for
 
 
@@ -27,7 +28,7 @@ def outcome(rig: Rig, name: str, **options: Any) -> dict[str, Any]:
     delivery = rig.give(name, "a", **options)
     wait_for(lambda: not rig.pool.running and not rig.state.reserved)
     settled = [entry for entry in rig.outbox.entries if entry.tag == delivery.tag]
-    assert any(entry.action in "am" for entry in settled), "its message was left"
+    assert any(entry.action in {ACKNOWLEDGE, MOVE} for entry in settled), "its message was left"
     stored: dict[str, Any] = rig.outbox.stored()[-1]
     return stored
 

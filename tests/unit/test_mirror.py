@@ -111,6 +111,7 @@ ELSEWHERE: dict[str, str] = {
                 "cluster",
                 "ending",
                 "heartbeat",
+                "hooks",
                 "hub_monitor",
                 "hub_thread",
                 "lease_keeper",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from greenq.errors import ConfigError, OperationalError
-from greenq.recycle import LEAST_LIFE_S, Limits, Recycle, Usage, reached, resident_kb
+from greenq.recycle import LEAST_LIFE_S, Recycle, RecycleLimits, Usage, reached, resident_kb
 from greenq.timer import Timer
 from tests.unit.rig import settle
 
@@ -19,15 +19,15 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
 @pytest.mark.parametrize(
     ("limits", "below", "at", "named"),
     [
-        (Limits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done, its limit is 10"),
+        (RecycleLimits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done, its limit is 10"),
         (
-            Limits(memory_kb=2048),
+            RecycleLimits(memory_kb=2048),
             use(memory_kb=2047),
             use(memory_kb=3072),
             "it uses 3.0 MB of memory, its limit is 2.0 MB",
         ),
         (
-            Limits(lifetime_s=60.0),
+            RecycleLimits(lifetime_s=60.0),
             use(lifetime_s=59.9),
             use(lifetime_s=61.0),
             "it has run for 61 s, its limit is 60 s",
@@ -35,22 +35,22 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
     ],
 )
 def test_each_limit_is_reached_at_its_number_and_named(
-    limits: Limits, below: Usage, at: Usage, named: str
+    limits: RecycleLimits, below: Usage, at: Usage, named: str
 ) -> None:
     assert reached(limits, below) is None
     assert reached(limits, at) == named
 
 
 def test_no_limit_is_never_reached() -> None:
-    assert not Limits()
-    assert reached(Limits(), use(10**9, 10**9, 1e9)) is None
+    assert not RecycleLimits()
+    assert reached(RecycleLimits(), use(10**9, 10**9, 1e9)) is None
 
 
 def test_jitter_lowers_a_limit_and_never_raises_it() -> None:
-    given = Limits(tasks=1000, memory_kb=1000, lifetime_s=1000.0)
-    assert given.lowered(lambda: 0.25) == Limits(tasks=750, memory_kb=750, lifetime_s=750.0)
-    assert Limits(tasks=1).lowered(lambda: 0.9) == Limits(tasks=1)
-    assert Limits(tasks=5).lowered(lambda: 0.0) == Limits(tasks=5)
+    given = RecycleLimits(tasks=1000, memory_kb=1000, lifetime_s=1000.0)
+    assert given.lowered(lambda: 0.25) == RecycleLimits(tasks=750, memory_kb=750, lifetime_s=750.0)
+    assert RecycleLimits(tasks=1).lowered(lambda: 0.9) == RecycleLimits(tasks=1)
+    assert RecycleLimits(tasks=5).lowered(lambda: 0.0) == RecycleLimits(tasks=5)
 
 
 def test_resident_memory_follows_what_is_allocated() -> None:
@@ -82,7 +82,7 @@ class FakeGroup:
 class Rig:
     """A step on a clock that a test moves."""
 
-    def __init__(self, limits: Limits, *, used_kb: int = 0) -> None:
+    def __init__(self, limits: RecycleLimits, *, used_kb: int = 0) -> None:
         self.now_s = 1000.0
         self.tasks, self.used_kb, self.ready = 0, used_kb, True
         self.ended: list[str] = []
@@ -106,7 +106,7 @@ class Rig:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig(Limits(tasks=100))
+    made = Rig(RecycleLimits(tasks=100))
     yield made
     made.step.stop()
 
@@ -168,13 +168,13 @@ def test_worker_goes_on_without_an_answer_and_says_so_once(
 
 def test_memory_limit_below_what_the_worker_needs_at_its_start_is_refused() -> None:
     with pytest.raises(ConfigError, match="uses 50000 kB before its first task"):
-        Rig(Limits(memory_kb=40_000), used_kb=50_000)
+        Rig(RecycleLimits(memory_kb=40_000), used_kb=50_000)
 
 
 def test_few_tasks_for_many_slots_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    Rig(Limits(tasks=100)).step.stop()
+    Rig(RecycleLimits(tasks=100)).step.stop()
     assert caplog.messages == []
-    Rig(Limits(tasks=99)).step.stop()
+    Rig(RecycleLimits(tasks=99)).step.stop()
     assert "ends after 99 tasks, although it runs 10 at once" in caplog.text
 
 

@@ -16,7 +16,7 @@ from greenq.cli.demo.figures import charts, rows, sparkline
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from greenq.cli.demo.figures import Figures, Sample
+    from greenq.cli.demo.figures import DemoSample, Figures
 
 # A redraw takes a few milliseconds of CPU, on the machine that also runs the worker.
 _REDRAW_S = 0.2
@@ -25,7 +25,7 @@ _MOST_WIDTH = 100
 _SPARKS = 60
 
 
-class Display:
+class DemoDisplay:
     """Shows samples as they arrive, and the results at the end."""
 
     def __init__(self, total: int) -> None:
@@ -34,7 +34,7 @@ class Display:
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False)
         self._next_s = 0.0
-        self._shown: Sample | None = None
+        self._shown: DemoSample | None = None
         self._rates: list[float] = []
 
     def __enter__(self) -> Self:
@@ -51,7 +51,7 @@ class Display:
         """Print a line, above the display if there is one."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def show(self, sample: Sample, *, last: bool = False) -> None:
+    def show(self, sample: DemoSample, *, last: bool = False) -> None:
         """Show a sample if the last was shown long enough ago; always show the `last` one."""
         if sample.at_s < self._next_s and not last:
             return
@@ -79,7 +79,7 @@ class Display:
         for line in charts(figures, min(self._console.width, _MOST_WIDTH)):
             self._console.print(Text(line), soft_wrap=True)
 
-    def _rate(self, sample: Sample) -> float:
+    def _rate(self, sample: DemoSample) -> float:
         before, self._shown = self._shown, sample
         if before is None or sample.at_s <= before.at_s:
             return self._rates[-1] if self._rates else 0.0
@@ -87,14 +87,14 @@ class Display:
         del self._rates[:-_SPARKS]
         return self._rates[-1]
 
-    def _line(self, sample: Sample, rate: float) -> str:
+    def _line(self, sample: DemoSample, rate: float) -> str:
         return (
             f"{sample.at_s:5.1f} s   {sample.done:,} of {self._total:,} done, "
             f"{sample.failed:,} failed, {sample.running:,} in flight, pool {sample.size:,}, "
             f"queue {sample.depth:,}, {rate:,.0f}/s"
         )
 
-    def _picture(self, sample: Sample, rate: float) -> RenderableType:
+    def _picture(self, sample: DemoSample, rate: float) -> RenderableType:
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(total=self._total, completed=sample.done, width=40),

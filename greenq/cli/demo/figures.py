@@ -16,7 +16,7 @@ _TICK_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class DemoSample:
     """The worker and its queue at one moment.
 
     Attributes:
@@ -74,7 +74,7 @@ class Figures:
     reads: int
     connections: int
     cpu_s: float
-    samples: Sequence[Sample]
+    samples: Sequence[DemoSample]
 
 
 def rows(figures: Figures) -> list[tuple[str, str, str]]:

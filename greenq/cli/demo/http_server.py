@@ -22,7 +22,7 @@ _BACKLOG = 4096
 _END_OF_REQUEST = b"\r\n\r\n"
 
 
-class Answer(asyncio.Protocol):
+class DelayedAnswer(asyncio.Protocol):
     """One connection: one request, one delayed answer."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class UntilClosed(asyncio.Protocol):
 async def serve() -> None:
     """Serve on a free port of this machine until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Answer, "127.0.0.1", 0, backlog=_BACKLOG)
+    server = await loop.create_server(DelayedAnswer, "127.0.0.1", 0, backlog=_BACKLOG)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     _, watch = await loop.connect_read_pipe(UntilClosed, sys.stdin)

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from greenq.cli.demo import http_server
-from greenq.cli.demo.display import Display
-from greenq.cli.demo.figures import Figures, Sample
+from greenq.cli.demo.display import DemoDisplay
+from greenq.cli.demo.figures import DemoSample, Figures
 from greenq.cli.demo.sender import load_fetch
 from greenq.errors import GreenqError
 from greenq.hub import Event, Greenlet, Hub, Signals, join_all, sleep, spawn
@@ -77,13 +77,13 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
         stack.callback(probe.close)
         worker, greenlet = stack.enter_context(_working(app, limits, interrupt))
         sender = stack.enter_context(_sender(broker_url))
-        display = stack.enter_context(Display(len(urls)))
+        display = stack.enter_context(DemoDisplay(len(urls)))
         display.say(
             f"{len(urls):,} fetches"
             + (f", {http_server.DELAY_S * 1000:.0f} ms each" if ideal_s else "")
             + f", with a pool of {limits[1]:,} to {limits[0]:,} greenlets"
         )
-        watch = Watch(worker, greenlet, probe, display, interrupt)
+        watch = BurstWatch(worker, greenlet, probe, display, interrupt)
         figures = watch.burst(sender, urls, ideal_s, limits)
     if figures is None:
         display.say(f"stopped: {worker.state.succeeded:,} of {len(urls):,} fetched")
@@ -92,7 +92,7 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
     return 0 if figures.succeeded == figures.total else 1
 
 
-class Interrupt:
+class DemoInterrupt:
     """The action of Ctrl-C: end the demo; the second time, without waiting for running tasks."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Interrupt:
         self.asked.set()
 
 
-class Watch:
+class BurstWatch:
     """Starts the burst and watches it through the worker's counters and its own connection."""
 
     def __init__(
@@ -115,8 +115,8 @@ class Watch:
         worker: Worker,
         greenlet: Greenlet,
         probe: Client,
-        display: Display,
-        interrupt: Interrupt,
+        display: DemoDisplay,
+        interrupt: DemoInterrupt,
     ) -> None:
         """Watch `worker`, which runs in `greenlet`; commands sent by `probe` are not counted."""
         self._worker = worker
@@ -126,7 +126,7 @@ class Watch:
         self._display = display
         self._interrupt = interrupt
         self._began_s = 0.0
-        self._samples: list[Sample] = []
+        self._samples: list[DemoSample] = []
         self._peak = 0
         self._peak_at_s = 0.0
 
@@ -194,13 +194,13 @@ class Watch:
         state = self._worker.state
         return state.succeeded + state.failed >= total and not len(self._worker.parts.outbox)
 
-    def _sample(self) -> Sample:
+    def _sample(self) -> DemoSample:
         worker = self._worker
         depth = self._broker.depth(worker.parts.queues.names)
         at_s = time.monotonic() - self._began_s
         if worker.pool.peak > self._peak:
             self._peak, self._peak_at_s = worker.pool.peak, at_s
-        sample = Sample(
+        sample = DemoSample(
             at_s=at_s,
             succeeded=worker.state.succeeded,
             failed=worker.state.failed,
@@ -288,9 +288,9 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
 
 
 @contextmanager
-def _interruptible() -> Iterator[Interrupt]:
+def _interruptible() -> Iterator[DemoInterrupt]:
     """Turn Ctrl-C and other signals into an event, which the demo checks where it can stop."""
-    interrupt, signals = Interrupt(), Signals(Hub())
+    interrupt, signals = DemoInterrupt(), Signals(Hub())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signals.on(number, interrupt)
     try:
@@ -385,7 +385,7 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 
 @contextmanager
 def _working(
-    app: Greenq, limits: tuple[int, int], interrupt: Interrupt
+    app: Greenq, limits: tuple[int, int], interrupt: DemoInterrupt
 ) -> Iterator[tuple[Worker, Greenlet]]:
     """Run a worker in this process; at the end it finishes running tasks unless asked twice."""
     worker = Worker(app, WorkerOptions(autoscale=limits))

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # Imported only here: it loads the transport, which help does not need.
         asking = importlib.import_module("greenq.cli.top.ask")
         state = app.events.State()
-        listener = parts.enter_context(asking.Listener(app, state))
+        listener = parts.enter_context(asking.EventsThread(app, state))
         asker = parts.enter_context(asking.Asker(app, args, state))
         model = Model(Filter.of(pair for pairs in args.filter for pair in pairs), args.sort)
         first = asker.look()

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from greenq.cli import queues, show, status
 from greenq.cli.common import ask, called_roll
-from greenq.cli.top.model import Greenlets, Look
+from greenq.cli.top.model import ClusterSnapshot, Greenlets
 from greenq.errors import OperationalError
-from greenq.remote.queue_counts import Look as QueuesLook
-from greenq.remote.queue_counts import from_counts
+from greenq.remote.queue_counts import QueuesSnapshot, from_counts
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +59,7 @@ class Asker:
         if self._changed:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
-    def look(self, chosen: str | None = None) -> Look:
+    def look(self, chosen: str | None = None) -> ClusterSnapshot:
         """Ask for everything, and for the greenlets of the chosen worker, by default the first.
 
         Raises:
@@ -76,7 +75,7 @@ class Asker:
         hubs = self._ask("hub", destination=ours)
         if self._args.events:
             self._enable_events({*ours, *foreign})
-        return Look(
+        return ClusterSnapshot(
             at_s=time.monotonic(),
             statuses={node: statuses[node] for node in ours},
             foreign={node: self._read_heartbeats(node) for node in foreign},
@@ -109,7 +108,7 @@ class Asker:
                 self._foreign.add(node)
         return replies
 
-    def _depths(self) -> QueuesLook:
+    def _depths(self) -> QueuesSnapshot:
         """Count the waiting messages without reading them."""
         broker = self._app.transport.broker
         paused = broker.paused()
@@ -117,7 +116,7 @@ class Asker:
             name: from_counts(name, counts, paused.get(name))
             for name, counts in broker.depths(sorted(self._queues)).items()
         }
-        return QueuesLook(time.monotonic(), found)
+        return QueuesSnapshot(time.monotonic(), found)
 
     def _greenlets(
         self, chosen: str | None, statuses: Mapping[str, Any], ours: list[str]
@@ -208,7 +207,7 @@ class Thread(Generic[T]):
             self._found.put(exc)
 
 
-class Sampler(Thread["Look | Greenlets"]):
+class Sampler(Thread["ClusterSnapshot | Greenlets"]):
     """Polls at regular intervals."""
 
     def __init__(self, asker: Asker, interval_s: float) -> None:
@@ -252,20 +251,20 @@ class Sampler(Thread["Look | Greenlets"]):
                 self._woken.wait(left_s)
             self._woken.clear()
 
-    def _look(self, chosen: str | None) -> Look:
+    def _look(self, chosen: str | None) -> ClusterSnapshot:
         try:
             return self._asker.look(chosen)
         except OperationalError as exc:
-            return Look(at_s=time.monotonic(), trouble=str(exc))
+            return ClusterSnapshot(at_s=time.monotonic(), trouble=str(exc))
 
-    def _greenlets(self, chosen: str) -> Look | Greenlets:
+    def _greenlets(self, chosen: str) -> ClusterSnapshot | Greenlets:
         try:
             return self._asker.greenlets(chosen)
         except OperationalError as exc:
-            return Look(at_s=time.monotonic(), trouble=str(exc))
+            return ClusterSnapshot(at_s=time.monotonic(), trouble=str(exc))
 
 
-class Listener(Thread["dict[str, Any]"]):
+class EventsThread(Thread["dict[str, Any]"]):
     """Receives events, and keeps the state of the workers up to date."""
 
     def __init__(self, app: Greenq, state: State) -> None:

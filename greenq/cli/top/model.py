@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from greenq.cli import show, status
-from greenq.cli.queues import Takers
-from greenq.remote.queue_counts import Look as QueuesLook
-from greenq.remote.queue_counts import change_per_s
+from greenq.cli.queues import TakersByQueue
+from greenq.remote.queue_counts import QueuesSnapshot, change_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from greenq.remote.queue_counts import Queue
+    from greenq.remote.queue_counts import QueueCounts
 
 # How many samples the charts keep: more than the widest terminal shows.
 _HISTORY: Final = 400
@@ -67,7 +66,7 @@ class Greenlets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class ClusterSnapshot:
     """The cluster at one moment.
 
     Attributes:
@@ -85,8 +84,8 @@ class Look:
     statuses: Mapping[str, Any] = field(default_factory=dict)
     foreign: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hubs: Mapping[str, Any] = field(default_factory=dict)
-    queues: QueuesLook = field(default_factory=lambda: QueuesLook(0.0, {}))
-    takers: Takers = field(default_factory=lambda: Takers({}, all_known=False))
+    queues: QueuesSnapshot = field(default_factory=lambda: QueuesSnapshot(0.0, {}))
+    takers: TakersByQueue = field(default_factory=lambda: TakersByQueue({}, all_known=False))
     greenlets: Greenlets | None = None
     trouble: str | None = None
 
@@ -136,7 +135,7 @@ def _fits(text: str, name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
+class WorkerLine:
     """A worker's line; None means unknown.
 
     Attributes:
@@ -171,7 +170,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class TaskLine:
     """A task's line.
 
     Attributes:
@@ -236,10 +235,10 @@ class Picture:
         only: the filter of the lines; charts and totals ignore it.
     """
 
-    workers: Sequence[Worker] = ()
-    queues: Sequence[Queue] = ()
-    tasks: Sequence[Task] = ()
-    all_tasks: Task | None = None
+    workers: Sequence[WorkerLine] = ()
+    queues: Sequence[QueueCounts] = ()
+    tasks: Sequence[TaskLine] = ()
+    all_tasks: TaskLine | None = None
     points: Sequence[Point] = ()
     greenlets: Greenlets | None = None
     trouble: str | None = None
@@ -272,7 +271,7 @@ class Picture:
         }
 
 
-def _queue(queue: Queue) -> dict[str, Any]:
+def _queue(queue: QueueCounts) -> dict[str, Any]:
     """Return a queue for JSON, without what was not read."""
     values = queue.as_json()
     return {
@@ -292,21 +291,21 @@ class Model:
         """Start empty; pictures are filtered by `only`, their tasks sorted by `order`."""
         self._only = only or Filter()
         self._order = order
-        self._looks: deque[Look] = deque(maxlen=_RATE_LOOKS + 1)
-        self._workers: dict[str, _Worker] = {}
+        self._looks: deque[ClusterSnapshot] = deque(maxlen=_RATE_LOOKS + 1)
+        self._workers: dict[str, _TrackedWorker] = {}
         self._points: deque[Point] = deque(maxlen=_HISTORY)
-        self._tally = Tally()
+        self._tally = EventTally()
         self._greenlets: Greenlets | None = None
         self._trouble: str | None = None
 
-    def look(self, look: Look) -> None:
+    def look(self, look: ClusterSnapshot) -> None:
         """Add a sample of the cluster."""
         self._trouble = look.trouble
         if look.trouble is not None:
             return
         self._looks.append(look)
         for node, reply in (*look.statuses.items(), *look.foreign.items()):
-            known = self._workers.setdefault(node, _Worker(node))
+            known = self._workers.setdefault(node, _TrackedWorker(node))
             known.look(look.at_s, reply, look.hubs.get(node), ours=node not in look.foreign)
         for node, known in list(self._workers.items()):
             if look.at_s - known.seen_s > _SILENT_S:
@@ -345,7 +344,7 @@ class Model:
             trouble=self._trouble,
         )
 
-    def _queues(self) -> list[Queue]:
+    def _queues(self) -> list[QueueCounts]:
         if not self._looks:
             return []
         before, now = self._looks[0].queues, self._looks[-1].queues
@@ -359,7 +358,7 @@ class Model:
         ]
         return sorted(found, key=lambda queue: (-queue.waiting, queue.name))
 
-    def _point(self, look: Look) -> Point:
+    def _point(self, look: ClusterSnapshot) -> Point:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
@@ -372,7 +371,7 @@ class Model:
         )
 
 
-class _Worker:
+class _TrackedWorker:
     """The state kept for a worker."""
 
     def __init__(self, node: str) -> None:
@@ -403,7 +402,7 @@ class _Worker:
         """Tasks per second between the last two samples."""
         return _per_s(*list(self._processed)[-2:]) or 0.0
 
-    def shown(self, now_s: float) -> Worker:
+    def shown(self, now_s: float) -> WorkerLine:
         """Return the worker's line."""
         counts = {
             name: _count(show.part(self._reply, name)) for name in ("size", "waiting", "processed")
@@ -419,7 +418,7 @@ class _Worker:
         silent_s = now_s - self.seen_s
         if silent_s > 0:
             word, details = "silent", f"no reply for {show.age(silent_s)}"
-        return Worker(
+        return WorkerLine(
             node=self._node,
             state=word,
             details=details,
@@ -464,7 +463,7 @@ def _buckets(hub: Any) -> dict[float, int]:
     return found
 
 
-class Tally:
+class EventTally:
     """Counts task events by the task's name and by kind."""
 
     def __init__(self) -> None:
@@ -494,24 +493,24 @@ class Tally:
         counts = {name: counts.copy() for name, counts in self._counts.items()}
         self._marks.append((at_s, counts))
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TaskLine]:
         """Return a line for each task, the busiest first."""
         found = [self._task(name) for name in self._counts]
         return sorted(found, key=lambda task: (*(-each for each in task.busy), task.name))
 
-    def total(self) -> Task:
+    def total(self) -> TaskLine:
         """Return the totals of all tasks as one line."""
         tasks = self.tasks()
         total_s = sum(each for each, _ in self._runtimes.values())
         ended = sum(count for _, count in self._runtimes.values())
-        return Task(
+        return TaskLine(
             name="all",
             per_s={kind: sum(task.per_s[kind] for task in tasks) for kind in KINDS},
             counts={kind: sum(task.counts[kind] for task in tasks) for kind in KINDS},
             runtime_s=total_s / ended if ended else None,
         )
 
-    def _task(self, name: str) -> Task:
+    def _task(self, name: str) -> TaskLine:
         counts = self._counts[name]
         before_s, before = self._marks[0] if self._marks else (0.0, {})
         after_s, after = self._marks[-1] if self._marks else (0.0, {})
@@ -519,7 +518,7 @@ class Tally:
         nothing: Counter[str] = Counter()
         grown = after.get(name, nothing) - before.get(name, nothing)
         total_s, ended = self._runtimes.get(name, (0.0, 0))
-        return Task(
+        return TaskLine(
             name=name,
             per_s={kind: grown[kind] / took_s if took_s > 0 else 0.0 for kind in KINDS},
             counts={kind: counts[kind] for kind in KINDS},

@@ -14,13 +14,13 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from greenq.cli.top.keyboard import Keyboard
-from greenq.cli.top.model import Look
+from greenq.cli.top.model import ClusterSnapshot
 from greenq.cli.top.view import View, draw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from greenq.cli.top.ask import Listener, Sampler
+    from greenq.cli.top.ask import EventsThread, Sampler
     from greenq.cli.top.model import Model, Picture
 
 # How long a change may take to be drawn.
@@ -45,7 +45,7 @@ class Screen:
     """Shows a model, which samples and events keep up to date."""
 
     def __init__(
-        self, model: Model, sampler: Sampler, listener: Listener, address: str, *, order: str
+        self, model: Model, sampler: Sampler, listener: EventsThread, address: str, *, order: str
     ) -> None:
         """Show `model` of the server at `address`; `sampler` and `listener` are running."""
         self._model = model
@@ -111,7 +111,7 @@ class Screen:
         self._model.add_events(self._listener.take())
         found = self._sampler.take()
         for each in found:
-            if isinstance(each, Look):
+            if isinstance(each, ClusterSnapshot):
                 self._model.look(each)
                 self._time = _now()
                 self._warning = self._warnings.take()

@@ -14,8 +14,8 @@ from greenq.cli.top.model import KINDS, sparkline
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.cli.top.model import Picture, Task, Worker
-    from greenq.remote.queue_counts import Queue
+    from greenq.cli.top.model import Picture, TaskLine, WorkerLine
+    from greenq.remote.queue_counts import QueueCounts
 
     Cell = str | Text
 
@@ -242,7 +242,7 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
 
 
 def _workers(
-    workers: Sequence[Worker], chosen: str | None, width: int, room: int | None
+    workers: Sequence[WorkerLine], chosen: str | None, width: int, room: int | None
 ) -> list[Text]:
     """Return the workers' table, with details of a state beside or below it."""
     at = next((at for at, each in enumerate(workers) if each.node == chosen), 0)
@@ -268,7 +268,7 @@ def _workers(
     return [*table, *notes]
 
 
-def _worker(worker: Worker, *, chosen: bool) -> list[Cell]:
+def _worker(worker: WorkerLine, *, chosen: bool) -> list[Cell]:
     slots = "" if worker.size is None else f"/{worker.size}"
     return [
         Text(f"{'▸' if chosen else ' '}{show.printable(worker.node)}", "bold" if chosen else ""),
@@ -283,7 +283,7 @@ def _worker(worker: Worker, *, chosen: bool) -> list[Cell]:
     ]
 
 
-def _note(worker: Worker, width: int) -> Text:
+def _note(worker: WorkerLine, width: int) -> Text:
     return _fitted(
         Text(f"  {show.printable(worker.node)}: {show.printable(worker.details)}", _BAD), width
     )
@@ -299,7 +299,7 @@ def _queues_and_tasks(picture: Picture, order: str, width: int, room: int | None
     return _side_by_side(queues, tasks, left)
 
 
-def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]:
+def _queues(queues: Sequence[QueueCounts], width: int, room: int | None) -> list[Text]:
     shown, hidden = _window(len(queues), 0, None if room is None else room - 1)
     rows: list[list[Cell]] = [
         [
@@ -318,7 +318,7 @@ def _queues(queues: Sequence[Queue], width: int, room: int | None) -> list[Text]
     return [*lines, *_more(hidden)]
 
 
-def _queue_state(queue: Queue) -> Text:
+def _queue_state(queue: QueueCounts) -> Text:
     if queue.paused is not None:
         return Text("paused", _CARE)
     # An empty queue needs no worker.
@@ -347,7 +347,7 @@ def _rates(*kinds: str) -> list[str]:
     return [f"{_SHORT[kind]}/S" for kind in kinds]
 
 
-def _task(task: Task, bad: Sequence[str], started: Sequence[str]) -> list[Cell]:
+def _task(task: TaskLine, bad: Sequence[str], started: Sequence[str]) -> list[Cell]:
     def rates(*kinds: str, style: str = "") -> list[Cell]:
         values = [task.per_s[kind] for kind in kinds]
         return [Text(rate(value), style if value else _DIM) for value in values]

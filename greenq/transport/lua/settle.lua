@@ -15,8 +15,7 @@
 --         the text; for an ending with a capital letter, then its workflow, see below;
 --       for each publication: channel and text;
 --       if workflows are indexed, what happens to their tasks: see the end
--- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '',
---       the
+-- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '', the
 --        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
 --        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative: whose
 --        goal was such a key; if there are workflows, then a list of the numbers of the endings that are withheld, and
@@ -25,16 +24,21 @@
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
 -- A head is the letter of the action, the letter of the state's kind or '-' for none, and the seconds until the state
--- expires, 0 for never:
---   a  acknowledge
---   b  acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome will belong
---   e  the same for a message of a workflow: its record stays, too, so that the worker that recovers it can fail the
---      tasks
---   that wait for it g requeue: move, unless its owner has begun it after an early acknowledgement
---   k  keep: only the state
---   l announce that this message runs alone in its worker; without a tag: that none runs alone any more
---   m  move
---   s  a success, f another final state, u the failure of a message that could not run, n a state that is not final
+-- expires, 0 for never. Below, actions are compared as bytes. The names are those of settle.py and workflow.py, and
+-- exist only there: each local here would cost every call.
+--   a  97  ACKNOWLEDGE  acknowledge
+--   b  98  BEGIN        acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome
+--                       will belong
+--   e 101  BEGIN_STEP   the same for a message of a workflow: its record stays, too, so that whoever recovers it can
+--                       fail the tasks that wait for it
+--   g 103  REQUEUE      move, unless its owner has begun it after an early acknowledgement
+--   k 107  KEEP         only the state
+--   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag: that none does any more
+--   m 109  MOVE         move
+--   s      KIND_SUCCESS  a success
+--   f      KIND_FINAL    another final state
+--   u      KIND_UNRUN    the failure of a message that could not run
+--   n      KIND_PASSING  a state that is not final
 --
 -- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call can be repeated
 -- if its answer was lost, and one that arrives late has no effect. A message that was not held now belongs to
@@ -43,16 +47,18 @@
 -- is stored, while its other states replace no final one. Nor does the failure of a message that could not run, since
 -- anyone can send one with the id of another task.
 --
--- A workflow is what follows an ending (A, G, K or M). It is seven lists, each preceded by its length:
+-- A workflow is what follows an ending, the Continuation of workflow.py; its action is a capital: A, G, K or M (65, 71,
+-- 75, 77). It is seven lists, each preceded by its length:
 --   adds    tasks that join a chord: the group's key, the id, seconds
---   parts   of chords: the group's key, the member, its place, the value, and a rule: 'z' (ordered: a zset) or 'l' (a
---           list), the seconds for which the chord is kept, a blank, and those for its group
+--   parts   of chords: the group's key, the member, its place, the value, and a rule:
+--           z (PARTS_ORDERED: a zset) or l (PARTS_LISTED: a list), the seconds for which the chord is kept, a blank,
+--           and those for its group
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
 --   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
 --   seals   chords that begin: the group's key, the size, seconds
---   clears chords whose body is sent or has failed: the group's key, the claim of the last part, and the
---           seconds for which the chord is remembered as done; '' only checks whether it still has to be
---   done frees   chords whose last part has lost its worker: the group's key, and its claim
+--   clears  chords whose body is sent or has failed: the group's key, the claim of the last part, and the seconds for
+--           which the chord is remembered as done; '' only checks whether it still has to be done
+--   frees   chords whose last part has lost its worker: the group's key, and its claim
 -- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t
 -- the number added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
 --
@@ -358,9 +364,9 @@ end
 -- Removes the record, before anything is pushed: a repeated ending must not find it.
 local function leave(ending)
   local tag = ending.tag
-  if ending.what == 109 then -- m
+  if ending.what == 109 then -- MOVE
     return move(tag, ending.is_stub, KEYS[5 + tonumber(ARGV[ending.move])], ARGV[ending.move + 1], ARGV[ending.move + 2])
-  elseif ending.what == 97 and tag ~= '' then -- a
+  elseif ending.what == 97 and tag ~= '' then -- ACKNOWLEDGE
     if asks == 'own' then redis.call('SREM', begun, tag) end
     taken[tag] = true
     redis.call('HDEL', unacked, tag)
@@ -449,7 +455,7 @@ for number = 1, count do
   local what, kind = head[1], head[2]
   at = at + 1
   local is_record = answers[number] ~= -2 and tag ~= '' and goals >= 0 and not taken[tag]
-  if what == 103 or what == 71 then -- g, G
+  if what == 103 or what == 71 then -- REQUEUE, with a workflow or without
     what = what + 6
     if redis.call('SISMEMBER', begun, tag) == 1 then is_record = false end
   end
@@ -461,36 +467,36 @@ for number = 1, count do
     store(KEYS[key], kind, head[3], ARGV[at], tag, held)
     at = at + 1
   end
-  if what < 97 then -- A, K, M
+  if what < 97 then -- a capital: with a workflow
     local ending = {number = number, tag = tag, what = what + 32, is_stub = is_stub, held = held}
-    if ending.what == 109 then
+    if ending.what == 109 then -- MOVE
       ending.move = at
       at = at + 3
     end
     if not read_workflow then read_workflow, finish_workflows = workflow_functions() end
     read_workflow(ending)
-  elseif what == 109 then -- m
+  elseif what == 109 then -- MOVE
     if held and not move(tag, is_stub, KEYS[5 + tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 2]) then
       reply[#reply + 1] = -number
     end
     at = at + 3
-  elseif what == 97 then -- a
+  elseif what == 97 then -- ACKNOWLEDGE
     if is_record then
       acks[#acks + 1] = tag
     elseif is_stub then
       redis.call('SREM', begun, tag)
     end
-  elseif (what == 98 or what == 101) and is_record then -- b, e
+  elseif (what == 98 or what == 101) and is_record then -- BEGIN, BEGIN_STEP
     -- This comes first: a server out of memory refuses a script whose first write may need memory.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
-    if what == 98 then
+    if what == 98 then -- BEGIN
       redis.call('HDEL', unacked, tag)
       redis.call('ZREM', index, tag)
       taken[tag] = true
     end
-  elseif what == 108 and held then -- l
+  elseif what == 108 and held then -- RUN_ALONE
     redis.call('HDEL', owner, 'alone')
     if tag ~= '' then redis.call('HSET', owner, 'alone', tag) end
   end
@@ -512,8 +518,8 @@ end
 -- task's id, the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry.
 -- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
 --   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
---   + and - sending a part of the workflow begins and ends: it is open meanwhile When
--- no node is open, the calls of the workflow are sent, each once, since they are then removed.
+--   + and - sending a part of the workflow begins and ends: it is open meanwhile
+-- When no node is open, the calls of the workflow are sent, each once, since they are then removed.
 if ARGV[at + 2 * news] then
   local function keep_index()
     local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000

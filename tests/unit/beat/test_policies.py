@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from greenq.beat.entries import Entry, make_entry
-from greenq.beat.policies import Step, next_step
+from greenq.beat.entries import ScheduleEntry, make_entry
+from greenq.beat.policies import NextAction, next_step
 
 S = 1_000_000
 LAST = 1_800_000_000 * S
 
 
-def entry(**fields: Any) -> Entry:
+def entry(**fields: Any) -> ScheduleEntry:
     return make_entry("each", {"task": "t", "schedule": 10, **fields}, UTC)
 
 
@@ -23,12 +23,12 @@ def at(seconds: float) -> int:
 
 
 def test_what_is_not_due_yet_is_a_forecast() -> None:
-    assert next_step(entry(), LAST, at(9.9)) == Step(at(10), at(10), "send")
+    assert next_step(entry(), LAST, at(9.9)) == NextAction(at(10), at(10), "send")
 
 
 def test_run_once_sends_the_latest_of_the_missed_ones() -> None:
-    assert next_step(entry(), LAST, at(10)) == Step(at(10), at(10), "send")
-    assert next_step(entry(), LAST, at(59)) == Step(at(50), at(50), "send")
+    assert next_step(entry(), LAST, at(10)) == NextAction(at(10), at(10), "send")
+    assert next_step(entry(), LAST, at(59)) == NextAction(at(50), at(50), "send")
 
 
 def test_run_all_sends_each_in_order() -> None:
@@ -41,8 +41,8 @@ def test_run_all_sends_each_in_order() -> None:
 
 def test_skip_sends_only_what_is_not_too_late() -> None:
     each = entry(missed="skip(3)")
-    assert next_step(each, LAST, at(53)) == Step(at(50), at(50), "send")
-    assert next_step(each, LAST, at(53.1)) == Step(at(50), at(50), "skip")
+    assert next_step(each, LAST, at(53)) == NextAction(at(50), at(50), "send")
+    assert next_step(each, LAST, at(53.1)) == NextAction(at(50), at(50), "skip")
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_skip_sends_only_what_is_not_too_late() -> None:
 def test_overlaps(overlap: str, action: str) -> None:
     each = entry(overlap=overlap)
     running = next_step(each, LAST, at(25), is_running=True)
-    assert running == Step(at(20), at(20), action)  # type: ignore[arg-type]
+    assert running == NextAction(at(20), at(20), action)  # type: ignore[arg-type]
     ended = next_step(each, LAST, at(25), is_running=False)
-    assert ended == Step(at(20), at(20), "send")
+    assert ended == NextAction(at(20), at(20), "send")
 
 
 def test_with_jitter_a_due_time_counts_when_it_is_ready() -> None:
     each = entry(jitter=5)
     ready = each.ready(at(10))
-    assert next_step(each, LAST, ready - 1) == Step(at(10), ready, "send")
-    assert next_step(each, LAST, ready) == Step(at(10), ready, "send")
+    assert next_step(each, LAST, ready - 1) == NextAction(at(10), ready, "send")
+    assert next_step(each, LAST, ready) == NextAction(at(10), ready, "send")
     step = next_step(each, LAST, at(1000) + 4)
     assert step is not None
     assert step.due in (at(990), at(1000))

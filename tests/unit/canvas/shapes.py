@@ -131,7 +131,7 @@ class Cluster:
         self._parts: dict[str, dict[int, Any]] = defaultdict(dict)
         self._random = random.Random(seed)
 
-    def send(self, made: plan.Plan) -> None:
+    def send(self, made: plan.WorkflowPlan) -> None:
         for start in made.chords:
             assert start.group_id not in self._sizes
             self._sizes[start.group_id] = start.size

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, chain, chord, group
-from greenq.canvas.nodes import Following, Node, of_call, of_message, workflow_of
+from greenq.canvas.nodes import Following, WorkflowNode, of_call, of_message, workflow_of
 from greenq.canvas.plan import plan
 from greenq.protocol.message import TaskMessage
 
@@ -60,18 +60,18 @@ def test_bodies_that_lead_in_a_circle_end() -> None:
 @pytest.mark.parametrize(
     "node",
     [
-        Node("a", "proj.add"),
-        Node("a", "proj.add", "p", "g", 3, True, "b", ("outer", "g")),
-        Node("a", 'x|"y"\n', None, "g\x00"),
+        WorkflowNode("a", "proj.add"),
+        WorkflowNode("a", "proj.add", "p", "g", 3, True, "b", ("outer", "g")),
+        WorkflowNode("a", 'x|"y"\n', None, "g\x00"),
     ],
 )
-def test_a_node_is_read_as_it_was_written(node: Node) -> None:
-    assert Node.read("a", node.written()) == node
-    assert Node.read("a", "") == Node("a", "")
+def test_a_node_is_read_as_it_was_written(node: WorkflowNode) -> None:
+    assert WorkflowNode.read("a", node.written()) == node
+    assert WorkflowNode.read("a", "") == WorkflowNode("a", "")
 
 
 def test_long_names_are_cut() -> None:
-    assert len(Node.read("a", Node("a", "x" * 9999).written()).task) == 200
+    assert len(WorkflowNode.read("a", WorkflowNode("a", "x" * 9999).written()).task) == 200
 
 
 def test_what_follows_is_known_before_it_is_made() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from greenq.canvas import plan
 from greenq.canvas.primitives import chord, group
 from greenq.canvas.signature import Signature
-from greenq.canvas.stream import Stream, bare
+from greenq.canvas.stream import GroupStream, bare
 
 
 def task(name: str, *args: Any) -> Signature:
@@ -16,7 +16,7 @@ def task(name: str, *args: Any) -> Signature:
 
 def test_stream_plans_what_a_group_plans() -> None:
     members = [task("a", 1), task("b") | task("c"), chord([task("d")], task("e")), task("a", 2)]
-    stream = Stream(bare(group()), None, ("first",), {}, {"queue": "q"})
+    stream = GroupStream(bare(group()), None, ("first",), {}, {"queue": "q"})
     calls = [call for call, _chords in stream.calls(iter(members))]
     whole = plan.plan(group(members), ("first",), queue="q")
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from greenq.cli.bindings import Binding, parsed
+from greenq.cli.bindings import BoundQueue, parsed
 from greenq.cli.purge import described, total
 from greenq.cli.queues import headings, row, takers
 from greenq.cli.queues import total as total_of
 from greenq.protocol.keys import SEP
-from greenq.remote.queue_counts import Look, Queue, change_per_s, from_counts
+from greenq.remote.queue_counts import QueueCounts, QueuesSnapshot, change_per_s, from_counts
 from greenq.transport.members import Roll
 
 MAIL = from_counts(
@@ -32,17 +32,17 @@ def test_queue_has_a_column_for_each_priority_step() -> None:
 
 
 def test_queue_that_nobody_paused_says_nothing() -> None:
-    assert row(Queue("q", {0: 0}, change_per_s=-1.25, oldest_s=125.0)) == (
+    assert row(QueueCounts("q", {0: 0}, change_per_s=-1.25, oldest_s=125.0)) == (
         *("q", "0", "0", "0", "0", "-", "0", "2m", "0", "-1.2", "-", ""),
     )
 
 
 def test_drain_time_is_told_of_a_queue_that_shrinks() -> None:
-    shrinks = Queue("q", {0: 600}, change_per_s=-10.0, untaken=True)
+    shrinks = QueueCounts("q", {0: 600}, change_per_s=-10.0, untaken=True)
     assert row(shrinks)[-2:] == ("1m", "no worker takes from it")
     assert shrinks.as_json()["drained_in_s"] == 60
-    assert Queue("q", {0: 600}, change_per_s=1.0).drained_in_s is None
-    assert Queue("q", {0: 0}, change_per_s=-1.0).drained_in_s is None
+    assert QueueCounts("q", {0: 600}, change_per_s=1.0).drained_in_s is None
+    assert QueueCounts("q", {0: 0}, change_per_s=-1.0).drained_in_s is None
 
 
 def test_json_of_a_queue_has_all_of_it() -> None:
@@ -58,7 +58,7 @@ def test_json_of_a_queue_has_all_of_it() -> None:
         "paused": {"by": "me@h"},
         "oldest_s": None,
     }
-    assert Queue("q", change_per_s=2.0).as_json()["change_per_s"] == 2.0
+    assert QueueCounts("q", change_per_s=2.0).as_json()["change_per_s"] == 2.0
 
 
 def roll(strangers: str = "", **queues: list[str] | None) -> Roll:
@@ -113,8 +113,10 @@ def test_workers_that_have_not_told_say_what_they_take_from() -> None:
 
 
 def test_change_is_of_the_waiting_ones_by_the_second() -> None:
-    before = Look(10.0, {"q": Queue("q", {0: 5, 3: 5}, inbox=1)})
-    now = Look(12.0, {"q": Queue("q", {0: 1, 3: 5}, inbox=0), "new": Queue("new", {0: 9})})
+    before = QueuesSnapshot(10.0, {"q": QueueCounts("q", {0: 5, 3: 5}, inbox=1)})
+    now = QueuesSnapshot(
+        12.0, {"q": QueueCounts("q", {0: 1, 3: 5}, inbox=0), "new": QueueCounts("new", {0: 9})}
+    )
 
     assert change_per_s(before, now, "q") == pytest.approx(-2.5)
     assert change_per_s(before, now, "new") is None
@@ -129,7 +131,7 @@ def test_totals_are_told() -> None:
 
 def test_purge_says_what_goes_and_what_stays() -> None:
     assert described([MAIL]) == "1,013 in mail (5 parked and 2 dead stay)"
-    assert described([Queue("a", {0: 1}), Queue("b", {0: 2}, dead=1)]) == (
+    assert described([QueueCounts("a", {0: 1}), QueueCounts("b", {0: 2}, dead=1)]) == (
         "1 in a, 2 in b (1 dead stay)"
     )
     assert total({"a": 1}) == "purged 1 message (a 1)"
@@ -139,13 +141,13 @@ def test_purge_says_what_goes_and_what_stays() -> None:
 @pytest.mark.parametrize(
     ("member", "binding"),
     [
-        (f"key{SEP}{SEP}mail".encode(), Binding("mail", "x", "key")),
-        (f"a.#{SEP}^a\\..*?${SEP}mail".encode(), Binding("mail", "x", "a.#")),
-        (f"{SEP}{SEP}".encode(), Binding("", "x", "")),
+        (f"key{SEP}{SEP}mail".encode(), BoundQueue("mail", "x", "key")),
+        (f"a.#{SEP}^a\\..*?${SEP}mail".encode(), BoundQueue("mail", "x", "a.#")),
+        (f"{SEP}{SEP}".encode(), BoundQueue("", "x", "")),
         (b"somebody else's", None),
         (f"a{SEP}b{SEP}c{SEP}d".encode(), None),
-        (f"k{SEP}{SEP}".encode() + b"\xff", Binding("\ufffd", "x", "k")),
+        (f"k{SEP}{SEP}".encode() + b"\xff", BoundQueue("\ufffd", "x", "k")),
     ],
 )
-def test_member_of_a_binding_set_is_read(member: bytes, binding: Binding | None) -> None:
+def test_member_of_a_binding_set_is_read(member: bytes, binding: BoundQueue | None) -> None:
     assert parsed("x", member, SEP) == binding

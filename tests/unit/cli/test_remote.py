@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from greenq.cli import build_parser, main
-from greenq.cli.remote import Request, lines, pages, read
+from greenq.cli.remote import CommandRequest, lines, pages, read
 from greenq.cli.remote_commands import CONTROL, INSPECT
 
 
-def request(*argv: str) -> tuple[Request, argparse.Namespace]:
+def request(*argv: str) -> tuple[CommandRequest, argparse.Namespace]:
     args = build_parser().parse_args(argv)
     return read(args), args
 

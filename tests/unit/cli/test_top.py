@@ -11,26 +11,25 @@ from typing import Any
 import pytest
 
 from greenq.cli import top
-from greenq.cli.queues import Takers
+from greenq.cli.queues import TakersByQueue
 from greenq.cli.top import ask as top_ask
 from greenq.cli.top.ask import Asker, Sampler
 from greenq.cli.top.keyboard import read_keys
 from greenq.cli.top.model import (
     KINDS,
+    ClusterSnapshot,
+    EventTally,
     Filter,
     Greenlets,
-    Look,
     Model,
     Picture,
-    Tally,
     quantile_s,
     sparkline,
 )
 from greenq.cli.top.view import View, draw, lag, rate
 from greenq.errors import ConnectionLost
 from greenq.events.cluster_state import State
-from greenq.remote.queue_counts import Look as QueuesLook
-from greenq.remote.queue_counts import from_counts
+from greenq.remote.queue_counts import QueuesSnapshot, from_counts
 from greenq.transport.members import Roll
 from tests.support import wait_until
 
@@ -65,14 +64,14 @@ GREENLETS = {
 }
 
 
-def depths(at_s: float = 0.0, **waiting: int) -> QueuesLook:
+def depths(at_s: float = 0.0, **waiting: int) -> QueuesSnapshot:
     """Return the queues with so many messages each."""
     rest = {3: 0, 6: 0, 9: 0, "inbox": 0, "parked": 0, "dead": 0}
     queues = {name: from_counts(name, {0: count, **rest}, None) for name, count in waiting.items()}
-    return QueuesLook(at_s, queues)
+    return QueuesSnapshot(at_s, queues)
 
 
-def looked(*looks: Look) -> Picture:
+def looked(*looks: ClusterSnapshot) -> Picture:
     model = Model()
     for look in looks:
         model.look(look)
@@ -87,7 +86,7 @@ def event(kind: str, uuid: str = "id-1", **fields: Any) -> dict[str, Any]:
 
 
 def test_worker_has_its_numbers_from_status_and_hub() -> None:
-    (worker,) = looked(Look(at_s=0.0, statuses={"w@h": WELL}, hubs={"w@h": HUB})).workers
+    (worker,) = looked(ClusterSnapshot(at_s=0.0, statuses={"w@h": WELL}, hubs={"w@h": HUB})).workers
 
     assert (worker.state, worker.running, worker.size, worker.waiting) == ("ok", 12, 100, 3)
     assert (worker.processed, worker.per_s, worker.uptime_s) == (1000, None, 7300.0)
@@ -99,7 +98,7 @@ def test_rate_is_that_of_the_last_looks_and_the_chart_s_that_of_the_last_two() -
     counts = [0, 10, 20, 30, 40, 50, 60, 160]
     picture = looked(
         *(
-            Look(at_s=float(at), statuses={"w@h": {**WELL, "processed": count}})
+            ClusterSnapshot(at_s=float(at), statuses={"w@h": {**WELL, "processed": count}})
             for at, count in enumerate(counts)
         )
     )
@@ -110,8 +109,8 @@ def test_rate_is_that_of_the_last_looks_and_the_chart_s_that_of_the_last_two() -
 
 def test_worker_that_began_anew_has_no_negative_rate() -> None:
     picture = looked(
-        Look(at_s=0.0, statuses={"w@h": {**WELL, "processed": 900}}, hubs={"w@h": HUB}),
-        Look(at_s=1.0, statuses={"w@h": {**WELL, "processed": 5}}),
+        ClusterSnapshot(at_s=0.0, statuses={"w@h": {**WELL, "processed": 900}}, hubs={"w@h": HUB}),
+        ClusterSnapshot(at_s=1.0, statuses={"w@h": {**WELL, "processed": 5}}),
     )
 
     assert (picture.workers[0].per_s, picture.last.per_s) == (None, 0.0)
@@ -122,48 +121,56 @@ def test_lag_is_that_of_the_last_minute_not_since_the_worker_began() -> None:
     def hub(quick: int, slow: int) -> dict[str, Any]:
         return {"lag_s": 0.0, "lag": {"max_s": 2.0, "buckets": [[0.001, quick], [2.0, slow]]}}
 
-    first = Look(at_s=0.0, statuses={"w@h": WELL}, hubs={"w@h": hub(10, 500)})
-    second = Look(at_s=1.0, statuses={"w@h": WELL}, hubs={"w@h": hub(30, 500)})
+    first = ClusterSnapshot(at_s=0.0, statuses={"w@h": WELL}, hubs={"w@h": hub(10, 500)})
+    second = ClusterSnapshot(at_s=1.0, statuses={"w@h": WELL}, hubs={"w@h": hub(30, 500)})
 
     assert looked(first).workers[0].lag_p99_s == 2.0
     assert looked(first, second).workers[0].lag_p99_s == 0.001
 
 
 def test_lag_of_a_blocked_worker_is_its_block() -> None:
-    (worker,) = looked(Look(at_s=0.0, statuses={"w@h": BLOCKED}, hubs={"w@h": HUB})).workers
+    (worker,) = looked(
+        ClusterSnapshot(at_s=0.0, statuses={"w@h": BLOCKED}, hubs={"w@h": HUB})
+    ).workers
 
     assert (worker.lag_s, worker.lag_p99_s) == (4.21, 4.21)
 
 
 def test_sums_leave_out_pools_of_which_only_what_runs_is_known() -> None:
-    look = Look(at_s=0.0, statuses={"w@h": WELL}, foreign={"c@h": {"active": 80, "processed": 5}})
+    look = ClusterSnapshot(
+        at_s=0.0, statuses={"w@h": WELL}, foreign={"c@h": {"active": 80, "processed": 5}}
+    )
 
     assert (looked(look).last.running, looked(look).last.size) == (12, 100)
 
 
 def test_blocked_worker_says_by_what() -> None:
-    (worker,) = looked(Look(at_s=0.0, statuses={"w@h": BLOCKED})).workers
+    (worker,) = looked(ClusterSnapshot(at_s=0.0, statuses={"w@h": BLOCKED})).workers
 
     assert worker.state == "blocked"
     assert worker.details == "blocked 4.2 s by mail.send[id-1] at mail.py:7"
 
 
 def test_worker_that_does_not_reply_is_silent_for_a_while_then_gone() -> None:
-    there = Look(at_s=0.0, statuses={"a@h": WELL, "b@h": WELL})
+    there = ClusterSnapshot(at_s=0.0, statuses={"a@h": WELL, "b@h": WELL})
     one = {"a@h": WELL}
 
-    later = looked(there, Look(at_s=4.5, statuses=one))
+    later = looked(there, ClusterSnapshot(at_s=4.5, statuses=one))
     assert [(each.node, each.state, each.details) for each in later.workers] == [
         ("a@h", "ok", ""),
         ("b@h", "silent", "no reply for 4s"),
     ]
     # What is not there has no slots.
     assert later.last.size == 100
-    assert [each.node for each in looked(there, Look(at_s=61.0, statuses=one)).workers] == ["a@h"]
+    assert [
+        each.node for each in looked(there, ClusterSnapshot(at_s=61.0, statuses=one)).workers
+    ] == ["a@h"]
 
 
 def test_worker_of_another_kind_has_what_heartbeats_tell() -> None:
-    picture = looked(Look(at_s=0.0, foreign={"old@h": {"active": 2, "processed": 70}, "new@h": {}}))
+    picture = looked(
+        ClusterSnapshot(at_s=0.0, foreign={"old@h": {"active": 2, "processed": 70}, "new@h": {}})
+    )
     new, old = picture.workers
 
     assert (old.state, old.ours, old.running, old.size, old.processed) == ("ok", False, 2, None, 70)
@@ -173,7 +180,7 @@ def test_worker_of_another_kind_has_what_heartbeats_tell() -> None:
 @pytest.mark.parametrize("reply", [None, 7, [], {"active": "x", "size": -1, "processed": True}])
 def test_nonsense_in_a_reply_is_nothing_known(reply: Any) -> None:
     lags = {"lag_s": float("nan"), "lag": {"buckets": [7, [1], ["x", "y"], [None, 1]]}}
-    picture = looked(Look(at_s=0.0, statuses={"w@h": reply}, hubs={"w@h": lags}))
+    picture = looked(ClusterSnapshot(at_s=0.0, statuses={"w@h": reply}, hubs={"w@h": lags}))
 
     (worker,) = picture.workers
     assert (worker.running, worker.size, worker.processed, worker.lag_s) == (None,) * 4
@@ -196,8 +203,8 @@ def test_quantile_is_the_end_of_its_bucket(
 
 def test_deepest_queue_comes_first_with_its_change() -> None:
     picture = looked(
-        Look(at_s=0.0, queues=depths(0.0, celery=100, mail=5)),
-        Look(at_s=2.0, queues=depths(2.0, celery=40, mail=50, new=1)),
+        ClusterSnapshot(at_s=0.0, queues=depths(0.0, celery=100, mail=5)),
+        ClusterSnapshot(at_s=2.0, queues=depths(2.0, celery=40, mail=50, new=1)),
     )
 
     assert [(each.name, each.change_per_s) for each in picture.queues] == [
@@ -209,8 +216,8 @@ def test_deepest_queue_comes_first_with_its_change() -> None:
 
 
 def test_trouble_leaves_what_was_seen_and_is_over_with_the_next_look() -> None:
-    well = Look(at_s=0.0, statuses={"w@h": WELL}, queues=depths(celery=1))
-    lost = Look(at_s=1.0, trouble="the server is gone")
+    well = ClusterSnapshot(at_s=0.0, statuses={"w@h": WELL}, queues=depths(celery=1))
+    lost = ClusterSnapshot(at_s=1.0, trouble="the server is gone")
 
     assert looked(well, lost).trouble == "the server is gone"
     assert looked(well, lost).workers == looked(well).workers
@@ -219,7 +226,7 @@ def test_trouble_leaves_what_was_seen_and_is_over_with_the_next_look() -> None:
 
 
 def test_tasks_are_counted_by_name_and_kind_though_most_events_tell_an_id_alone() -> None:
-    tally = Tally()
+    tally = EventTally()
     tally.mark(0.0)
     for number in range(20):
         uuid = f"id-{number}"
@@ -241,7 +248,7 @@ def test_tasks_are_counted_by_name_and_kind_though_most_events_tell_an_id_alone(
 
 
 def test_rates_of_tasks_are_those_of_the_last_looks() -> None:
-    tally = Tally()
+    tally = EventTally()
     for at in range(10):
         if at == 2:
             tally.note(event("received", name="once"))
@@ -256,14 +263,14 @@ def test_rates_of_tasks_are_those_of_the_last_looks() -> None:
      {"type": "task-received"}, {"type": "task-received", "uuid": ["x"]}],
 )  # fmt: skip
 def test_event_that_is_none_of_a_task_counts_for_nothing(odd: dict[str, Any]) -> None:
-    tally = Tally()
+    tally = EventTally()
     tally.note(odd)
 
     assert tally.tasks() == []
 
 
 def test_names_that_anybody_may_make_up_do_not_grow_without_end() -> None:
-    tally = Tally()
+    tally = EventTally()
     for number in range(1500):
         tally.note(event("received", f"id-{number}", name=f"task-{number}"))
     others = next(task for task in tally.tasks() if task.name == "(others)")
@@ -317,7 +324,7 @@ def busy() -> Picture:
         queues = depths(float(at), celery=at * 100, mail=7)
         paused = replace(queues.queues["mail"], paused={"by": "me@h"})
         model.look(
-            Look(
+            ClusterSnapshot(
                 at_s=float(at),
                 statuses={"a@h": own, "b@h": BLOCKED},
                 foreign={"old@h": {}},
@@ -402,7 +409,9 @@ def test_every_screen_is_just_as_large_as_the_terminal(
 
 
 def test_chosen_worker_is_seen_among_many() -> None:
-    picture = looked(Look(at_s=0.0, statuses={f"w{number:02}@h": WELL for number in range(30)}))
+    picture = looked(
+        ClusterSnapshot(at_s=0.0, statuses={f"w{number:02}@h": WELL for number in range(30)})
+    )
     screen = lines(picture, 80, 24, chosen="w17@h")
 
     assert line(screen, "w17@h").startswith("▸")
@@ -412,7 +421,7 @@ def test_chosen_worker_is_seen_among_many() -> None:
 
 
 def test_without_events_of_tasks_it_says_how_to_have_them() -> None:
-    screen = lines(looked(Look(at_s=0.0, statuses={"w@h": WELL})), 80, 24)
+    screen = lines(looked(ClusterSnapshot(at_s=0.0, statuses={"w@h": WELL})), 80, 24)
 
     assert any("no task events received" in each for each in screen)
     assert any("--events" in each for each in screen)
@@ -455,7 +464,7 @@ def test_nothing_that_came_from_elsewhere_can_move_the_cursor() -> None:
     model = Model()
     model.add_events([event("received", name=evil)])
     model.look(
-        Look(
+        ClusterSnapshot(
             at_s=0.0,
             statuses={evil: {**BLOCKED, "blocked": {**BLOCKER, "by": evil}}},
             queues=depths(**{evil: 1}),
@@ -500,7 +509,7 @@ def filtered(*given: str, order: str = "rate") -> Picture:
     args = parser.parse_args([part for text in given for part in ("--filter", text)])
     model = Model(Filter.of(pair for pairs in args.filter for pair in pairs), order)
     model.look(
-        Look(
+        ClusterSnapshot(
             at_s=1.0,
             statuses={"mail1@h": WELL, "web1@h": WELL},
             queues=depths(mail=5, web=7),
@@ -508,7 +517,9 @@ def filtered(*given: str, order: str = "rate") -> Picture:
     )
     model.add_events([event("received", f"id-{at}", name="mail.send") for at in range(3)])
     model.add_events([event("received", "id-9", name="web.fetch"), event("failed", "id-9")])
-    model.look(Look(at_s=2.0, statuses={"mail1@h": WELL, "web1@h": WELL}, queues=depths(mail=5)))
+    model.look(
+        ClusterSnapshot(at_s=2.0, statuses={"mail1@h": WELL, "web1@h": WELL}, queues=depths(mail=5))
+    )
     return model.picture()
 
 
@@ -655,7 +666,7 @@ def test_nodes_that_do_not_know_status_are_asked_once_and_pinged_then(
     assert cluster.asked == [
         *(("ping", None), ("status", ["new"]), ("hub", ["new"]), ("active_queues", ["old"]))
     ]
-    assert second.takers == Takers({"celery": ["new"], "foreign": ["old"]}, all_known=True)
+    assert second.takers == TakersByQueue({"celery": ["new"], "foreign": ["old"]}, all_known=True)
     for look in (first, second):
         assert (list(look.statuses), list(look.foreign)) == (["new"], ["old"])
         assert look.greenlets == Greenlets(node="old")
@@ -702,11 +713,11 @@ class Looks:
         self.fails: Exception | None = None
         self.asked: list[str] = []
 
-    def look(self, _chosen: str | None) -> Look:
+    def look(self, _chosen: str | None) -> ClusterSnapshot:
         self.count += 1
         if self.fails is not None:
             raise self.fails
-        return Look(at_s=float(self.count))
+        return ClusterSnapshot(at_s=float(self.count))
 
     def greenlets(self, node: str) -> Greenlets:
         self.asked.append(node)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from greenq.canvas.nodes import Node
+from greenq.canvas.nodes import WorkflowNode
 from greenq.cli.workflow import dot, fields, row, text
-from greenq.transport.workflows import Record
-from greenq.workflow.tree import Task, Tree
+from greenq.transport.workflows import WorkflowRecord
+from greenq.workflow.tree import Tree, WorkflowTask
 
-RECORD = Record(1000.0, "proj.load", None, "", {"s": 3, "r": 1, "p": 1, "w": 0, "+": 0}, 0, "")
+RECORD = WorkflowRecord(
+    1000.0, "proj.load", None, "", {"s": 3, "r": 1, "p": 1, "w": 0, "+": 0}, 0, ""
+)
 EVIL = "x\x1b[31m\ny"
 
 
-def task(name: str, state: str = "s", times: str = "", **given: object) -> Task:
-    node = Node(name, f"proj.{name}", **given)  # type: ignore[arg-type]
-    return Task.read(name, f"{state}{times}|{node.written()}")
+def task(name: str, state: str = "s", times: str = "", **given: object) -> WorkflowTask:
+    node = WorkflowNode(name, f"proj.{name}", **given)  # type: ignore[arg-type]
+    return WorkflowTask.read(name, f"{state}{times}|{node.written()}")
 
 
 def tree() -> Tree:
@@ -75,7 +77,9 @@ def test_a_graph() -> None:
 
 @pytest.mark.parametrize("places", [{}, {"group": EVIL, "within": (EVIL,)}])
 def test_texts_of_others_are_cleaned(places: dict[str, object]) -> None:
-    found = Tree([Task.read(EVIL, f"s1.0 2.0 {EVIL}|{Node(EVIL, EVIL, **places).written()}")])  # type: ignore[arg-type]
+    found = Tree(
+        [WorkflowTask.read(EVIL, f"s1.0 2.0 {EVIL}|{WorkflowNode(EVIL, EVIL, **places).written()}")]
+    )  # type: ignore[arg-type]
     record = RECORD._replace(task=EVIL, error=EVIL)
     lines = [*text(EVIL, record, found, 20, 1.0), *dot(found), *row(EVIL, record, 1.0)]
     assert not any("\x1b" in line or "\n" in line for line in lines)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenq.consumer import event_sender as events_module
-from greenq.consumer.event_sender import Events
+from greenq.consumer.event_sender import EventsStep
 from greenq.errors import EncodeError
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import read_events
@@ -27,7 +27,7 @@ class World:
         self.woken = 0
         self.collect: Any = None
         self.clock = LamportClock(10)
-        self.events = Events(self, keys or Keys(), NODE, self.clock, tasks=True)  # type: ignore[arg-type]
+        self.events = EventsStep(self, keys or Keys(), NODE, self.clock, tasks=True)  # type: ignore[arg-type]
 
     # As an outbox.
     def wake(self) -> None:

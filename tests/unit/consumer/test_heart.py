@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenq import __version__
-from greenq.consumer.event_sender import Events
+from greenq.consumer.event_sender import EventsStep
 from greenq.consumer.heart import Heart
 from greenq.execution.state import WorkerState
 from greenq.protocol.clock import LamportClock
@@ -32,7 +32,7 @@ class World:
     def __init__(self, **options: Any) -> None:
         self.beats: list[Heartbeat | None] = []
         self.state = WorkerState()
-        events = Events(self, Keys(), "me@host", LamportClock(), tasks=False)  # type: ignore[arg-type]
+        events = EventsStep(self, Keys(), "me@host", LamportClock(), tasks=False)  # type: ignore[arg-type]
         self.heart = Heart(events, self, self, self.state, **options)  # type: ignore[arg-type]
         self.sent: list[tuple[str, dict[str, Any]]] = []
         events.send = lambda kind, fields: self.sent.append((kind, dict(fields)))  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ import pytest
 from gevent.event import Event
 
 from greenq.errors import ConnectionLost, NotRegistered
-from greenq.transport.fetch import Batch
+from greenq.transport.fetch import Taken
 from tests.unit.rig import DEADLINE_S, Rig, settle, stamped
 
 
@@ -535,9 +535,9 @@ def test_what_a_lost_answer_may_have_reserved_is_fetched_before_all_else(busy: s
     rig.fetcher.asked = []  # type: ignore[attr-defined]
     held = [rig.delivery("add", "b", 1, 2), rig.delivery("add", "c", 1, 2)]
 
-    def take(_most: int) -> Batch:
+    def take(_most: int) -> Taken:
         rig.fetcher.unsure = False
-        return Batch(held, 5)
+        return Taken(held, 5)
 
     rig.tasks.turn()
     settle()
@@ -556,7 +556,7 @@ def test_lease_that_ended_between_a_take_and_its_second_answer_is_noticed(rig: R
     rig.state.lease_lost_s = 20.0
     rig.fetcher.unsure = True
     rig.fetcher.ready = [rig.delivery("wait", "a")]
-    rig.fetcher.take = lambda _most: Batch(rig.fetcher.ready, 0)  # type: ignore[method-assign]
+    rig.fetcher.take = lambda _most: Taken(rig.fetcher.ready, 0)  # type: ignore[method-assign]
     asked: list[str] = []
     rig.app.transport.broker.is_taken_away = lambda tag: not asked.append(tag)  # type: ignore[method-assign,func-returns-value]
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from greenq import states
 from greenq.cli.events import Lines
-from greenq.cli.events_live import Display
-from greenq.events.cluster_state import State, Task, Worker
+from greenq.cli.events_live import EventsDisplay
+from greenq.events.cluster_state import ObservedTask, ObservedWorker, State
 from greenq.protocol.event import read_events
 from greenq.protocol.serialize import accepted
 from tests.vectors import load
@@ -248,9 +248,9 @@ def test_heartbeats_are_few_and_in_order(now: list[float]) -> None:
 
 def test_event_says_what_it_was_about() -> None:
     state = State()
-    assert state.event(told("task-started", 1)) == ((Task("id"), True), "started")
-    assert state.event(told("task-succeeded", 2)) == ((Task("id"), False), "succeeded")
-    assert state.event(event("worker-online")) == ((Worker("w@h"), False), "online")
+    assert state.event(told("task-started", 1)) == ((ObservedTask("id"), True), "started")
+    assert state.event(told("task-succeeded", 2)) == ((ObservedTask("id"), False), "succeeded")
+    assert state.event(event("worker-online")) == ((ObservedWorker("w@h"), False), "online")
     assert state.event(event("beat-tick")) is None
 
 
@@ -282,7 +282,7 @@ def test_tasks_are_found_by_time_type_and_worker() -> None:
         )
     state.event(event("task-sent", uuid="t4", clock=4, hostname="gen1@h"))
 
-    def ids(pairs: Iterator[tuple[str, Task]]) -> list[str]:
+    def ids(pairs: Iterator[tuple[str, ObservedTask]]) -> list[str]:
         return [uuid for uuid, _ in pairs]
 
     assert ids(state.tasks_by_timestamp()) == ["t4", "t3", "t2", "t1"]
@@ -290,7 +290,7 @@ def test_tasks_are_found_by_time_type_and_worker() -> None:
     assert ids(state.itertasks(limit=2)) == ["t3", "t1"]
     assert ids(state.tasks_by_type("a")) == ["t2", "t1"]
     assert ids(state.tasks_by_worker("w1", limit=1)) == ["t3"]
-    assert state.tasks_by_type["a"] == {Task("t1"), Task("t2")}
+    assert state.tasks_by_type["a"] == {ObservedTask("t1"), ObservedTask("t2")}
     assert state.tasks_by_type["unknown"] == set()
     assert sorted(state.tasks_by_worker) == ["w1", "w2"]
     assert len(state.tasks_by_type) == 2
@@ -440,7 +440,7 @@ def is_readable(each: dict[str, Any]) -> bool:
 
 def drawn(state: State, height: int = 24) -> str:
     console = Console(file=StringIO(), width=140, height=height, force_terminal=False)
-    console.print(Display(state, "redis://h/0", console).picture())
+    console.print(EventsDisplay(state, "redis://h/0", console).picture())
     return console.file.getvalue()
 
 

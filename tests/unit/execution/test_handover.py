@@ -15,8 +15,8 @@ from greenq.protocol.envelope import mark_refused
 from greenq.protocol.message import TaskMessage
 from greenq.signals import after_task_publish
 from greenq.transport.fetch import Delivery
-from greenq.transport.settle import Entry
-from greenq.transport.workflow import Workflow
+from greenq.transport.settle import MOVE, Settlement
+from greenq.transport.workflow import Continuation
 from tests.unit.rig import Rig, wait_for
 
 
@@ -44,7 +44,7 @@ def sig(task: str, task_id: str = "", *args: object, **options: Any) -> dict[str
     }  # fmt: skip
 
 
-def ended(rig: Rig, task: str, *args: object, **options: Any) -> tuple[Entry, Workflow]:
+def ended(rig: Rig, task: str, *args: object, **options: Any) -> tuple[Settlement, Continuation]:
     """Run one task, and return the entry of its end."""
     rig.give(task, "x", *args, **options)
     wait_for(lambda: any(entry.workflow is not None for entry in rig.outbox.entries))
@@ -53,7 +53,7 @@ def ended(rig: Rig, task: str, *args: object, **options: Any) -> tuple[Entry, Wo
     return entry, entry.workflow
 
 
-def sent(flow: Workflow) -> list[dict[str, Any]]:
+def sent(flow: Continuation) -> list[dict[str, Any]]:
     """Return what is pushed: headers, and the body's three parts."""
     found = []
     for push in flow.pushes:
@@ -63,12 +63,12 @@ def sent(flow: Workflow) -> list[dict[str, Any]]:
     return found
 
 
-def states(flow: Workflow) -> list[tuple[str, str]]:
+def states(flow: Continuation) -> list[tuple[str, str]]:
     metas = [json.loads(state.payload) for state in flow.states]
     return [(meta["task_id"], meta["status"]) for meta in metas]
 
 
-def values(flow: Workflow) -> list[tuple[str, Any]]:
+def values(flow: Continuation) -> list[tuple[str, Any]]:
     return [(part.member, json.loads(part.value)[2:]) for part in flow.parts]
 
 
@@ -179,7 +179,7 @@ def test_a_revoked_step_fails_what_follows(rig: Rig) -> None:
 def test_an_unknown_task_fails_what_follows(rig: Rig) -> None:
     entry, flow = ended(rig, "unknown", chain=[sig("add", "y")], link_error=[sig("errback", "e")])
 
-    assert entry.action == "m"
+    assert entry.action == MOVE
     assert states(flow) == [("y", "FAILURE")]
     assert [each["args"] for each in sent(flow)] == [["x"]]
 

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from greenq.protocol import envelope
 from greenq.transport.fetch import Delivery
+from greenq.transport.settle import RUN_ALONE
 from tests.unit.rig import DEADLINE_S, Rig, settle, wait_for
 
 
@@ -82,7 +83,7 @@ def test_a_suspect_begins_when_all_others_have_ended_and_the_server_knows() -> N
     place.let_go("suspect")
     # And it knows when that is over, after the outcome.
     assert place.rig.outbox.alone() == [suspect.tag, ""]
-    assert place.rig.outbox.entries[-1].action == "l"
+    assert place.rig.outbox.entries[-1].action == RUN_ALONE
     assert place.rig.outbox.states()[-1] == ("suspect", "SUCCESS")
 
 
@@ -91,7 +92,7 @@ def test_a_suspect_does_not_begin_before_the_server_has_confirmed_it() -> None:
     put, later = place.rig.outbox.put, []
 
     def put_later(entry: Any) -> None:
-        if entry.action == "l":
+        if entry.action == RUN_ALONE:
             later.append(entry.written)
             entry.written = None
         put(entry)

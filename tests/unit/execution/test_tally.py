@@ -12,7 +12,7 @@ import pytest
 
 from greenq.errors import Reject
 from greenq.execution import tally as tallies
-from greenq.execution.tally import OTHER, RUNTIMES_S, WAITS_S, Series, Tally
+from greenq.execution.tally import OTHER, RUNTIMES_S, WAITS_S, Series, TaskTally
 from greenq.protocol.ids import new_id, tag_of, tag_prefix
 from greenq.request import Request
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
@@ -24,12 +24,12 @@ from tests.unit.rig import settle, wait_for
 @pytest.fixture
 def node() -> Iterator[Node]:
     made = Node()
-    made.parts.state.tally = Tally()
+    made.parts.state.tally = TaskTally()
     yield made
     made.close()
 
 
-def tally_of(node: Node) -> Tally:
+def tally_of(node: Node) -> TaskTally:
     assert node.parts.state.tally is not None
     return node.parts.state.tally
 
@@ -76,21 +76,21 @@ def test_what_is_discarded_is_revoked(node: Node) -> None:
 
 @pytest.mark.parametrize("state", [SUCCESS, FAILURE, RETRY, REVOKED, REJECTED, IGNORED])
 def test_every_state_is_counted(node: Node, state: str) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node), state, ValueError(), 0.2)
     found = tally.series["wait", "celery"]
     assert {name for name, count in found.ended.items() if count} == {state}
 
 
 def test_a_task_that_rejects_itself_has_not_failed(node: Node) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node), FAILURE, Reject("no"), 0.2)
     assert tally.series["wait", "celery"].ended[REJECTED] == 1
     assert not tally.failures
 
 
 def test_runtime_and_wait_go_into_their_buckets(node: Node) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node, sent_s=time.time() - 90), SUCCESS, None, 4.0)
     found = tally.series["wait", "celery"]
     assert (bucket(RUNTIMES_S, found.runtimes), found.runtime_s) == (5.0, 4.0)
@@ -100,13 +100,13 @@ def test_runtime_and_wait_go_into_their_buckets(node: Node) -> None:
 
 
 def test_a_bound_belongs_to_its_bucket(node: Node) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node), SUCCESS, None, 0.1)
     assert bucket(RUNTIMES_S, tally.series["wait", "celery"].runtimes) == 0.1
 
 
 def test_an_eta_is_no_wait_nor_is_an_unknown_time(node: Node) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node, eta=datetime.now(UTC)), SUCCESS, None, 0.1)
     by_celery = request(node)
     raw = by_celery.delivery.raw
@@ -123,7 +123,7 @@ def test_an_eta_is_no_wait_nor_is_an_unknown_time(node: Node) -> None:
 
 
 def test_a_clock_that_is_ahead_makes_no_negative_wait(node: Node) -> None:
-    tally = Tally()
+    tally = TaskTally()
     tally.ended(request(node, sent_s=time.time() + 500), SUCCESS, None, 0.1)
     assert tally.series["wait", "celery"].wait_s == 0.0
 
@@ -132,7 +132,7 @@ def test_names_from_outside_make_no_number_of_series(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tallies, "MOST_SERIES", 3)
-    tally = Tally()
+    tally = TaskTally()
     for number in range(10):
         tally.received(request(node, queue=f"queue{number}"))
         error = type(f"Error{number}", (Exception,), {})()
@@ -156,7 +156,7 @@ def cpu_us(call: Callable[[], object], times: int) -> float:
 
 def test_counting_costs_little_per_task(node: Node) -> None:
     """Both calls together: compared with what the interpreter does in the same time."""
-    tally, one = Tally(), request(node)
+    tally, one = TaskTally(), request(node)
 
     def count() -> None:
         tally.received(one)

@@ -11,14 +11,14 @@ import yaml
 
 from greenq.errors import ConnectFailed, OperationalError
 from greenq.monitoring.cluster_stats import KEPT_S, ClusterStats, QueueStats, Stats
-from greenq.remote.queue_counts import Queue
+from greenq.remote.queue_counts import QueueCounts
 from tests.unit.node import Node
 
 KEDA = Path(__file__).parents[3] / "deploy" / "keda.yaml"
 
 
 def queue(change: float | None = None, **counts: Any) -> QueueStats:
-    return QueueStats(Queue("mail", **counts), 2, 10, 3, change_per_s=change)
+    return QueueStats(QueueCounts("mail", **counts), 2, 10, 3, change_per_s=change)
 
 
 class Counting(ClusterStats):

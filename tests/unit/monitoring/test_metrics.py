@@ -13,11 +13,11 @@ from prometheus_client import REGISTRY, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from greenq.errors import ConnectFailed
-from greenq.execution.tally import Tally
+from greenq.execution.tally import TaskTally
 from greenq.monitoring.cluster_stats import QueueStats, Stats
 from greenq.monitoring.health import Health
 from greenq.monitoring.metrics import Metrics, Reading
-from greenq.remote.queue_counts import Queue
+from greenq.remote.queue_counts import QueueCounts
 from tests.unit.node import Node
 from tests.unit.rig import settle, wait_for
 
@@ -63,10 +63,10 @@ class KnownStats:
 
     def __init__(self) -> None:
         self.is_lost = False
-        mail = Queue("mail", {0: 600, 3: 40}, inbox=1, parked=7, dead=2, oldest_s=30.0)
+        mail = QueueCounts("mail", {0: 600, 3: 40}, inbox=1, parked=7, dead=2, oldest_s=30.0)
         self.queues = {
             "mail": QueueStats(mail, 2, 10, 3, change_per_s=-6.41),
-            "idle": QueueStats(Queue("idle"), 1, 0, 0, change_per_s=None),
+            "idle": QueueStats(QueueCounts("idle"), 1, 0, 0, change_per_s=None),
         }
 
     def read(self) -> Stats:
@@ -81,7 +81,7 @@ class Rig:
     def __init__(self) -> None:
         self.node = Node()
         self.parts = self.node.parts
-        self.tally = self.parts.state.tally = Tally()
+        self.tally = self.parts.state.tally = TaskTally()
         self.stats: Any = KnownStats()
         consumer = self.node.worker.consumer
         self.health = Health(self.parts, consumer)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import gc
 import json
 import pickle
 import subprocess
@@ -158,6 +159,19 @@ def test_what_cannot_be_serialized_is_an_encode_error(value, serializer):
 )
 def test_json_is_written_as_the_standard_library_does(value):
     assert serialize.json_dumps(value) == json.dumps(value, default=serialize._default)
+
+
+@pytest.mark.parametrize("end", ["", "x"], ids=["good", "broken"])
+def test_large_json_is_read_without_collecting_garbage(end):
+    collections = []
+    gc.callbacks.append(lambda *_: collections.append(1))
+    try:
+        with contextlib.suppress(DecodeError):
+            serialize.json_loads("[" + "{}," * 50_000 + "{}]" + end)
+    finally:
+        gc.callbacks.pop()
+    assert len(collections) < 10
+    assert gc.isenabled()
 
 
 def test_json_dumps_refuses_a_circle():

@@ -12,11 +12,11 @@ from greenq.errors import OperationalError, SupervisorError
 from greenq.supervision.controller import Processes
 from greenq.supervision.sizing import Rules
 from greenq.supervision.supervisor import Membership, Process
-from greenq.transport.group_store import Answer, Report
+from greenq.transport.group_store import GroupAnswer, LoadReport
 
 RULES = Rules(most=3, least=1, grow_after_s=4.0, keepalive_s=20.0)
-IDLE = Report(busy=0.0, running=0, waiting=0, draining=False)
-BUSY = Report(busy=0.95, running=5, waiting=50, draining=False)
+IDLE = LoadReport(busy=0.0, running=0, waiting=0, draining=False)
+BUSY = LoadReport(busy=0.95, running=5, waiting=50, draining=False)
 
 
 def process(
@@ -39,7 +39,7 @@ class Lab:
 
     def __init__(self, *spares: Process, rules: Rules = RULES, cores: int = 8) -> None:
         self.processes = {each.name: each for each in (process("a", spare=False), *spares)}
-        self.reports: dict[str, Report] = {}
+        self.reports: dict[str, LoadReport] = {}
         self.marked: set[str] = set()
         self.leads, self.is_away = True, False
         self.done: list[str] = []
@@ -76,13 +76,13 @@ class Lab:
         return {}
 
     # As a store.
-    def report(self, report: Report) -> Answer:
+    def report(self, report: LoadReport) -> GroupAnswer:
         if self.is_away:
             raise OperationalError("the server is away")
         self.reports["a"] = replace(self.reports.get("a", IDLE), draining=report.draining)
         if not self.leads:
-            return Answer(False, frozenset(self.marked & {"a"}), {})
-        return Answer(True, frozenset(self.marked), dict(self.reports))
+            return GroupAnswer(False, frozenset(self.marked & {"a"}), {})
+        return GroupAnswer(True, frozenset(self.marked), dict(self.reports))
 
     def mark(self, name: str, *, drain: bool) -> bool:
         (self.marked.add if drain else self.marked.discard)(name)

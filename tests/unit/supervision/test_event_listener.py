@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenq.errors import OperationalError, SupervisorError
-from greenq.supervision.event_listener import Judge, Listener, Seen, events, used_bytes
+from greenq.supervision.event_listener import EventListener, Judge, Seen, events, used_bytes
 from greenq.supervision.supervisor import Process
 
 MB = 2**20
@@ -110,7 +110,7 @@ class Lab:
         self.answers, self.is_away = True, False
         self.done: list[str] = []
         self.now_s = 0.0
-        self.listener = Listener(
+        self.listener = EventListener(
             self,  # type: ignore[arg-type]
             "g",
             Judge(mute_after_s=10.0, max_bytes=None),

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 
-from greenq.supervision.sizing import Decision, Rules, Sample, decide, lasted
+from greenq.supervision.sizing import GroupSample, Rules, SizeChange, decide, lasted
 
 RULES = Rules(most=4, least=1, grow_after_s=10.0, keepalive_s=60.0)
-CALM = Sample(at_s=0.0, workers=1, coming=0, busy=0.1, backlog=0, age_s=0.0)
+CALM = GroupSample(at_s=0.0, workers=1, coming=0, busy=0.1, backlog=0, age_s=0.0)
 BUSY = replace(CALM, busy=0.95, backlog=100)
 
 
-def over(seconds: float, sample: Sample, every_s: float = 2.0) -> list[Sample]:
+def over(seconds: float, sample: GroupSample, every_s: float = 2.0) -> list[GroupSample]:
     """Return samples of one load over some time."""
     return [replace(sample, at_s=n * every_s) for n in range(round(seconds / every_s) + 1)]
 
@@ -47,7 +47,7 @@ def over(seconds: float, sample: Sample, every_s: float = 2.0) -> list[Sample]:
         (over(10, replace(CALM, workers=0, coming=1)), 0, "has not reported yet"),
     ],
 )
-def test_decide(samples: list[Sample], change: int, reason: str) -> None:
+def test_decide(samples: list[GroupSample], change: int, reason: str) -> None:
     decision = decide(samples, RULES)
 
     assert decision.change == change
@@ -69,7 +69,7 @@ class Group:
         self.workers, self.coming_at = 1, -1.0
         self.now_s, self.backlog = 0.0, 0.0
         self.counts: list[int] = []
-        self.samples: list[Sample] = []
+        self.samples: list[GroupSample] = []
 
     def run(self, seconds: float, load: Callable[[float], float], every_s: float = 2.0) -> None:
         for _ in range(round(seconds / every_s)):
@@ -81,7 +81,7 @@ class Group:
             done = min(self.backlog, self.workers * every_s)
             self.backlog -= done
             self.samples.append(
-                Sample(
+                GroupSample(
                     at_s=self.now_s,
                     workers=self.workers,
                     coming=int(self.coming_at >= 0),
@@ -93,7 +93,7 @@ class Group:
             self._act(decide(self.samples, self.rules))
             self.counts.append(self.workers)
 
-    def _act(self, decision: Decision) -> None:
+    def _act(self, decision: SizeChange) -> None:
         if decision.change:
             self.samples.clear()
         if decision.change > 0:

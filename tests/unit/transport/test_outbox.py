@@ -21,11 +21,13 @@ from greenq.protocol.keys import Keys
 from greenq.transport.client import Script
 from greenq.transport.outbox import Outbox
 from greenq.transport.settle import (
+    BEGIN,
+    KEEP,
     SETTLE,
-    Entry,
-    Guard,
+    Fence,
     Move,
     Publication,
+    Settlement,
     StateWrite,
     settle_arguments,
 )
@@ -34,7 +36,7 @@ DEADLINE_S = 5.0
 
 Call = tuple[list[str], list[Any]]
 
-OWN = Guard("tag")
+OWN = Fence("tag")
 
 
 class FakeConnection:
@@ -90,13 +92,13 @@ def result(number: int) -> StateWrite:
     return StateWrite(f"result-{number}", "s60", f"state {number}")
 
 
-def done(number: int) -> Entry:
+def done(number: int) -> Settlement:
     """Return a task's usual end: its state, its acknowledgement."""
-    return Entry(f"tag:{number}", result=result(number))
+    return Settlement(f"tag:{number}", result=result(number))
 
 
-def settled(*entries: Entry, publications: tuple[Publication, ...] = ()) -> Call:
-    return settle_arguments(Keys(), entries, publications, guard=OWN)
+def settled(*entries: Settlement, publications: tuple[Publication, ...] = ()) -> Call:
+    return settle_arguments(Keys(), entries, publications, fence=OWN)
 
 
 def test_one_entry_is_written_at_once() -> None:
@@ -104,7 +106,7 @@ def test_one_entry_is_written_at_once() -> None:
     told: list[bool] = []
     outbox.start()
 
-    outbox.put(Entry("tag:1", result=result(1), written=told.append))
+    outbox.put(Settlement("tag:1", result=result(1), written=told.append))
     outbox.stop()
 
     assert transport.client.written == [settled(done(1))]
@@ -119,9 +121,9 @@ def test_what_comes_during_a_write_goes_out_together() -> None:
     outbox.put(done(0))
     gevent.sleep(0)
     batch = [
-        Entry("tag:1"),
-        Entry.moving(Move("tag:2", "queue", "next", "text"), result(2)),
-        Entry("tag:4", "b"),
+        Settlement("tag:1"),
+        Settlement.moving(Move("tag:2", "queue", "next", "text"), result(2)),
+        Settlement("tag:4", BEGIN),
         done(3),
     ]
 
@@ -139,14 +141,14 @@ def test_news_goes_out_behind_the_outcomes_that_were_there_when_it_was_fetched()
     outbox.collect = lambda: [waiting.pop(0)] if waiting else []
     outbox.start()
 
-    outbox.put(Entry("tag:1"))
+    outbox.put(Settlement("tag:1"))
     outbox.wake()
     assert outbox.wait_written(DEADLINE_S)
     outbox.wake()
     outbox.stop()
 
     assert transport.client.written == [
-        settled(Entry("tag:1"), publications=(Publication("channel", "first"),)),
+        settled(Settlement("tag:1"), publications=(Publication("channel", "first"),)),
         settled(publications=(Publication("channel", "second"),)),
     ]
 
@@ -160,7 +162,7 @@ def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
     outbox.start()
 
     for number in range(3):
-        outbox.put(Entry(f"tag:{number}"))
+        outbox.put(Settlement(f"tag:{number}"))
         assert outbox.wait_written(DEADLINE_S)
     outbox.stop()
 
@@ -171,11 +173,11 @@ def test_news_that_the_server_refuses_is_said_once_and_stops_nothing(
 
 def test_tags_are_those_of_what_is_not_written_yet() -> None:
     outbox, _ = make()
-    outbox.put(Entry("tag:1"))
-    outbox.put(Entry.moving(Move("tag:2", "queue", "next", "text")))
-    outbox.put(Entry("tag:3", "b"))
+    outbox.put(Settlement("tag:1"))
+    outbox.put(Settlement.moving(Move("tag:2", "queue", "next", "text")))
+    outbox.put(Settlement("tag:3", BEGIN))
     # What was published to all has none.
-    outbox.put(Entry("", "k", result=result(4)))
+    outbox.put(Settlement("", KEEP, result=result(4)))
 
     assert outbox.tags() == {"tag:1", "tag:2", "tag:3"}
 
@@ -208,7 +210,7 @@ def test_failed_write_is_written_again_with_the_same_content(
     outbox.start()
 
     with caplog.at_level(logging.WARNING):
-        outbox.put(Entry("tag:1", result=result(1), written=told.append))
+        outbox.put(Settlement("tag:1", result=result(1), written=told.append))
         outbox.stop()
 
     # The result and its acknowledgement are never parted.
@@ -226,7 +228,7 @@ def test_refusal_for_good_is_logged_and_the_rest_goes_on(
 
     with caplog.at_level(logging.ERROR):
         refused = gevent.event.Event()
-        outbox.put(Entry("tag:1", written=lambda _held: refused.set()))
+        outbox.put(Settlement("tag:1", written=lambda _held: refused.set()))
         assert refused.wait(DEADLINE_S)
         outbox.put(done(2))
         outbox.stop()
@@ -258,7 +260,7 @@ def test_state_that_is_refused_for_good_costs_no_other_entry_anything(
     # Then its message is acknowledged without it, and the others as always.
     assert transport.client.written == [
         settled(done(1)),
-        settled(Entry("tag:2")),
+        settled(Settlement("tag:2")),
         settled(done(3)),
     ]
     assert "refused an outcome permanently: ERR invalid expire time" in caplog.text
@@ -280,27 +282,27 @@ def test_results_of_another_server_are_stored_before_the_acknowledgement() -> No
     transport.result_client.script = note  # type: ignore[method-assign]
     move = Move("tag:2", "queue", "next", "text")
     outbox.put(done(1))
-    outbox.put(Entry.moving(move, result(2)))
+    outbox.put(Settlement.moving(move, result(2)))
     outbox.start()
     outbox.stop()
 
     # It was tried three times, and until then the broker was only asked what is held.
-    look = settled(Entry("tag:1", "k"), Entry("tag:2", "k"))
+    look = settled(Settlement("tag:1", KEEP), Settlement("tag:2", KEEP))
     assert written_when_stored == [[look] * times for times in (1, 2, 3)]
-    states = [Entry("", "k", result=result(number)) for number in (1, 2)]
-    assert transport.result_client.written == [settle_arguments(Keys(), states, guard=None)]
-    assert transport.client.written[3:] == [settled(Entry("tag:1"), Entry.moving(move))]
+    states = [Settlement("", KEEP, result=result(number)) for number in (1, 2)]
+    assert transport.result_client.written == [settle_arguments(Keys(), states, fence=None)]
+    assert transport.client.written[3:] == [settled(Settlement("tag:1"), Settlement.moving(move))]
 
 
 def test_without_results_their_own_server_is_not_asked() -> None:
     outbox, transport = make(own_results=True)
     outbox.start()
 
-    outbox.put(Entry("tag:1"))
+    outbox.put(Settlement("tag:1"))
     outbox.stop()
 
     assert transport.result_client.tried == []
-    assert transport.client.written == [settled(Entry("tag:1"))]
+    assert transport.client.written == [settled(Settlement("tag:1"))]
 
 
 # --- what was not held any more -------------------------------------------------------------------
@@ -316,7 +318,7 @@ def test_who_waits_hears_whether_the_message_was_held() -> None:
     transport.client.not_held = [2, 3]
     for action in ("a", "b", "k"):
         outbox.put(
-            Entry("tag:1", action, written=lambda held, name=action: told.append((name, held)))  # type: ignore[misc]
+            Settlement("tag:1", action, written=lambda held, name=action: told.append((name, held)))  # type: ignore[misc]
         )
 
     outbox.start()
@@ -341,7 +343,7 @@ def test_outcome_of_what_others_run_is_said(
     transport.client.not_held = [1]
     state = None if rule is None else StateWrite("result", rule, "state")
 
-    outbox.put(Entry("tag:1", result=state, about="proj.add[id]"))
+    outbox.put(Settlement("tag:1", result=state, about="proj.add[id]"))
     outbox.start()
     outbox.stop()
 
@@ -354,7 +356,7 @@ def test_what_nobody_waits_for_is_given_up_without_a_word(caplog: pytest.LogCapt
     outbox, transport = make()
     transport.client.not_held = [1]
 
-    outbox.put(Entry("tag:1", "k", result=result(1)))
+    outbox.put(Settlement("tag:1", KEEP, result=result(1)))
     outbox.start()
     outbox.stop()
 
@@ -371,9 +373,11 @@ def test_what_is_not_held_when_it_is_written_again_was_written_before(
     told: list[tuple[str, bool]] = []
     move = Move("tag:2", "queue", "next", "text")
 
-    outbox.put(Entry("tag:1", about="1", written=lambda held: told.append(("a", held))))
-    outbox.put(Entry("tag:2", move=move, about="2", written=lambda held: told.append(("m", held))))
-    outbox.put(Entry("tag:3", "b", written=lambda held: told.append(("b", held))))
+    outbox.put(Settlement("tag:1", about="1", written=lambda held: told.append(("a", held))))
+    outbox.put(
+        Settlement("tag:2", move=move, about="2", written=lambda held: told.append(("m", held)))
+    )
+    outbox.put(Settlement("tag:3", BEGIN, written=lambda held: told.append(("b", held))))
     outbox.start()
     outbox.stop()
 
@@ -390,7 +394,7 @@ def test_what_a_refused_call_had_settled_already_is_not_taken_for_somebody_elses
     told: list[tuple[str, bool]] = []
     for action in ("a", "b"):
         outbox.put(
-            Entry(
+            Settlement(
                 "tag:1", action, about=action, written=lambda held, a=action: told.append((a, held))
             )  # type: ignore[misc]
         )
@@ -406,7 +410,7 @@ def test_what_cannot_be_moved_is_said(caplog: pytest.LogCaptureFixture) -> None:
     outbox, transport = make()
     transport.client.misplaced = b"WRONGTYPE queue is no list but a string"
 
-    outbox.put(Entry.moving(Move("tag:1", "queue", "next", "text")))
+    outbox.put(Settlement.moving(Move("tag:1", "queue", "next", "text")))
     outbox.start()
     outbox.stop()
 
@@ -418,7 +422,7 @@ def test_stop_says_what_could_not_be_written(caplog: pytest.LogCaptureFixture) -
     transport.client.behaviours = [ConnectionLost("gone") for _ in range(1000)]
     outbox = Outbox(transport, "tag", flush_timeout_s=0.0)  # type: ignore[arg-type]
     outbox.start()
-    outbox.put(Entry("tag:1"))
+    outbox.put(Settlement("tag:1"))
     gevent.sleep(0)
 
     with caplog.at_level(logging.ERROR):
@@ -434,7 +438,7 @@ def test_stop_waits_as_long_as_the_worker_s_grace_and_no_longer_when_that_is_cal
     outbox = Outbox(transport, "tag", flush_timeout_s=0.0)  # type: ignore[arg-type]
     outbox.until_s = time.monotonic() + DEADLINE_S
     outbox.start()
-    outbox.put(Entry("tag:1"))
+    outbox.put(Settlement("tag:1"))
     outbox.stop()
     # It was tried until the server was back.
     assert len(transport.client.written) == 1
@@ -442,7 +446,7 @@ def test_stop_waits_as_long_as_the_worker_s_grace_and_no_longer_when_that_is_cal
     transport.client.behaviours = [ConnectionLost("gone") for _ in range(1000)]
     outbox.until_s = time.monotonic() + 3600
     outbox.start()
-    outbox.put(Entry("tag:2"))
+    outbox.put(Settlement("tag:2"))
     stopping = gevent.spawn(outbox.stop)
     gevent.sleep(0)
     assert not stopping.dead
@@ -455,7 +459,7 @@ def test_connection_that_rested_is_looked_at_before_each_write() -> None:
     transport = FakeTransport()
     outbox = Outbox(transport, "tag")  # type: ignore[arg-type]
     outbox.start()
-    outbox.put(Entry("tag:1"))
+    outbox.put(Settlement("tag:1"))
     outbox.stop()
 
     assert transport.client.checked == 1

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, get_args
 
 import pytest
 
 from greenq.protocol.keys import Keys
+from greenq.transport import settle as settling
+from greenq.transport import workflow
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.settle import (
-    Entry,
-    Guard,
+    BEGIN,
+    KEEP,
+    RUN_ALONE,
+    Action,
+    Fence,
     Move,
     Publication,
     Settled,
+    Settlement,
     StateWrite,
     settle,
     settle_arguments,
 )
 
 KEYS = Keys(prefix="p-")
-OWN = Guard("a", "a|node|")
+OWN = Fence("a", "a|node|")
 
 # What comes before the goals, and before the results.
 NAMES = ["p-unacked", "p-unacked_index", "p-greenq.owner.a", "p-greenq.begun.a", "p-greenq.leases"]
@@ -30,17 +37,17 @@ def test_the_tags_come_first_then_states_and_moves_and_the_news_come_last() -> N
     names, arguments = settle_arguments(
         KEYS,
         [
-            Entry("a:5"),
-            Entry(
+            Settlement("a:5"),
+            Settlement(
                 "a:3", result=StateWrite("r1", "s60", b"one"), move=Move("a:3", "q1", "next", "3")
             ),
-            Entry("a:4", "b"),
-            Entry("a:6", "k", result=StateWrite("r2", "n0", "two")),
-            Entry.moving(Move("", "z1", 12.5, b"four")),
-            Entry("", "l"),
+            Settlement("a:4", BEGIN),
+            Settlement("a:6", KEEP, result=StateWrite("r2", "n0", "two")),
+            Settlement.moving(Move("", "z1", 12.5, b"four")),
+            Settlement("", RUN_ALONE),
         ],
         [Publication("channel", "told")],
-        guard=OWN,
+        fence=OWN,
     )
 
     assert names == [*NAMES, "q1", "z1", "r1", "r2"]
@@ -61,7 +68,7 @@ def test_each_goal_is_named_once() -> None:
     goals = ["q1", "q2", "q1", "q3", "q2"]
     moves = [Move(f"a:{number}", goal, "last", "text") for number, goal in enumerate(goals)]
 
-    names, arguments = settle_arguments(KEYS, list(map(Entry.moving, moves)), guard=OWN)
+    names, arguments = settle_arguments(KEYS, list(map(Settlement.moving, moves)), fence=OWN)
 
     assert names[5:] == ["q1", "q2", "q3"]
     assert [names[4 + number] for number in arguments[6 + len(goals) + 1 :: 4]] == goals
@@ -69,7 +76,7 @@ def test_each_goal_is_named_once() -> None:
 
 def test_states_alone_name_no_key_of_the_broker() -> None:
     names, arguments = settle_arguments(
-        KEYS, [Entry("", "k", result=StateWrite("r1", "s60", "one"))], guard=None
+        KEYS, [Settlement("", KEEP, result=StateWrite("r1", "s60", "one"))], fence=None
     )
 
     assert names == ["r1"]
@@ -77,26 +84,45 @@ def test_states_alone_name_no_key_of_the_broker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("guard", "asks"),
+    ("fence", "asks"),
     [
-        (Guard("a"), "own"),
-        (Guard(""), "any"),
-        (Guard("a", "a|node|", "9.75"), "9.75"),
+        (Fence("a"), "own"),
+        (Fence(""), "any"),
+        (Fence("a", "a|node|", "9.75"), "9.75"),
         # A guard process has ended this lease.
-        (Guard("a", "a|node|", "0"), "0"),
+        (Fence("a", "a|node|", "0"), "0"),
     ],
 )
-def test_script_is_told_on_whose_behalf_it_acts(guard: Guard, asks: str) -> None:
-    names, arguments = settle_arguments(KEYS, [Entry("a:1")], guard=guard)
+def test_script_is_told_on_whose_behalf_it_acts(fence: Fence, asks: str) -> None:
+    names, arguments = settle_arguments(KEYS, [Settlement("a:1")], fence=fence)
 
-    assert names[2] == f"p-greenq.owner.{guard.incarnation}"
-    assert arguments[4:] == [asks, guard.member, "a:1", "a-"]
+    assert names[2] == f"p-greenq.owner.{fence.incarnation}"
+    assert arguments[4:] == [asks, fence.member, "a:1", "a-"]
+
+
+def test_letters_have_the_names_that_the_script_gives_them() -> None:
+    named = {
+        name: value
+        for module in (settling, workflow)
+        for name, value in vars(module).items()
+        if isinstance(value, str) and len(value) == 1 and name.isupper() and name[0] != "_"
+    }
+
+    source = settling.SETTLE.source
+    actions = re.findall(r"^--   (\w) +(\d+)  ([A-Z_]+) ", source, re.MULTILINE)
+    kinds = re.findall(r"^--   (\w) +(KIND_\w+) ", source, re.MULTILINE)
+    rules = re.findall(r"(\w) \((PARTS_\w+):", source)
+
+    listed = {name: letter for letter, _byte, name in actions}
+    assert listed | {name: letter for letter, name in kinds + rules} == named
+    assert {letter for letter, _byte, _name in actions} == set(get_args(Action))
+    assert all(int(byte) == ord(letter) for letter, byte, _name in actions)
 
 
 def test_score_keeps_its_microseconds() -> None:
-    move = Entry.moving(Move("a:1", "z", 1924992000.123456, "text"))
+    move = Settlement.moving(Move("a:1", "z", 1924992000.123456, "text"))
 
-    _, arguments = settle_arguments(KEYS, [move], guard=OWN)
+    _, arguments = settle_arguments(KEYS, [move], fence=OWN)
 
     assert arguments[9] == "1924992000.123456"
 
@@ -116,7 +142,7 @@ class Answering:
 def test_answer_names_what_was_not_held_by_its_position() -> None:
     server: Any = Answering([b"NOPERM", b"WRONGTYPE", b"", 1, -2, 3])
 
-    settled = settle(server, KEYS, [Entry(f"a:{number}") for number in range(3)], guard=OWN)
+    settled = settle(server, KEYS, [Settlement(f"a:{number}") for number in range(3)], fence=OWN)
 
     assert settled == Settled(frozenset({0, 2}), "NOPERM", "WRONGTYPE", frozenset({1}))
 
@@ -125,25 +151,25 @@ def test_states_on_a_server_of_their_own_follow_what_the_broker_holds() -> None:
     broker: Any = Answering([b"", b"", b"", 2], [b"", b"", b"", 3])
     results: Any = Answering([b"", b"", b""])
     entries = [
-        Entry("a:1"),
-        Entry("a:2", result=StateWrite("r2", "f60", "two")),
-        Entry("a:3", result=StateWrite("r3", "s60", "three")),
-        Entry("", "k", result=StateWrite("r4", "n60", "four")),
+        Settlement("a:1"),
+        Settlement("a:2", result=StateWrite("r2", "f60", "two")),
+        Settlement("a:3", result=StateWrite("r3", "s60", "three")),
+        Settlement("", KEEP, result=StateWrite("r4", "n60", "four")),
     ]
 
-    settled = settle(broker, KEYS, entries, guard=OWN, results=results)
+    settled = settle(broker, KEYS, entries, fence=OWN, results=results)
 
     assert settled.not_held == {2}
-    looks = [Entry("a:2", "k"), Entry("a:3", "k"), Entry("", "k")]
-    rest = [Entry("a:1"), Entry("a:2"), Entry("a:3"), Entry("", "k")]
+    looks = [Settlement("a:2", KEEP), Settlement("a:3", KEEP), Settlement("", KEEP)]
+    rest = [Settlement("a:1"), Settlement("a:2"), Settlement("a:3"), Settlement("", KEEP)]
     assert broker.calls == [
-        settle_arguments(KEYS, looks, guard=OWN),
-        settle_arguments(KEYS, rest, guard=OWN),
+        settle_arguments(KEYS, looks, fence=OWN),
+        settle_arguments(KEYS, rest, fence=OWN),
     ]
     states = [
-        Entry("", "k", result=StateWrite("r2", "f60", "two")),
+        Settlement("", KEEP, result=StateWrite("r2", "f60", "two")),
         # Of what is somebody else's: no tag is like this one.
-        Entry("-", "k", result=StateWrite("r3", "s60", "three")),
-        Entry("", "k", result=StateWrite("r4", "n60", "four")),
+        Settlement("-", KEEP, result=StateWrite("r3", "s60", "three")),
+        Settlement("", KEEP, result=StateWrite("r4", "n60", "four")),
     ]
-    assert results.calls == [settle_arguments(KEYS, states, guard=None)]
+    assert results.calls == [settle_arguments(KEYS, states, fence=None)]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from greenq.watchdog.guard_process import Guard
+from greenq.watchdog.guard_process import GuardProcess
 
 
 def test_a_worker_that_cannot_have_a_guard_is_warned_of_once(
@@ -14,7 +14,7 @@ def test_a_worker_that_cannot_have_a_guard_is_warned_of_once(
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    guard = Guard(
+    guard = GuardProcess(
         "redis://:secret@host/0", key="k", member="m", lease_s=3.0, silence_limit_s=60.0,
         clock=lambda: now_s,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greenq.errors import AccessRefused
-from greenq.transport.client import Message
+from greenq.transport.client import Published
 from greenq.watchdog import subscriber
 from greenq.watchdog.subscriber import Subscriber
 
@@ -20,7 +20,7 @@ class World:
 
     def __init__(self) -> None:
         self.subscriptions: list[tuple[str, list[str], list[str]]] = []
-        self.published: list[Message] = []
+        self.published: list[Published] = []
         self.refuses = False
         self.sent_for: list[Callable[[], object]] = []
         self.changes = 0
@@ -38,7 +38,7 @@ class World:
     def unsubscribe(self, channels: list[str], patterns: list[str]) -> None:
         self.subscriptions.append(("-", channels, patterns))
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[Published]:
         heard, self.published = self.published, []
         return heard
 
@@ -109,9 +109,9 @@ def test_messages_reach_their_handlers_in_order_even_when_one_fails(
     world.subscriber.subscribe("events/one", exact)
     world.subscriber.subscribe("events/*", lambda data: got.append(("pattern", data)))
     world.published = [
-        Message("events/one", b"1"),
-        Message("events/two", b"2"),
-        Message("others", b"3"),
+        Published("events/one", b"1"),
+        Published("events/two", b"2"),
+        Published("others", b"3"),
     ]
 
     world.attend()
@@ -131,7 +131,7 @@ def test_handlers_may_know_what_is_unheard_and_how_late_they_are(
     world.subscriber.subscribe("other", print)
     assert not world.subscriber.has_waiting("channel")
 
-    world.published = [Message("channel", b"1")]
+    world.published = [Published("channel", b"1")]
     world.attend()
     assert world.subscriber.has_waiting("channel")
     assert not world.subscriber.has_waiting("other")
@@ -149,13 +149,13 @@ def test_a_handler_that_waits_is_not_overtaken() -> None:
         got.append(data)
         if data == b"1":
             # As when the handler switches: the hub runs what came meanwhile.
-            world.published = [Message("channel", b"2")]
+            world.published = [Published("channel", b"2")]
             world.attend()
             world.sent_for.pop()()
             assert got == [b"1"]
 
     world.subscriber.subscribe("channel", handle)
-    world.published = [Message("channel", b"1")]
+    world.published = [Published("channel", b"1")]
     world.attend()
     world.move_hub()
 
@@ -183,7 +183,7 @@ class TestUrgent:
         return None
 
     def hear(self, world: World, *texts: bytes) -> None:
-        world.published = [Message("channel", text) for text in texts]
+        world.published = [Published("channel", text) for text in texts]
         assert world.attend()
 
     def test_nothing_is_urgent_while_the_hub_moves(self, world: World) -> None:
@@ -226,7 +226,7 @@ class TestUrgent:
 def test_a_flood_keeps_the_newest() -> None:
     world, got = World(), []
     world.subscriber.subscribe("channel", got.append)
-    world.published = [Message("channel", b"%d" % number) for number in range(10_050)]
+    world.published = [Published("channel", b"%d" % number) for number in range(10_050)]
 
     world.attend()
     world.move_hub()

@@ -19,14 +19,15 @@ from greenq.errors import (
     TransportTimeout,
 )
 from greenq.execution.state import WorkerState
-from greenq.transport.client import Message
+from greenq.transport.client import Published
 from greenq.transport.leases import Renewal
 from greenq.transport.owner import Owner
 from greenq.transport.schedule_store import LeadCall
-from greenq.transport.settle import Entry, Publication
+from greenq.transport.settle import Publication, Settlement
 from greenq.watchdog import subscriber
 from greenq.watchdog.heartbeat import Heartbeat
-from greenq.watchdog.hub_thread import Blocker
+from greenq.watchdog.hooks import Holdings, HubCalls, Rescue, WatchLimits
+from greenq.watchdog.hub_thread import Blocker, HubThread
 from greenq.watchdog.thread import Watch
 
 LEASE_S = 3.0
@@ -68,7 +69,9 @@ class World:
     connected = True
     incarnation = "own"
 
-    def __init__(self, lease_s: float = LEASE_S, **options: Any) -> None:
+    def __init__(
+        self, lease_s: float = LEASE_S, *, blocked_limit_s: float = 0.0, **rescue: Any
+    ) -> None:
         self.now_s = 100.0
         self.answer: Renewal | OperationalError = renewal()
         self.connection = self
@@ -93,7 +96,7 @@ class World:
         self.registered = 0
         # Of the connection: what was sent, what is published to this worker, and what goes wrong.
         self.calls: list[tuple[object, ...]] = []
-        self.published: list[Message] = []
+        self.published: list[Published] = []
         self.problem: OperationalError | None = None
         # Beats that went with a renewal.
         self.ridden = 0
@@ -107,20 +110,22 @@ class World:
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             self.state,
-            lease_s=lease_s,
-            visibility_timeout_s=3600.0,
-            blocked_after_s=BLOCKED_AFTER_S,
-            blocking_task=lambda _: "proj.add[id]",
-            held=lambda: (set(), 1),
-            first_unused=lambda: self.first_unused,
-            is_waiting=lambda: self.is_waiting,
-            look=self.look,
-            paused=self.pause,
-            forgotten=self.register,
-            give_away=self.give_away,
-            unwritten=list,
+            HubThread(lambda _: "proj.add[id]"),
+            limits=WatchLimits(
+                lease_s=lease_s,
+                visibility_timeout_s=3600.0,
+                blocked_after_s=BLOCKED_AFTER_S,
+                blocked_limit_s=blocked_limit_s,
+            ),
+            holdings=Holdings(
+                unsettled=lambda: (set(), 1),
+                first_unused=lambda: self.first_unused,
+                is_waiting=lambda: self.is_waiting,
+                unwritten=list,
+            ),
+            calls=HubCalls(look=self.look, paused=self.pause, forgotten=self.register),
+            rescue=Rescue(give_away=self.give_away, **rescue),
             clock=lambda: self.now_s,
-            **options,
         )
         self.watch.hub_thread.watcher = SimpleNamespace(  # type: ignore[assignment]
             hub_thread=threading.get_ident(), wake=lambda: None, runs_here=lambda: True
@@ -159,7 +164,7 @@ class World:
     def overdue(self) -> list[str]:
         return []
 
-    def leave(self, unwritten: list[Entry]) -> int:
+    def leave(self, unwritten: list[Settlement]) -> int:
         assert unwritten == []
         return self.left
 
@@ -195,7 +200,7 @@ class World:
     def subscribe(self, channels: list[str], patterns: list[str]) -> None:
         self.call("SUBSCRIBE", *channels, *patterns)
 
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[Published]:
         heard, self.published = self.published, []
         return heard
 
@@ -601,7 +606,7 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
     world.attend_for(1.0)
 
     # The hub moves: it is the one who answers.
-    world.published = [Message("channel", b"1")]
+    world.published = [Published("channel", b"1")]
     asked_s = world.now_s
     world.watch.attend()
     for run in world.sent_for:
@@ -612,7 +617,7 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
 
     # It has just stopped: it gets a moment.
     world.answers = False
-    world.published = [Message("channel", b"2")]
+    world.published = [Published("channel", b"2")]
     asked_s = world.now_s
     world.watch.attend()
     world.attend_for(0.2)
@@ -620,7 +625,7 @@ def test_a_hub_that_is_known_to_stand_is_answered_for_at_once(hearing: World) ->
 
     # It is known to stand: it gets none.
     world.attend_for(5.0)
-    world.published = [Message("channel", b"3")]
+    world.published = [Published("channel", b"3")]
     asked_s = world.now_s
     world.watch.attend()
     assert answered_s[1:] == [asked_s]
@@ -645,7 +650,7 @@ def test_a_hub_that_moved_and_stands_again_is_known_to_stand(
     world.answers = True
     world.move()
     world.answers = False
-    world.published = [Message("channel", b"ping")]
+    world.published = [Published("channel", b"ping")]
     world.watch.attend()
     world.attend_for(0.2)
 
@@ -666,7 +671,7 @@ def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
     world.watch.subscriber.subscribe("channel", print, urgent=broken)
     world.answers = False
     world.watch.monitor.asked_s = world.now_s
-    world.published = [Message("channel", b"1"), Message("channel", b"2")]
+    world.published = [Published("channel", b"1"), Published("channel", b"2")]
 
     world.attend_for(1.0)
 
@@ -831,7 +836,7 @@ def test_a_connection_that_is_lost_at_the_end_is_replaced_once(
     world = World()
     tried: list[bool] = []
 
-    def leave(_unwritten: list[Entry]) -> int:
+    def leave(_unwritten: list[Settlement]) -> int:
         tried.append(world.connected)
         world.connected = True
         if len(tried) <= fails:

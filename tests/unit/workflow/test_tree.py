@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenq.canvas.nodes import Node
-from greenq.workflow.tree import Group, Step, Task, Tree
+from greenq.canvas.nodes import WorkflowNode
+from greenq.workflow.tree import Tree, WorkflowGroup, WorkflowStep, WorkflowTask
 
 
-def task(name: str, state: str = "s", times: str = "", **fields: Any) -> Task:
-    return Task.read(name, f"{state}{times}|{Node(name, 't', **fields).written()}")
+def task(name: str, state: str = "s", times: str = "", **fields: Any) -> WorkflowTask:
+    return WorkflowTask.read(name, f"{state}{times}|{WorkflowNode(name, 't', **fields).written()}")
 
 
-def shape(lines: list[list[Step]]) -> Any:
+def shape(lines: list[list[WorkflowStep]]) -> Any:
     return [
         [
             (
                 step.what.id
-                if isinstance(step.what, Task)
+                if isinstance(step.what, WorkflowTask)
                 else (step.what.id, shape(step.what.members))
             )
             for step in line
@@ -45,8 +45,8 @@ def test_a_task_is_read() -> None:
     assert found.is_open
     assert found.runtime_s(7.0) == 2.0
     assert CHORD[4].runtime_s(7.0) is None
-    assert Task.read("x", "s|").name == ""
-    assert Task.read("x", "").state == "UNKNOWN"
+    assert WorkflowTask.read("x", "s|").name == ""
+    assert WorkflowTask.read("x", "").state == "UNKNOWN"
 
 
 def test_steps_that_follow_one_another_stand_in_one_line() -> None:
@@ -113,18 +113,22 @@ def test_whatever_the_index_says_every_task_is_shown_once(found: list[Any]) -> N
     ]
     tree = Tree(tasks)
 
-    def ids(lines: list[list[Step]]) -> list[str]:
+    def ids(lines: list[list[WorkflowStep]]) -> list[str]:
         return [
             each
             for line in lines
             for step in line
             for each in (
-                *([step.what.id] if isinstance(step.what, Task) else ids(step.what.members)),
+                *(
+                    [step.what.id]
+                    if isinstance(step.what, WorkflowTask)
+                    else ids(step.what.members)
+                ),
                 *ids(step.others),
             )
         ]
 
     assert sorted(ids(tree.lines)) == sorted(each.id for each in tasks)
-    assert all(isinstance(each, Group) for each in tree.groups.values())
+    assert all(isinstance(each, WorkflowGroup) for each in tree.groups.values())
     tree.critical_path()
     tree.left_s(10.0)

@@ -1,0 +1,88 @@
+"""What the watchdog thread is given: its limits, and what it may ask of a worker and do for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.transport.client import Connection
+    from greenq.transport.settle import Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchLimits:
+    """How long things take, or may take.
+
+    Attributes:
+        lease_s: how long a lease holds.
+        visibility_timeout_s: the visibility timeout of the fleet.
+        blocked_after_s: log a hub that has been blocked for this long.
+        blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
+    """
+
+    lease_s: float
+    visibility_timeout_s: float
+    blocked_after_s: float
+    blocked_limit_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What this process knows of the messages it holds; all are called in the watchdog thread.
+
+    Attributes:
+        unsettled: returns the tags that are not settled on the server yet, and the first unused tag
+            number before that.
+        first_unused: returns the first unused tag number.
+        is_waiting: returns whether this worker waits for messages, so that it may relay.
+        unwritten: called at the end; returns the outcomes that could not be written before.
+    """
+
+    unsettled: Callable[[], tuple[set[str], int]]
+    first_unused: Callable[[], int]
+    is_waiting: Callable[[], bool]
+    unwritten: Callable[[], list[Settlement]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubCalls:
+    """What the hub is to do; all are called in its thread, each time in a greenlet.
+
+    Attributes:
+        look: called when a waiting consumer should check for messages itself.
+        paused: called with the queues that are paused.
+        forgotten: called when the server does not know this owner.
+    """
+
+    look: Callable[[], object]
+    paused: Callable[[frozenset[str]], object]
+    forgotten: Callable[[], object]
+
+
+def _no_cut(_connection: Connection) -> None:
+    """Stop waiting for nothing."""
+
+
+def _end_process() -> None:
+    """End at once: code that needs the hub would never finish."""
+    os._exit(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    """What the watchdog thread does itself when the hub cannot.
+
+    Attributes:
+        give_away: called when the hub is blocked, to requeue messages that have not begun, over
+            a connection.
+        cut: called before the process ends, to stop waiting for messages, over a connection.
+        end_process: ends the process at once.
+    """
+
+    give_away: Callable[[Connection], object]
+    cut: Callable[[Connection], object] = _no_cut
+    end_process: Callable[[], object] = _end_process
