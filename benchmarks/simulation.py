@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from greenq.adaptive import Adaptive
 from greenq.autoscale import Autoscaler
+from greenq.upkeep.adaptive import Adaptive
 
 STEP_S = 0.05
 

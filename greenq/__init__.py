@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenq.app import Greenq as Greenq
+    from greenq.app import Task as Task
+    from greenq.app import shared_task as shared_task
     from greenq.canvas.primitives import chain as chain
     from greenq.canvas.primitives import chord as chord
     from greenq.canvas.primitives import chunks as chunks
@@ -39,10 +41,7 @@ if TYPE_CHECKING:
     from greenq.result import ResultSet as ResultSet
     from greenq.result import allow_join_result as allow_join_result
     from greenq.sending.routing import worker_direct as worker_direct
-    from greenq.shared import shared_task as shared_task
-    from greenq.task import Task as Task
-
-__version__ = "0.1.0"
+    from greenq.utils.version import __version__ as __version__
 
 _HOME = {
     "AsyncResult": "greenq.result",
@@ -58,23 +57,24 @@ _HOME = {
     "Reject": "greenq.errors",
     "ResultSet": "greenq.result",
     "Retry": "greenq.errors",
-    "Task": "greenq.task",
+    "Task": "greenq.app",
     "allow_join_result": "greenq.result",
     "control_command": "greenq.commands.registry",
     "inspect_command": "greenq.commands.registry",
     "worker_direct": "greenq.sending.routing",
-    "shared_task": "greenq.shared",
+    "shared_task": "greenq.app",
     "Signature": "greenq.canvas.signature",
     "StampingVisitor": "greenq.canvas.stamps",
     "maybe_signature": "greenq.canvas.signature",
     "signature": "greenq.canvas.signature",
     "subtask": "greenq.canvas.signature",
+    "__version__": "greenq.utils.version",
     **dict.fromkeys(
         ("chain", "chord", "chunks", "group", "xmap", "xstarmap"), "greenq.canvas.primitives"
     ),
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = sorted(_HOME)
 
 # Celery's names that a ported module may import.
 _NOT_HERE = {

@@ -13,13 +13,13 @@ def main() -> int:
         if sys.argv[1:2] == ["health"]:
             # `health` is called every few seconds: skip the other commands, which take longer to
             # load.
-            code: int = importlib.import_module("greenq.probe").main(sys.argv[2:])
+            code: int = importlib.import_module("greenq.utils.probe").main(sys.argv[2:])
         else:
             code = importlib.import_module("greenq.cli").main()
         return code
     finally:
-        # Skip the interpreter's final garbage collection, which frees nothing useful and takes a
-        # tenth of a short command's time.
+        # Skip the interpreter's final garbage collection, which frees nothing useful and accounts
+        # for a tenth of a short command's run time.
         gc.freeze()
 
 

@@ -3,7 +3,7 @@
 The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
 take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
 pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
-(greenq/adaptive.py).
+(greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from greenq.adaptive import PoolSnapshot
 from greenq.bootsteps.blueprint import StartStopPart
+from greenq.upkeep.adaptive import PoolSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.adaptive import Adaptive
     from greenq.hub import Hub
     from greenq.pool import Pool
     from greenq.timer import Timer, TimerEntry
+    from greenq.upkeep.adaptive import Adaptive
 
 _log = logging.getLogger(__name__)
 
 # How many decisions the history keeps.
 _HISTORY = 1000
 
-# Above this lag the pool does not grow: more greenlets would only wait for the hub.
+# Above this lag the pool does not grow, since more greenlets would only wait for the hub.
 SATURATED_LAG_S = 0.5
 
 
@@ -40,9 +40,9 @@ class Load:
 
     Attributes:
         size: current number of slots.
-        running: slots in use.
-        backlog: messages in the queues plus those that wait in this worker for a slot.
-        recent_need: the most slots needed at any time within the keepalive.
+        running: the number of slots in use.
+        backlog: messages in the queues, plus those waiting in this worker for a slot.
+        recent_need: the largest number of slots needed at any time within the keepalive.
         least, most: the limits.
         lag_s: the hub's delay, in seconds.
     """
@@ -96,7 +96,7 @@ def decide(load: Load) -> NewSize:
 
 
 class Autoscaler(StartStopPart):
-    """Keeps the pool between two sizes; see the module's docstring."""
+    """Keeps the pool's size within limits; see the module's docstring."""
 
     name = "Autoscaler"
     requires = ("Timer", "Hub", "Pool")
@@ -162,7 +162,7 @@ class Autoscaler(StartStopPart):
             self._entry = None
 
     def set_limits(self, most: int, least: int) -> None:
-        """Change the limits; the pool follows at once."""
+        """Change the limits; the pool is resized immediately."""
         self.most, self.least = most, least
         self.tick()
 

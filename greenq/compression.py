@@ -1,4 +1,4 @@
-"""Your own compressions: `register` one in every program that sends, runs or reads tasks."""
+"""Your own compressions: `register` each one in every program that sends, runs or reads tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def register(
     content_type: str,
     aliases: Iterable[str] = (),
 ) -> None:
-    """Add a compression, before the settings that name it.
+    """Add a compression; do so before naming it in settings.
 
     It is accepted from others only if ``accept_compression`` contains it, or ``task_compression``
     or ``result_compression`` is set to it. The size of the output is checked only after `decoder`

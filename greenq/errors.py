@@ -1,4 +1,4 @@
-"""Every exception of greenq, in one tree.
+"""All exceptions of greenq, in one tree.
 
 Each docstring says when the exception is raised; the facts are fields, from which the message
 is built. Those with a counterpart in Celery travel on the wire under Celery's module and name
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class GreenqError(Exception):
-    """Base of all errors raised by greenq."""
+    """The base of all errors raised by greenq."""
 
 
-# --- the user's own set-up -----------------------------------------------------------------------
+# --- the user's own setup ------------------------------------------------------------------------
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with the settings."""
+    """A single thing that is wrong with the settings."""
 
     field: str
     value: object
@@ -53,7 +53,7 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
 
 
 class WrongOption(GreenqError, TypeError, ValueError):
-    """An option of a task, or of one sending, is invalid; nothing was sent."""
+    """An option of a task, or an option for sending it, is invalid; nothing was sent."""
 
     def __init__(self, task: str, option: str, value: object, reason: str) -> None:
         """Build the message; `value` must be free of secrets."""
@@ -67,7 +67,7 @@ class AppNotFound(GreenqError):
 
 
 class EmbeddedServerError(GreenqError):
-    """The embedded Valkey is not installed, or did not start."""
+    """The embedded Valkey is not installed or did not start."""
 
 
 class SupervisorError(GreenqError):
@@ -134,7 +134,7 @@ class SignatureError(ProtocolError):
 
 
 class OperationalError(GreenqError):
-    """The server cannot be reached or refused a command; base of all transport errors."""
+    """The server cannot be reached or has refused a command; the base of all transport errors."""
 
 
 class ConnectFailed(OperationalError):
@@ -158,7 +158,7 @@ class Unroutable(OperationalError):
 
 
 class QueueFull(OperationalError):
-    """As many messages wait in the queue as its ``max_length`` allows; nothing was pushed."""
+    """The queue already holds as many messages as ``max_length`` allows; nothing was pushed."""
 
 
 class NotAllSent(GreenqError):
@@ -188,9 +188,10 @@ _CLUSTER = (
     "(cluster-enabled no)"
 )
 
-# Error replies that do not concern the command itself: the server is temporarily unavailable.
+# Error replies that do not concern the command itself but say that the server is temporarily
+# unavailable.
 _REFUSALS = {
-    "OOM": "the server's memory is full (maxmemory): it accepts no more data until some is free",
+    "OOM": "the server's memory is full (maxmemory): it accepts no more data until some is freed",
     "READONLY": "the server is a read-only replica: it accepts no writes until it is the primary",
     "LOADING": "the server is loading its data",
     "BUSY": "the server is busy with a long-running script (SCRIPT KILL ends it)",
@@ -218,7 +219,7 @@ class ServerError(OperationalError):
     """
 
     def __init__(self, command: str, reply: str) -> None:
-        """Store the facts; the message also explains a known reply in words."""
+        """Store the facts; the message also explains the reply in words if it is known."""
         self.command = command
         self.reply = reply
         meaning = _REFUSALS.get(reply.split(" ", 1)[0])
@@ -245,8 +246,8 @@ class ResultTimeout(GreenqError, TimeoutError):
     """``get(timeout=…)`` waited without success.
 
     Attributes:
-        task_id: the task's.
-        waited_s: for how long.
+        task_id: the task's id.
+        waited_s: how long the caller waited.
         others: how many of the other awaited tasks have not ended either.
     """
 
@@ -260,7 +261,7 @@ class ResultTimeout(GreenqError, TimeoutError):
 
 
 class IncompleteStream(GreenqError):
-    """The tree of a task's children cannot be followed yet: one of them has not ended."""
+    """The tree of a task's children cannot be followed yet, since one of them has not ended."""
 
 
 class ResultsDisabled(GreenqError):
@@ -283,14 +284,14 @@ class RemoteError(GreenqError):
     such as `SystemExit`.
 
     Attributes:
-        type: module and name of the class; for a builtin, its name.
+        type: the module and the name of the class; for a builtin, only its name.
         message: the exception's text.
-        traceback: the worker's, as text, or None.
+        traceback: the worker's traceback as text, or None.
         stored: the exception as stored in the result; kept when a task raises this again.
     """
 
     def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
-        """Keep all three."""
+        """Keep all three values."""
         self.type = type
         self.message = message
         self.traceback = traceback
@@ -298,7 +299,7 @@ class RemoteError(GreenqError):
         super().__init__(type, message, traceback)
 
     def __str__(self) -> str:
-        """Return class and text, as at the end of a traceback."""
+        """Return the class and the text, as at the end of a traceback."""
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
@@ -307,7 +308,7 @@ class MaxRetriesExceededError(GreenqError):
 
 
 class TaskRevokedError(GreenqError):
-    """A task was revoked, terminated or expired before it could end."""
+    """A task was revoked or terminated, or it expired, before it could finish."""
 
 
 class ChordError(GreenqError):
@@ -315,7 +316,7 @@ class ChordError(GreenqError):
 
 
 class WorkerLostError(GreenqError):
-    """The worker that ran a task died."""
+    """The worker that was running a task died."""
 
 
 class WorkerFault(GreenqError):
@@ -335,27 +336,27 @@ class TaskTerminated(BaseException):
 
     Attributes:
         reason: becomes the task's result.
-        signum: the name of the signal that was requested, None at a time limit.
+        signum: the name of the signal that was requested; None at a time limit.
     """
 
     def __init__(self, reason: GreenqError, signum: str | None = None) -> None:
-        """Keep both."""
+        """Keep both values."""
         self.reason = reason
         self.signum = signum
         super().__init__(reason, signum)
 
 
 class TaskPredicate(GreenqError):
-    """Base of the exceptions by which a task controls its worker; none of them is a failure."""
+    """The base of the exceptions by which a task controls its worker; none of them is a failure."""
 
 
 class Retry(TaskPredicate):
-    """Raised by ``Task.retry``: this run ends, another one follows.
+    """Raised by ``Task.retry``: this run ends, and another one follows.
 
     Attributes:
         message: the reason in words, or None.
         exc: the exception that made the task retry, or None.
-        when: seconds until then, an aware datetime, or None.
+        when: the seconds until the retry, or its time as an aware datetime, or None.
         next_run: args, kwargs and send options of the next run; None if there is nothing to send.
     """
 
@@ -395,7 +396,8 @@ class Reject(TaskPredicate):
         super().__init__(reason, requeue)
 
 
-# Class → the (module, name) that represent it on the wire. Source: wire format, section 6.3.
+# A mapping from class to the (module, name) that represent it on the wire. Source: wire format,
+# section 6.3.
 CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
     ChordError: ("celery.exceptions", "ChordError"),
     Ignore: ("celery.exceptions", "Ignore"),

@@ -38,7 +38,7 @@ __all__ = [
 if TYPE_CHECKING:
     Greenlet: TypeAlias = gevent.Greenlet[..., Any]
 else:
-    # This class is generic in the stubs, but not at run time.
+    # This class is generic in the stubs but not at run time.
     Greenlet = gevent.Greenlet
 sleep = gevent.sleep
 T = TypeVar("T")
@@ -47,7 +47,7 @@ T = TypeVar("T")
 def timer_s(seconds: float) -> float:
     """Limit a timer's delay to between 0 and thirty years; NaN becomes thirty years.
 
-    libev orders its timers by time: a single NaN among them keeps others from firing.
+    libev orders its timers by time, and a single NaN among them keeps others from firing.
     """
     return max(0.0, seconds) if seconds < MOST_SECONDS else MOST_SECONDS
 
@@ -56,7 +56,8 @@ GreenletExit = gevent.GreenletExit
 
 _log = logging.getLogger(__name__)
 
-# Linux only; elsewhere it depends on the system whether CLOCK_MONOTONIC runs during suspension.
+# This exists only on Linux; elsewhere it depends on the system whether CLOCK_MONOTONIC runs while
+# the machine is suspended.
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -77,7 +78,7 @@ def patch() -> None:
     if early:
         raise ImportedTooEarly(early)
     if "GEVENT_TRACK_GREENLET_TREE" not in os.environ:
-        # Recording where each greenlet was started costs 0.7 KB and 2 µs.
+        # Recording where each greenlet was started would cost 0.7 KB and 2 µs.
         gevent.config.track_greenlet_tree = False
     gevent.monkey.patch_all()
 
@@ -111,8 +112,8 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts`, they also end if it is killed, which its owner does only when the workers end
-    anyway.
+    With `lasts`, they also end if it is killed, which its owner does only when the workers are
+    ending anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -124,13 +125,20 @@ def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -
 
 
 def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """Run a call that blocks, such as one that waits for a disk, in a thread. Switches: yes."""
+    """Run a blocking call, such as one that waits for a disk, in a thread. Switches: yes."""
     result: T = gevent.get_hub().threadpool.apply(call, args)
     return result
 
 
+def let_others_run() -> None:
+    """Wait for one iteration of the loop. Switches: yes."""
+    # The loop runs dozens of sleep(0) callbacks before it checks sockets and timers.
+    hub = gevent.get_hub()
+    hub.wait(hub.loop.timer(0.0))
+
+
 def join_all(greenlets: Iterable[Greenlet], timeout_s: float | None = None) -> bool:
-    """Wait until all have ended; return False after the timeout. Switches: yes."""
+    """Wait until all greenlets have ended; return False after the timeout. Switches: yes."""
     waited = list(greenlets)
     gevent.joinall(waited, timeout=timeout_s)
     return all(greenlet.dead for greenlet in waited)
@@ -152,7 +160,7 @@ def run_all(calls: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
     return [greenlet.get() for greenlet in greenlets]
 
 
-# The started hubs; each is notified of every crash.
+# The hubs that have been started; each is notified of every crash.
 _hubs: list[Hub] = []
 
 
@@ -170,12 +178,12 @@ def _note_kill(greenlet: Greenlet) -> None:
 
 
 def _report_crash(what: str, error: BaseException) -> None:
-    """End the workers of this process: a worker without one of its parts would only seem alive."""
+    """End this process's workers, since one without one of its parts would only seem alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
 
-# The original, which blocks the thread that waits.
+# This is the original, which blocks the waiting thread.
 _poll = gevent.monkey.get_original("select", "poll")
 
 
@@ -190,9 +198,9 @@ def poll_readable(descriptor: int, timeout_s: float) -> bool:
 
 
 class NativeThread:
-    """A native thread beside the hub, which keeps running while the hub is blocked.
+    """A native thread alongside the hub, which keeps running while the hub is blocked.
 
-    Functions that it calls may use gevent's sockets and sleeps, which use a separate hub in this
+    Functions that it calls may use gevent's sockets and sleeps, which have a separate hub in this
     thread.
     """
 
@@ -200,7 +208,7 @@ class NativeThread:
         """Start the thread; `run` gets this object, and must return once `wait` returns True."""
         self.name = name
         self.ended = False
-        # Used by the thread: True if the last wait timed out, False if it was woken.
+        # For use by the thread: True if the last wait timed out, False if the thread was woken.
         self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
@@ -212,7 +220,7 @@ class NativeThread:
         start_new_thread(self._main, ())
 
     def wait(self, timeout_s: float, *descriptors: int, writable: Iterable[int] = ()) -> bool:
-        """In the thread: wait; return True if the thread must end.
+        """Wait, in the thread itself; return True if the thread must end.
 
         `wake`, `stop`, data to read from one of `descriptors`, and room to write to one
         of `writable` all end the wait early.
@@ -233,19 +241,19 @@ class NativeThread:
         return self._stopping
 
     def wake(self) -> None:
-        """From outside: end a wait."""
+        """End a wait; called from outside the thread."""
         if not self._woken:
             self._woken = True
             os.write(self._writer, b"!")
 
     def stop(self) -> None:
-        """From outside: make `wait` return True from now on."""
+        """Make `wait` return True from now on; called from outside the thread."""
         self._stopping = True
         self._woken = False
         self.wake()
 
     def close(self) -> None:
-        """From outside, after the thread's end: close its pipe; `wake` must not be called again."""
+        """Close the thread's pipe after its end; `wake` must not be called again."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -264,7 +272,7 @@ class NativeThread:
             self.ended = True
 
 
-# Upper bounds of the histogram's buckets in seconds; a further bucket counts everything above.
+# The upper bounds of the histogram's buckets, in seconds; a further bucket counts everything above.
 _LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -282,7 +290,7 @@ class Lags:
         self.max_s = max(self.max_s, lag_s)
 
     def quantile_s(self, share: float) -> float:
-        """Return the lag that this `share` of pings did not exceed, within a bucket's precision."""
+        """Return the lag that this fraction of pings did not exceed, to a bucket's precision."""
         wanted, seen = share * sum(self.counts), 0
         for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
             seen += count
@@ -291,7 +299,7 @@ class Lags:
         return self.max_s
 
     def info(self) -> dict[str, object]:
-        """Return count, quantiles and non-empty buckets, [bound in s or None, count]."""
+        """Return the count, quantiles and non-empty buckets as [bound in s or None, count]."""
         uppers = (*_LAGS_S, None)
         return {
             "count": sum(self.counts),
@@ -304,13 +312,12 @@ class Lags:
         }
 
 
-# The code that the hub's thread runs when it is idle: greenlets and callbacks have separate
-# frames.
+# The code that the hub's thread runs when it is idle; greenlets and callbacks have separate frames.
 _WAITING = gevent.hub.Hub.run.__code__
 
 
 class Hub(StartStopPart):
-    """The event loop's step: its lag, signals, and crashes outside any greenlet.
+    """The step for the event loop: its lag, signals, and crashes outside any greenlet.
 
     Duties: (1) show other threads whether the loop runs, and with how much lag; (2) start greenlets
     for them; (3) log what gevent would print to stderr; (4) do nothing in a forked child, which
@@ -324,14 +331,14 @@ class Hub(StartStopPart):
     def __init__(self, *, crashed: Callable[[str, BaseException], object] | None = None) -> None:
         """Use the hub of this thread.
 
-        `crashed` is called in this thread with the name of the crashed part and the error.
+        `crashed` is called in this thread with the name of the part that crashed and the error.
         """
         self._hub = gevent.get_hub()
         self._end = crashed
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
-        # Written by the hub, read by any thread: the time of the last answered ping (monotonic),
-        # and how long that ping had waited.
+        # The hub writes these and any thread may read them: the time of the last answered ping
+        # (monotonic), and how long that ping had waited.
         self.moved_s = time.monotonic()
         self.lag_s = 0.0
         self.lags = Lags()
@@ -349,24 +356,24 @@ class Hub(StartStopPart):
             _hubs.remove(self)
 
     def crashed(self, what: str, error: BaseException) -> None:
-        """Report that a part of the worker has crashed; any thread may call."""
+        """Report that a part of the worker has crashed; any thread may call this."""
         if self._end is not None:
             self._hub.loop.run_callback_threadsafe(self._end, what, error)
 
     def ping(self) -> None:
-        """Ask the loop to note the time as soon as it runs; any thread may call."""
+        """Ask the loop to note the time as soon as it runs; any thread may call this."""
         self._hub.loop.run_callback_threadsafe(self._answer_ping, time.monotonic())
 
     def cpu_s(self) -> float:
-        """Return the CPU time of the hub's thread so far, in seconds; any thread may call."""
+        """Return the CPU time of the hub's thread so far, in seconds; any thread may call this."""
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
 
     def rests(self) -> bool:
-        """From another thread: return whether the loop is idle, and if so count a lag of 0.
+        """Return, in another thread, whether the loop is idle, and if so count a lag of 0.
 
         An idle loop need not be woken by a ping. False means that a ping is needed.
         """
-        # There is no public way to get another thread's frame.
+        # There is no public way to get the frame of another thread.
         frame = sys._current_frames().get(self._thread)  # noqa: SLF001
         if frame is None or frame.f_code is not _WAITING:
             return False
@@ -375,22 +382,22 @@ class Hub(StartStopPart):
         return True
 
     def spawn_soon(self, run: Callable[[], object], *, name: str) -> None:
-        """Start a greenlet in the hub's thread; any thread may call."""
+        """Start a greenlet in the hub's thread; any thread may call this."""
         self._hub.loop.run_callback_threadsafe(self._spawn, run, name)
 
     def forget(self) -> None:
-        """In a forked child: drop all waiting callbacks; later waits use a new loop.
+        """Drop all waiting callbacks in a forked child; later waits use a new loop.
 
         The child has copies of all the parent's greenlets: with the parent's loop they would take
         and run its messages a second time.
         """
-        # gevent has no public API for it.
+        # gevent has no public API for this.
         gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001
         gevent._hub_local.set_loop(None)  # type: ignore[arg-type]  # noqa: SLF001
         self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
-        # After a block, a ping may be answered last: this, too, shows that the loop runs.
+        # After a block, a ping may be answered last; this also shows that the loop is running.
         self.moved_s = time.monotonic()
         spawn(run, name=name)
 
@@ -402,7 +409,7 @@ class Hub(StartStopPart):
 
 
 class Signals:
-    """A worker's signals: handled in a greenlet of its hub, and visible to a native thread.
+    """A worker's signals, handled in a greenlet of its hub and visible to a native thread.
 
     gevent's handlers do not suffice: only the loop calls them, so a signal would go unnoticed while
     the hub is blocked.
@@ -414,7 +421,7 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._actions: dict[int, Callable[[], object]] = {}
         self._pid = os.getpid()
-        # Signals that another thread has handled while the hub could not.
+        # The signals that another thread has handled while the hub could not.
         self._done: set[int] = set()
         self._reader = self._writer = -1
 
@@ -454,7 +461,7 @@ class Signals:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: restore the default behaviour of all signals."""
+        """Restore the default behaviour of all signals in a forked child."""
         if self._writer < 0:
             return
         signals.set_wakeup_fd(-1)
@@ -468,9 +475,9 @@ class Signals:
         os.close(writer)
 
     def _handle(self, number: int, _frame: object) -> None:
-        """Handle a signal, between two instructions of any code: only schedule the action."""
+        """Handle a signal, between any two instructions, by only scheduling the action."""
         if signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer:
-            # A task has replaced the wakeup descriptor, as asyncio does: write to the pipe here.
+            # A task has replaced the wakeup descriptor, as asyncio does, so write to the pipe here.
             with suppress(OSError):
                 os.write(self._writer, bytes([number]))
         self._hub.spawn_soon(partial(self._act, number), name=signals.Signals(number).name)
@@ -483,7 +490,7 @@ class Signals:
 
 
 def _do_nothing() -> None:
-    """Never called: the watcher with this callback keeps the loop from ending."""
+    """Do nothing; the watcher with this callback only keeps the loop from ending."""
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:

@@ -18,23 +18,23 @@ from gevent.hub import Waiter
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.diagnostics.hub_time import HubTime
 from greenq.errors import TaskRevokedError, TaskTerminated
-from greenq.hub import Event, timer_s
+from greenq.hub import Event, let_others_run, timer_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 _log = logging.getLogger(__name__)
 
-# By ident, the thread objects that `threading.current_thread` creates for greenlets; each log line
-# calls it. There is no public way to look without creating one.
+# The thread objects, by ident, that `threading.current_thread` creates for greenlets, which each
+# log line calls. There is no public way to look without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
 # A greenlet whose tasks never wait yields to the others after this time.
 _TURN_S = 0.005
-# How often the exception is thrown again into code that does not stop. After a termination,
-# the first interval is longer, for its `finally` blocks.
+# The interval at which the exception is thrown again into code that does not stop. After a
+# termination, the first interval is longer, for its `finally` blocks.
 AGAIN_S = 0.5
 _FINALLY_S = 1.0
 
@@ -93,14 +93,14 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return the target of timeouts started here: this request, not a later one."""
+    """Return the target of timeouts started here, which is this request and not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
 
 
 def _forget(_requests: list[Request]) -> None:
-    """Do nothing: abandoned requests are recovered when their owner's lease expires."""
+    """Do nothing, since abandoned requests are recovered when their owner's lease expires."""
 
 
 class Pool(StartStopPart):
@@ -108,12 +108,12 @@ class Pool(StartStopPart):
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
        at a time is *coming*: it takes the first request, wakes the next greenlet if there are more,
-       and runs its request. Thus a task that waits costs one more switch, and tasks that never wait
-       run one after another in the same greenlet.
-    2. A greenlet without work becomes idle; the last to become idle is woken first. Greenlets are
-       created only as needed, at most `size`.
-    3. `resize` acts at once: growing starts queued requests and wakes those who wait for room;
-       shrinking ends each surplus greenlet after its present request.
+       and runs its request. Thus a task that waits costs one more switch, whereas tasks that never
+       wait run one after another in the same greenlet.
+    2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
+       are created only as needed, up to `size`.
+    3. `resize` acts immediately: growing starts queued requests and wakes callers waiting for room;
+       shrinking ends each surplus greenlet after its current request.
     4. `stop` gives running requests the grace time to finish, then ends the rest.
 
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
@@ -122,7 +122,7 @@ class Pool(StartStopPart):
     task, and the values left there are discarded. With `keep_locals` all greenlets are reused, like
     the threads of a thread pool.
 
-    gevent's pool holds the greenlets. Its size limit is not used, since a caller that waits for it
+    gevent's pool holds the greenlets. Its size limit is not used, since a caller waiting for it
     could neither be woken by a resize nor leave at shutdown.
     """
 
@@ -148,8 +148,8 @@ class Pool(StartStopPart):
                 ones.
             grace_s: how long `stop` waits for running requests.
             keep_locals: keep what tasks put into `threading.local` for later ones.
-            abandoned: called with the requests that still run after the grace time, before they are
-                ended.
+            abandoned: called with the requests that are still running after the grace time, before
+                they are ended.
         """
         self.size = size
         self.peak = 0
@@ -171,31 +171,31 @@ class Pool(StartStopPart):
         self._room = Event()
         # The running requests.
         self.active: set[Request] = set()
-        # The waiters of idle greenlets, the one that became idle last at the end. Each greenlet
-        # removes itself when the pool ends. `_coming` is True while a greenlet is coming for
-        # `_waiting`.
+        # The waiters of idle greenlets, with the one that became idle last at the end. Each
+        # greenlet removes itself when the pool ends. `_coming` is True while a greenlet is coming
+        # for `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
         # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
-        # Set while no request runs or waits.
+        # Set while no request is running or waiting.
         self._idle = Event()
         self._idle.set()
 
     @property
     def running(self) -> int:
-        """How many requests are running."""
+        """The number of requests that are running."""
         return len(self.active)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a slot."""
+        """The number of requests that are waiting for a slot."""
         return len(self._waiting)
 
     @property
     def room(self) -> int:
-        """How many more requests may be taken; negative right after shrinking."""
+        """The number of further requests that may be taken; negative right after shrinking."""
         return self.size * self._multiplier - len(self.active) - len(self._waiting)
 
     def wait_room(self, timeout_s: float | None = None) -> None:
@@ -219,14 +219,14 @@ class Pool(StartStopPart):
         self._send_for_one()
 
     def resize(self, size: int) -> None:
-        """Change how many requests may run at once, and wake callers that wait for room."""
+        """Change how many requests may run at once, and wake callers that are waiting for room."""
         self.size = size
         self._send_for_one()
         self._end_surplus()
         self._room.set()
 
     def unstarted(self) -> list[Request]:
-        """Return the requests that wait for a slot, in order of arrival."""
+        """Return the requests that are waiting for a slot, in order of arrival."""
         return list(self._waiting)
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
@@ -238,7 +238,7 @@ class Pool(StartStopPart):
         return taken
 
     def withdraw(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Like `take_back`, but wake no greenlet; any thread may call this.
+        """Like `take_back`, but do not wake a greenlet; any thread may call this.
 
         A request belongs to the caller that removes it from the queue: both here and in the
         greenlet that would run it, removal is one atomic step of the interpreter.
@@ -252,7 +252,7 @@ class Pool(StartStopPart):
         return taken
 
     def end(self, request: Request, signum: str = "SIGTERM") -> None:
-        """End a request's code: its `finally` blocks run, its state is REVOKED. Switches: no.
+        """End a request's code: its `finally` blocks run, and its state is REVOKED. Switches: no.
 
         If its code has not begun, it never does; if it has ended, nothing happens.
         """
@@ -270,14 +270,14 @@ class Pool(StartStopPart):
         self.hub_time.start()
 
     def stop(self) -> None:
-        """Wait for running requests, at most the grace time; end the rest. Switches: yes."""
+        """Wait for running requests, for at most the grace time; end the rest. Switches: yes."""
         if self.active or self._waiting:
             self._leave.clear()
             self._leave.wait(self._grace_s)
         self._end_rest()
 
     def terminate(self) -> None:
-        """End all running requests at once."""
+        """End all running requests immediately."""
         self._end_rest()
 
     def end_grace(self) -> None:
@@ -294,7 +294,7 @@ class Pool(StartStopPart):
         self._greenlets.kill(timeout=1.0)
 
     def info(self) -> dict[str, object]:
-        """Return size and load."""
+        """Return the size and the load."""
         return {
             "implementation": "greenq.pool:Pool",
             "max-concurrency": self.size,
@@ -313,17 +313,17 @@ class Pool(StartStopPart):
             self._greenlets.spawn(self._work)
 
     def _work(self) -> None:
-        """Run requests, idle when there are none; end with the pool or when it shrinks."""
+        """Run requests, and be idle when there are none; end with the pool or when it shrinks."""
         me = cast("PoolGreenlet", gevent.getcurrent())
         me.request = None
-        # Each `threading.local` touched in this greenlet adds a key to it.
+        # Each `threading.local` used in this greenlet adds a key to its dict.
         attributes = me.__dict__
         untouched, ident = len(attributes), id(me)
         if self._thread_size is None:
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # The coming greenlet has arrived.
+            # This is the coming greenlet, and it has arrived.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
@@ -339,7 +339,7 @@ class Pool(StartStopPart):
                     len(attributes) != untouched
                     or (ident in _threads and self._is_thread_touched(ident))
                 ) and not self._keep_locals:
-                    # Called after its locals have been cleaned up.
+                    # This is called after its locals have been cleaned up.
                     me.rawlink(self._replace)
                     return
             if not self.active and not self._waiting:
@@ -364,7 +364,7 @@ class Pool(StartStopPart):
         return len(thread.__dict__) != self._thread_size or not thread.name.startswith("Dummy-")
 
     def put_back(self, requests: Iterable[Request]) -> None:
-        """Queue withdrawn requests again, given newest first; any thread may call."""
+        """Queue withdrawn requests again, given newest first; any thread may call this."""
         self._waiting.extendleft(requests)
         # The coming greenlet may have found no request and become idle.
         self._loop.run_callback_threadsafe(self._resume)
@@ -396,10 +396,8 @@ class Pool(StartStopPart):
         self._room.set()
 
     def _let_others_run(self) -> None:
-        """Wait for one iteration of the loop. Switches: yes."""
-        # The loop runs dozens of sleep(0) callbacks before it checks sockets and timers.
         try:
-            gevent.get_hub().wait(self._loop.timer(0.0))
+            let_others_run()
         except BaseException as exc:
             self._note_stray(exc)
 

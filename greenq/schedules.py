@@ -1,7 +1,7 @@
 """When periodic tasks are due: intervals, crontabs and the sun, as pure functions.
 
-A schedule answers one question: what is the first due time after this moment? It never reads
-a clock, so every beat that asks gets the same answer, and an answer can be checked years ahead.
+A schedule answers one question: what is the first due time after this moment? It never reads a
+clock, so every beat that asks gets the same answer, and answers can be checked years ahead.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 _NO_MOVE: Final = timedelta(0)
 
-# February 29 on a given weekday occurs once in 28 years, and once in 40 around the year 2100.
+# February 29 falls on a given weekday once in 28 years, and once in 40 years around the year 2100.
 _YEARS: Final = 41
 
 _LEAST_EVERY: Final = timedelta(milliseconds=100)
 
 
 class BaseSchedule(ABC):
-    """Base of all schedules; your own class needs only `next_due`.
+    """The base of all schedules; your own class needs only `next_due`.
 
-    `next_due` must be a pure function: several beats call it, and each due time is sent once only
-    if all of them get the same answer. Equal schedules must compare equal and have equal hashes.
+    `next_due` must be a pure function: several beats call it, and a due time is sent only once if
+    all of them get the same answer. Equal schedules must compare equal and have equal hashes.
     """
 
     @abstractmethod
@@ -46,7 +46,7 @@ class BaseSchedule(ABC):
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
         """Return the last due time later than `after` and not later than `until`, or None."""
-        # Do not step through all of a long outage: examine its end first.
+        # Do not step through all of a long outage; examine its end first.
         span, found = timedelta(hours=1), None
         while found is None:
             start = max(after, until - span)
@@ -83,7 +83,7 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take an interval; `nowfun` and `app`, known from Celery, have no effect.
+        """Accept an interval; `nowfun` and `app`, known from Celery, have no effect.
 
         Raises:
             ValueError: the interval is not a number of seconds, or shorter than 0.1 s.
@@ -133,13 +133,13 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         return rounded if rounded > after else due
 
     def __eq__(self, other: object) -> bool:
-        """Compare interval and rounding."""
+        """Compare the interval and the rounding."""
         if not isinstance(other, schedule):
             return NotImplemented
         return (self.run_every, self.relative) == (other.run_every, other.relative)
 
     def __hash__(self) -> int:
-        """Hash by interval."""
+        """Hash by the interval."""
         return hash((self.run_every, self.relative))
 
     def __repr__(self) -> str:
@@ -171,20 +171,20 @@ _EVENTS: Final = {
     "dusk_astronomical": _Event("next_setting", "-18", of_center=True),
 }
 
-# Near the poles the sun may stay up, or down, for half a year.
+# Near the poles, the sun may stay up or down for half a year.
 _SOLAR_DAYS: Final = 400
 
 
 class solar(BaseSchedule):  # noqa: N801  Celery's name
     """Due at an event of the sun, such as ``sunset``, at a place on earth; needs ``greenq[solar]``.
 
-    On days without the event, near the poles, it is not due.
+    It is not due on days without the event, which occur near the poles.
     """
 
     def __init__(
         self, event: str, lat: float, lon: float, nowfun: object = None, app: object = None
     ) -> None:
-        """Take an event and a place.
+        """Accept an event and a place.
 
         Args:
             event: ``dawn_astronomical``, ``dawn_nautical``, ``dawn_civil``, ``sunrise``,
@@ -192,14 +192,14 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
                 ``dusk_astronomical``.
             lat: degrees north, -90 to 90.
             lon: degrees east, -180 to 180.
-            nowfun, app: accepted for Celery's sake, without effect.
+            nowfun, app: accepted for compatibility with Celery, no effect.
 
         Raises:
             ValueError: there is no such event or place.
             ImportError: the package ephem is not installed.
         """
         if event not in _EVENTS:
-            raise ValueError(f"{event!r} is no solar event: choose one of {', '.join(_EVENTS)}")
+            raise ValueError(f"{event!r} is not a solar event: choose one of {', '.join(_EVENTS)}")
         if not -90 <= lat <= 90:
             raise ValueError(f"a latitude is -90 to 90 degrees, not {lat!r}")
         if not -180 <= lon <= 180:
@@ -212,7 +212,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
 
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
         """Return the event's next time, in whole seconds, or None if there is none in a year."""
-        # A calculation begins at a midnight and counts for that day only: begun at another moment,
+        # A calculation begins at midnight and counts for that day only: if begun at another moment,
         # it may differ by a fraction of a second, and all beats need the same answer.
         day = after.astimezone(UTC).date()
         for number in range(_SOLAR_DAYS):
@@ -222,7 +222,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
         return None
 
     def _due_on(self, day: date) -> Iterator[datetime]:
-        """Yield when the event happens on a day in UTC: once, or twice when it moves to earlier."""
+        """Yield when the event happens on a day in UTC: once, or twice if it shifts earlier."""
         event, observer = _EVENTS[self.event], self._ephem.Observer()
         observer.lat, observer.lon = str(self.lat), str(self.lon)
         observer.elevation = observer.pressure = 0
@@ -241,17 +241,17 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
             start = moment + _MINUTE
 
     def __eq__(self, other: object) -> bool:
-        """Compare event and place."""
+        """Compare the event and the place."""
         if not isinstance(other, solar):
             return NotImplemented
         return (self.event, self.lat, self.lon) == (other.event, other.lat, other.lon)
 
     def __hash__(self) -> int:
-        """Hash by event and place."""
+        """Hash by the event and the place."""
         return hash((self.event, self.lat, self.lon))
 
     def __repr__(self) -> str:
-        """Show event and place."""
+        """Show the event and the place."""
         return f"<{self.event} at latitude {self.lat:g}, longitude {self.lon:g}>"
 
 
@@ -259,7 +259,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
 
 
 class _Field(NamedTuple):
-    """One field of a crontab: its first and last value, and the names of its values."""
+    """A field of a crontab: its first and last values, and the names of its values."""
 
     title: str
     first: int
@@ -322,7 +322,7 @@ def _part_values(field: _Field, part: str) -> Iterable[int]:
         end = start if high is None else _number(field, high)
         values = range(start, end + 1)
         if end < start:
-            # `fri-mon` continues at the beginning of the week.
+            # A range such as `fri-mon` continues at the beginning of the week.
             around = [*range(start, field.last + 1), *range(field.first, end + 1)]
             return around[:: int(step or 1)]
     return values[:: int(step or 1)]
@@ -366,7 +366,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Take the fields; `nowfun` and `app`, known from Celery, have no effect.
+        """Accept the fields; `nowfun` and `app`, known from Celery, have no effect.
 
         Raises:
             ValueError: a field is malformed.
@@ -379,7 +379,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         self._weekdays = frozenset(_values(_WEEKDAYS, day_of_week))
         self._month_days = _values(_MONTH_DAYS, day_of_month)
         self._months = frozenset(_values(_MONTHS, month_of_year))
-        # Whether the hours follow the elapsed time.
+        # True if the hours follow the elapsed time.
         self._flows = isinstance(hour, str) and ("*" in hour or "/" in hour)
         self._key = (
             *(self._minutes, self._hours, self._weekdays, self._month_days, self._months),
@@ -396,7 +396,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         """
         fields = text.split()
         if len(fields) != 5:
-            raise ValueError(f"{text!r} has {len(fields)} fields, a crontab has five")
+            raise ValueError(f"{text!r} has {len(fields)} fields; a crontab has five")
         minute, hour, day, month, weekday = fields
         return cls(minute, hour, weekday, day, month)
 
@@ -442,11 +442,11 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return timedelta(hours=self._hours[at], minutes=self._minutes[0])
 
     def _next_date(self, day: date) -> date:
-        """Return the next day to examine: one that may match, or on which clocks may change."""
+        """Return the next day to examine, which may match or have a change of clocks."""
         day += _DAY
         if day.month not in self._months:
-            # Never beyond the first of the next month, on which a gap that began in this month may
-            # end.
+            # This never goes beyond the first of the next month, on which a gap that began in this
+            # month may end.
             return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
         return day
 
@@ -465,7 +465,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         )
 
     def due_on_uneven_day(self, zone: tzinfo, day: date) -> tuple[datetime, ...]:
-        """Return the due times of a day on which clocks change, minute by minute."""
+        """Return the due times on a day on which clocks change, checking each minute."""
         start, end, _ = _bounds(zone, day)
         midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  a wall time
         found: list[datetime] = []
@@ -483,7 +483,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return tuple(found)
 
     def _gap_has_due(self, first: datetime, end: datetime) -> bool:
-        """Return whether a wall time from `first` up to `end` is due; no such time exists."""
+        """Return whether a wall time from `first` up to `end` is due; these times do not exist."""
         while first < end:
             if self._has_wall_time(first):
                 return True

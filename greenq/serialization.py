@@ -1,4 +1,4 @@
-"""Your own serializers: `register` one in every program that sends, runs or reads its tasks."""
+"""Your own serializers: `register` each one in every program that sends, runs or reads tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def register(
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
-    """Add a serializer, before the settings that name it.
+    """Add a serializer; do so before naming it in settings.
 
     It is accepted from others only if ``accept_content`` contains its name or content type.
 

@@ -1,4 +1,4 @@
-"""Signals, under Celery's names: an app's own functions, called at certain events.
+"""Signals, under Celery's names: at certain events, they call functions of the app.
 
 Code on the path of a task tests `Signal.receivers` before it calls `send`, so a signal without
 receivers costs only this test.
@@ -15,14 +15,14 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq.backoff import Backoff
+from greenq.utils.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
 _log = logging.getLogger(__name__)
 
-# Pauses between the calls of receivers that are called until they succeed (`retry`).
+# The pauses between calls of receivers that are called until they succeed (`retry`).
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 30.0
 
@@ -31,10 +31,10 @@ class _ConnectedReceiver:
     """The connection of a receiver to a signal.
 
     Attributes:
-        find: returns the receiver, None if it has been collected.
-        sender: the only sender it listens to, None for all.
-        uid: `dispatch_uid`, None for none.
-        retry: call it until it succeeds.
+        find: returns the receiver, or None if it has been collected.
+        sender: the only sender to which it listens; None means all.
+        uid: the `dispatch_uid`; None for none.
+        retry: whether to call it until it succeeds.
     """
 
     __slots__ = ("find", "retry", "sender", "uid")
@@ -57,12 +57,12 @@ class _ConnectedReceiver:
 
 
 class Signal:
-    """An event in the program, and the functions to call then.
+    """An event in the program, and the functions that are called when it happens.
 
     Attributes:
         name: the name under which it is imported, or ``app.name`` for a signal of an app.
-        providing_args: the names of its arguments, besides ``signal`` and ``sender``.
-        receivers: the connections in order; empty without any.
+        providing_args: the names of its arguments, apart from ``signal`` and ``sender``.
+        receivers: the connections in order; empty if there are none.
     """
 
     __slots__ = ("__weakref__", "_lock", "name", "providing_args", "receivers")
@@ -96,8 +96,8 @@ class Signal:
             sender: call it only for this sender, compared with ``is`` and ``==``.
             weak: keep only a weak reference, so a local function or a lambda soon disappears.
             dispatch_uid: connect only once under this id.
-            retry: when it raises an exception call it again, with pauses, until it succeeds. The
-                code that sends the signal waits meanwhile; the reference is strong.
+            retry: if it raises an exception, call it again, with pauses, until it succeeds. The
+                code that sends the signal waits in the meantime; the reference is strong.
 
         Raises:
             ValueError: the receiver does not take keyword arguments.
@@ -195,7 +195,7 @@ class Signal:
             responses.append((receiver, response))
         return responses
 
-    # Django's name. Celery has both names, and they do the same.
+    # This is Django's name. Celery has both names, and they do the same.
     send_robust = send
 
     def _call_until_done(self, receiver: Any, sender: object, named: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Names of task states, and what they mean."""
+"""The names of task states, and what they mean."""
 
 from __future__ import annotations
 

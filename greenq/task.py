@@ -8,33 +8,36 @@ import random
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
 from greenq.canvas.here import run_in_place
 from greenq.canvas.inside import addition, replacement
 from greenq.canvas.mistakes import check_call
 from greenq.canvas.primitives import chunks, xmap, xstarmap
 from greenq.canvas.signature import Signature, maybe_signature
-from greenq.config.celery_names import TASK_OPTIONS, asks_for_something, name_what_is_not_here
-from greenq.context import Context, current_context
+from greenq.config.celery_names import TASK_OPTIONS, asks_for_something
 from greenq.errors import Ignore, MaxRetriesExceededError, OperationalError, Retry
 from greenq.protocol.rate import parse_rate
 from greenq.result import newest_app, result_from_tuple
 from greenq.sending.arguments import ACCEPT_ALL, Check, checker
+from greenq.sending.context import Context, current_context
 from greenq.sending.options import check_task_option
 from greenq.sending.retry import check
 from greenq.sending.routing import merge_options
-from greenq.suggest import suggestion
-from greenq.validation import Models, validating
+from greenq.sending.validation import Models, validating
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Unpack
 
-    from greenq.app import Greenq
+    from greenq.config.settings import Config
+    from greenq.events.receiver import Events
     from greenq.result import AsyncResult, AsyncResults, EagerResult
-    from greenq.sending.producer import SendOptions
+    from greenq.sending.options import SendOptions
+    from greenq.sending.producer import Producer
+    from greenq.transport.transport import Transport
 
 # The longest wait before a retry is reached well before this.
 _MOST_DOUBLINGS = 64
@@ -45,20 +48,83 @@ Ts = TypeVarTuple("Ts")
 R_co = TypeVar("R_co", covariant=True)
 
 
+class TaskApp(Protocol):
+    """What a task needs of its app. The app of a user's task is a `greenq.app.Greenq`."""
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+
+    @property
+    def transport(self) -> Transport:
+        """The connection to the server."""
+
+    @property
+    def backend(self) -> Any:
+        """The reader and writer of results."""
+
+    @property
+    def producer(self) -> Producer:
+        """Writes and pushes messages."""
+
+    @property
+    def events(self) -> Events:
+        """Publishes events."""
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_type: BaseTask[Any, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResult[Any]:
+        """Send a task."""
+
+    def send_task_many(
+        self,
+        name: str,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        *,
+        task_type: BaseTask[Any, Any] | None = None,
+        **options: Unpack[SendOptions],
+    ) -> AsyncResults[Any]:
+        """Send a task once for each pair of args and kwargs."""
+
+    def apply(
+        self,
+        task: BaseTask[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        throw: bool | None = None,
+        retries: int = 0,
+    ) -> EagerResult[Any]:
+        """Run a task in this process."""
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Make a call when Django's open transaction commits."""
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
+        """Return the handle of a task."""
+
+
 class ExceptionInfo:
-    """An exception's description, which hooks receive as ``einfo``; as text, its traceback.
+    """An exception's description, which hooks receive as ``einfo``; its text is the traceback.
 
     Attributes:
         exception: the exception itself.
         type: its class.
-        traceback: text.
-        tb: the traceback itself, None if there is none.
+        traceback: the traceback as text.
+        tb: the traceback itself; None if there is none.
     """
 
     __slots__ = ("exception", "traceback")
 
     def __init__(self, exception: BaseException, traceback: str) -> None:
-        """Keep both."""
+        """Keep both values."""
         self.exception = exception
         self.traceback = traceback
 
@@ -96,15 +162,15 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
     return found
 
 
-class Task(Generic[P, R]):
-    """A function that workers run.
+class BaseTask(Generic[P, R]):
+    """A function that workers run: all of `greenq.app.Task` but its app's type.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
+    Subclass `Task` and pass the class as ``base=`` to share options or hooks; a constructor of the
     class is called without arguments. The options below can be set on the class or in the
     decorator; None means the app's setting.
     """
 
-    # As in Celery: ``except self.MaxRetriesExceededError``.
+    # This allows ``except self.MaxRetriesExceededError``, as in Celery.
     MaxRetriesExceededError = MaxRetriesExceededError
     OperationalError = OperationalError
 
@@ -152,14 +218,14 @@ class Task(Generic[P, R]):
         "pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs",
     )  # fmt: skip
 
-    # Options of the task that apply to each sending, unless the caller overrides them.
+    # The task's options that apply each time it is sent, unless the caller overrides them.
     _SENT = (
         "serializer", "compression", "queue", "exchange", "routing_key", "priority", "expires",
         "delivery_mode", "time_limit", "soft_time_limit",
     )  # fmt: skip
 
     # The app of a task created without one: the newest app.
-    _app: Callable[[], Greenq] = staticmethod(newest_app)
+    _app: Callable[[], TaskApp] = staticmethod(newest_app)
     run: Callable[..., R]
 
     def __init__(
@@ -167,7 +233,7 @@ class Task(Generic[P, R]):
         function: Callable[..., R] | None = None,
         *,
         name: str = "",
-        app: Callable[[], Greenq] | None = None,
+        app: Callable[[], TaskApp] | None = None,
         bind: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -207,13 +273,13 @@ class Task(Generic[P, R]):
         hint = suggestion(option, self.OPTIONS, cutoff=0.8)
         if hint:
             raise TypeError(f"task {self.name}: no option {option!r}{hint}")
-        if option.startswith("__") or callable(getattr(Task, option, None)):
+        if option.startswith("__") or callable(getattr(BaseTask, option, None)):
             raise TypeError(
-                f"task {self.name}: {option!r} cannot be an option: tasks have an attribute of "
+                f"task {self.name}: {option!r} cannot be an option: tasks have an attribute with "
                 "that name"
             )
 
-    def complete(self, app: Callable[[], Greenq], main: str) -> None:
+    def complete(self, app: Callable[[], TaskApp], main: str) -> None:
         """Complete a class-based task with its own ``run``; called by apps.
 
         Raises:
@@ -242,7 +308,7 @@ class Task(Generic[P, R]):
         """
         for option in self.OPTIONS:
             value = getattr(self, option)
-            if value is not getattr(Task, option):
+            if value is not getattr(BaseTask, option):
                 checked = check_task_option(self.name, option, value)
                 if checked is not value:
                     setattr(self, option, checked)
@@ -278,11 +344,11 @@ class Task(Generic[P, R]):
 
     @property
     def is_bound(self) -> bool:
-        """Whether its function's first parameter is the task itself."""
+        """True if its function's first parameter is the task itself."""
         return self._bound
 
     @property
-    def app(self) -> Greenq:
+    def app(self) -> TaskApp:
         """The app this task belongs to."""
         return self._app()
 
@@ -314,13 +380,13 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
-        """Send the task with options (`SendOptions`). Switches: yes. Raises as `delay`."""
+        """Send the task with options (`SendOptions`). Switches: yes. Raises: as for `delay`."""
         # This comes first, since accessing the app annotates the task.
         app = self.app
         self.argument_check.arguments(args or (), kwargs or {})
         if self.pydantic:
             args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
-        if type(self).shadow_name is not Task.shadow_name and not options.get("shadow"):
+        if type(self).shadow_name is not BaseTask.shadow_name and not options.get("shadow"):
             options["shadow"] = self.shadow_name(args or (), kwargs or {}, options)
         return app.send_task(self.name, args, kwargs, task_type=self, **options)
 
@@ -353,7 +419,7 @@ class Task(Generic[P, R]):
         return xstarmap(self.s(), it)
 
     def chunks(self, it: Iterable[Sequence[Any]], n: int) -> Any:
-        """Return a signature of several tasks: each a `starmap` of at most `n` items."""
+        """Return a signature of several tasks, each one a `starmap` of at most `n` items."""
         return chunks(self.s(), it, n)
 
     def apply(
@@ -367,27 +433,27 @@ class Task(Generic[P, R]):
         loglevel: int | None = None,
         **options: Unpack[SendOptions],
     ) -> EagerResult[R]:
-        """Run the task in this process, with its hooks and retries, but no server or worker.
+        """Run the task in this process, with its hooks and retries but without a server or worker.
 
-        Retries follow at once, ignoring their countdown.
+        Retries follow immediately, ignoring their countdown.
 
         Args:
             throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
                 says.
             retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery, no effect.
-            options: as for `apply_async`; those for the server have no effect.
+            options: those of `apply_async`; those for the server have no effect.
 
         Raises:
-            Exception: with `throw`, that of a failed task.
+            Exception: with `throw`, the exception of a failed task.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Send the task when Django's open transaction commits, or at once if none is open.
+        """Send the task when Django's open transaction commits, or immediately if none is open.
 
-        If the transaction rolls back, no task is sent. Returns no handle, since there is no task id
-        yet.
+        If the transaction rolls back, no task is sent. It does not return a handle, since there is
+        no task id yet.
 
         Raises:
             ConfigError: DJANGO_SETTINGS_MODULE is not set.
@@ -411,13 +477,13 @@ class Task(Generic[P, R]):
         if sending fails midway.
 
         A type checker requires each tuple to have all parameters, even those with a default;
-        `apply_async_many` takes any.
+        `apply_async_many` accepts any arguments.
 
         Raises:
             NotAllSent: sending ended early.
         """
         # The annotation is for callers, whose tuples are checked against the function's parameters.
-        task: Task[Any, Any] = self  # type: ignore[assignment]
+        task: BaseTask[Any, Any] = self  # type: ignore[assignment]
         return task.apply_async_many(zip(calls, repeat({})))
 
     def apply_async_many(
@@ -441,9 +507,9 @@ class Task(Generic[P, R]):
         return app.send_task_many(self.name, checked, task_type=self, **options)
 
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of one sending by name: the task's own, overridden by those given.
+        """Return the options for sending the task: its own, overridden by those given.
 
-        ``ignore_result`` is left out, since a sender that only knows the name leaves it to the
+        ``ignore_result`` is left out, since a sender that knows only the name leaves it to the
         worker.
         """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
@@ -458,7 +524,7 @@ class Task(Generic[P, R]):
         return self.app.AsyncResult(task_id)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Publish a custom event of this run, such as ``task-progress``, with its id as ``uuid``.
+        """Publish a custom event about this run, such as ``task-progress``; its id is ``uuid``.
 
         Raises:
             EncodeError: a field has no JSON form.
@@ -472,7 +538,7 @@ class Task(Generic[P, R]):
     ) -> None:
         """Store a custom state, such as progress, for others to read. Switches: yes.
 
-        A task that runs by `apply` stores no states unless its result is stored.
+        A task that is run by `apply` does not store states unless its result is stored.
         """
         if not self.request.stores:
             return
@@ -489,20 +555,20 @@ class Task(Generic[P, R]):
     ) -> Retry:
         """End this run and let the task run again later; write ``raise self.retry(...)``.
 
-        When the worker catches the `Retry`, it replaces this message by the new one in a single
+        When the worker catches the `Retry`, it replaces this message with the new one in a single
         step, so a crash neither loses nor duplicates it.
 
         Args:
             args, kwargs: different arguments for the next run; None keeps them.
             exc: the reason; raised instead when no retries are left.
-            throw: False returns the `Retry` instead of raising it: this run continues, and
+            throw: if False, return the `Retry` instead of raising it: this run continues, and
                 its outcome is stored when it ends; the next run is sent at the same moment.
-            max_retries: overrides the task's; None there means no limit.
+            max_retries: overrides the task's maximum; None there means no limit.
             options: send options; without eta or countdown, the next run starts after
                 `default_retry_delay`. Options that are not given stay the same as for this run.
 
         Raises:
-            Retry: always, inside a worker, while retries are left, unless `throw` is False.
+            Retry: always, inside a worker, while retries are left and unless `throw` is False.
             MaxRetriesExceededError: no retries are left and there is no `exc`.
             TypeError: an option is unknown or invalid.
             OperationalError: the queue of an `exchange` could not be looked up.
@@ -540,11 +606,11 @@ class Task(Generic[P, R]):
         raise retry from exc
 
     def replace(self, sig: Mapping[str, Any]) -> Any:
-        """End this run and replace it by a signature; write ``return self.replace(sig)``.
+        """End this run and replace it with a signature; write ``return self.replace(sig)``.
 
         The signature's last task gets this task's id, its place in a group or a chord, and whatever
         follows it. The results of a group are gathered in a list. The worker sends it and
-        acknowledges this message in one step; nothing is stored for this run. In a task that runs
+        acknowledges this message in one step; nothing is stored for this run. In a task that is run
         by `apply`, the signature runs in this process, and its value is returned.
 
         Raises:
@@ -553,14 +619,14 @@ class Task(Generic[P, R]):
         """
         context = self.request
         if context.message is None:
-            raise ValueError(f"replace() of {self.name}: no worker runs this task")
+            raise ValueError(f"replace() of {self.name}: no worker is running this task")
         if context.is_eager:
             return run_in_place(maybe_signature(sig, self.app))
         context.replacement = replacement(context.message, sig)
         raise Ignore("Replaced by new task")
 
     def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
-        """Add a task to the chord that this one belongs to, and return its handle.
+        """Add a task to the chord to which this one belongs, and return its handle.
 
         The worker sends it when this run ends, unless the run fails; the chord's body then also
         waits for it, and gets its result after all others.
@@ -570,7 +636,7 @@ class Task(Generic[P, R]):
         """
         context = self.request
         if context.message is None:
-            raise ValueError(f"add_to_chord() of {self.name}: no worker runs this task")
+            raise ValueError(f"add_to_chord() of {self.name}: no worker is running this task")
         added = addition(context.message, sig)
         context.additions = [*(context.additions or ()), added]
         result = result_from_tuple(added.handle, self.app)
@@ -586,19 +652,19 @@ class Task(Generic[P, R]):
         """Return the seconds to wait before an automatic retry; None means the default."""
         if not self.retry_backoff:
             return None
-        # A message may claim any number of retries; beyond the limit the longest wait applies.
+        # A message may claim any number of retries; beyond the limit, the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
         # With a factor below one second, the wait would never grow.
         longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Override: called before the task runs."""
+        """Called before the task runs; override it if needed."""
 
     def on_success(
         self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """Override: called when the task has returned."""
+        """Called when the task has returned; override it if needed."""
 
     def on_failure(
         self,
@@ -608,7 +674,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when the task has failed."""
+        """Called when the task has failed; override it if needed."""
 
     def on_retry(
         self,
@@ -618,7 +684,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo,
     ) -> None:
-        """Override: called when the task will be retried."""
+        """Called when the task will be retried; override it if needed."""
 
     def after_return(
         self,
@@ -629,25 +695,25 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         einfo: ExceptionInfo | None,
     ) -> None:
-        """Override: called at the task's end, unless it will be retried."""
+        """Called when the task ends, unless it will be retried; override it if needed."""
 
     @classmethod
-    def on_bound(cls, app: Greenq) -> None:
+    def on_bound(cls, app: Any) -> None:
         """Override: called when an app registers a task of this class."""
 
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:
-        """Override: called at each sending; return a name to show instead of the task's."""
+        """Return a name to show instead of the task's; override it. Called each time it is sent."""
         return None
 
     @property
     def backend(self) -> Any:
-        """The reader and writer of results on the server."""
+        """The object that reads and writes results on the server."""
         return self.app.backend
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it as its name: unpickling returns the current app's task."""
+        """Pickle it as its name; unpickling returns the current app's task."""
         return _registered, (self.name, self.function.__module__)
 
     def __repr__(self) -> str:
@@ -655,12 +721,9 @@ class Task(Generic[P, R]):
         return f"<task {self.name}>"
 
 
-name_what_is_not_here(Task)
-
-
-def _registered(name: str, module: str) -> Task[Any, Any]:
+def _registered(name: str, module: str) -> BaseTask[Any, Any]:
     """Return the current app's task, importing its module if necessary."""
     if name not in newest_app().tasks:
         importlib.import_module(module)
-    app: Greenq = newest_app()
-    return app.tasks[name]
+    found: BaseTask[Any, Any] = newest_app().tasks[name]
+    return found

@@ -1,4 +1,4 @@
-"""Delayed calls: one heap, one greenlet."""
+"""Delayed calls, from one heap and in one greenlet."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ class Timer(StartStopPart):
         self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:
-        """Make no more calls, and drop all entries."""
+        """Stop making calls, and drop all entries."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None
         self._heap.clear()
 
     def run_due(self) -> float | None:
-        """Make all due calls; return the seconds until the next, or None if there is none."""
+        """Make all due calls; return the seconds until the next one, or None if there is none."""
         while self._heap:
             wait_s = self._heap[0].due_s - self.clock()
             if wait_s > 0:

@@ -1,4 +1,4 @@
-"""The life of one worker: start, signals, stop, and the exit code."""
+"""The life of a worker: its start, signals, stop and exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from greenq.config.node_names import node_name
 from greenq.errors import WorkerFault
 from greenq.execution.processes import refuse_fork
 from greenq.hub import Event, GreenletExit, spawn
-from greenq.log import keep_going
 from greenq.monitoring.step import build_monitoring
 from greenq.signals import (
     celeryd_after_setup,
@@ -28,16 +27,9 @@ from greenq.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
-from greenq.worker_parts import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_RECYCLED,
-    WorkerOptions,
-    build,
-    build_blueprint,
-    build_consumer,
-    stacks,
-)
+from greenq.utils.log import keep_going
+from greenq.worker_parts.build import build, build_blueprint, build_consumer, stacks
+from greenq.worker_parts.options import EXIT_FAILED, EXIT_OK, EXIT_RECYCLED, WorkerOptions
 
 if TYPE_CHECKING:
     from greenq.app import Greenq
@@ -70,12 +62,12 @@ def _end_child(entry: Settlement) -> None:
 
 
 class Worker:
-    """A worker of an app, in this process.
+    """A worker of an app in this process.
 
     Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoreloader, Autoscaler,
-    Processes, Beat, Recycle, StateDB, Consumer, in this order, and stops them in reverse: first
-    the worker stops taking messages, then running tasks end, then their outcomes are written,
-    then the lease is given up.
+    Processes, Beat, Recycle, StateDB, Consumer, in this order, and stops them in reverse: first the
+    worker stops taking messages, then running tasks end, then their outcomes are written, and then
+    the lease is given up.
 
     Attributes:
         parts: all of its parts.
@@ -121,10 +113,10 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Run until stopped, and return the exit code. Switches: yes.
 
-        With `signals`, SIGTERM and SIGINT stop warm (running tasks finish), a second one cold;
-        SIGQUIT stops cold at once; SIGUSR1 logs all stacks; SIGHUP stops warm, and sets
-        `restarts` unless the terminal was closed. Signals also work while the hub is blocked: the
-        watchdog thread receives them.
+        With `signals`, SIGTERM and SIGINT cause a warm shutdown (running tasks finish), and a
+        second one a cold shutdown; SIGQUIT causes a cold shutdown immediately; SIGUSR1 logs all
+        stacks; SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was closed.
+        Signals also work while the hub is blocked: the watchdog thread receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:
@@ -167,7 +159,7 @@ class Worker:
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:
-        """Stop warm: take no more messages, finish running tasks in time, requeue the rest."""
+        """Shut down warm: stop taking messages, let tasks finish in time, requeue the rest."""
         if self._returns:
             self.exit_code, self.restarts = EXIT_OK, False
             _log.info("asked to stop: this worker does not start again")
@@ -175,7 +167,7 @@ class Worker:
 
     @property
     def _returns(self) -> bool:
-        """Whether the process, or its successor, starts again after this stop."""
+        """True if the process, or its successor, starts again after this stop."""
         return self.restarts or self.exit_code == EXIT_RECYCLED
 
     def _stop(self, why: str) -> None:
@@ -183,17 +175,17 @@ class Worker:
         grace_s = self.app.config.worker.worker_shutdown_grace
         self.parts.outbox.until_s = time.monotonic() + grace_s
         text = f" ({why})" if why else ""
-        _log.info("warm shutdown%s: %d tasks run", text, self.pool.running)
+        _log.info("warm shutdown%s: %d tasks are running", text, self.pool.running)
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and restart the process with the same command line."""
+        """Shut down warm, and restart the process with the same command line."""
         if self._ended.is_set():
             return
         self.restarts = True
         self._stop(f"{why}; then a restart")
 
     def recycle(self, why: str) -> None:
-        """Stop warm at a limit, so that a new worker can replace this one."""
+        """Shut down warm at a limit, so that a new worker can replace this one."""
         if self._ended.is_set():
             return
         if self.app.config.worker.worker_recycle_by == "exec":
@@ -203,7 +195,7 @@ class Worker:
             self._stop(why)
 
     def stop_cold(self) -> None:
-        """Stop now: everything unfinished goes back to its queue."""
+        """Stop now, requeueing everything unfinished."""
         self.exit_code, self.restarts = EXIT_FAILED, False
         self._is_cold = True
         self.parts.outbox.until_s = 0.0
@@ -218,9 +210,9 @@ class Worker:
         _log.critical("the worker ends: %s", error)
 
     def crashed(self, what: str, error: BaseException) -> None:
-        """End because a part of the worker has failed; running tasks finish if they can."""
+        """End because a part of the worker has failed; let running tasks finish if they can."""
         if self._ended.is_set() and isinstance(error, GreenletExit):
-            # Killed by the shutdown.
+            # The part was killed by the shutdown.
             return
         if what == "greenlet outbox":
             # Outcomes can no longer be written.
@@ -228,7 +220,7 @@ class Worker:
         self.give_up(WorkerFault(f"its {what} has ended: {type(error).__name__}: {error}"))
 
     def forget(self) -> None:
-        """In a forked child: take no messages, run no tasks, and exit when the task ends."""
+        """Do nothing further in a forked child, and exit when the task ends."""
         if not self._runs:
             return
         self.parts.signals.forget()
@@ -236,7 +228,7 @@ class Worker:
         self.parts.outbox.put = _end_child  # type: ignore[method-assign]
 
     def info(self) -> dict[str, Any]:
-        """Return what all steps report, including the app's own."""
+        """Return what all steps report, including the app's own steps."""
         return {**self.blueprint.info(), **self.consumer.blueprint.info()}
 
     def _on_stop_signal(self, sig: str) -> None:
@@ -251,7 +243,7 @@ class Worker:
         worker_shutting_down.send(self.hostname, sig=sig, how="Cold", exitcode=EXIT_FAILED)
 
     def _on_hangup(self, terminals: set[int]) -> None:
-        """Restart, unless a terminal was closed: then no one would see the new worker."""
+        """Restart, unless a terminal was closed, since then no one would see the new worker."""
         if terminals - _terminals():
             self.stop("its terminal was closed")
         elif not self._ended.is_set():

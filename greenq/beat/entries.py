@@ -1,4 +1,4 @@
-"""Entries of the schedule: checked, from the settings, from code, or from the server's JSON."""
+"""Schedule entries, checked: from the settings, from code, or from the server's JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from zoneinfo import ZoneInfo
 from greenq.config import validators
 from greenq.errors import ConfigError, GreenqError, Problem
 from greenq.schedules import BaseSchedule, crontab, maybe_schedule, schedule
-from greenq.sending.options import check_send_options
-from greenq.sending.producer import SendOptions
-from greenq.suggest import suggestion
+from greenq.sending.options import SEND_OPTIONS, check_send_options
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +29,6 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 _OVERLAPS: Final = ("allow", "skip", "queue_one", "cancel")
 _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
-
-_SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
 
 # Each of them belongs to a single sending, whereas an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
@@ -56,7 +53,7 @@ class ScheduleEntry:
         task: the task's name.
         schedule: when it is due.
         args, kwargs, options: as for `send_task`.
-        zone: of the wall times.
+        zone: the time zone of the wall times.
         missed: what to do about due times that were not sent in time.
         skip_after_s: with ``skip``, how late a due time may be sent.
         overlap: what to do when the last run has not ended.
@@ -132,7 +129,7 @@ def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> ScheduleEnt
     """Check an entry as it is written in ``beat_schedule``.
 
     Args:
-        name: the entry's.
+        name: the entry's name.
         given: its fields.
         zone: the time zone of an entry without a ``timezone``.
 
@@ -227,7 +224,7 @@ def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
     """
     if isinstance(value, BaseSchedule):
         if type(value).__hash__ is None:
-            raise ValueError(f"{type(value).__name__} defines __eq__ and must define __hash__, too")
+            raise ValueError(f"{type(value).__name__} defines __eq__ and must also define __hash__")
         return value
     if isinstance(value, str):
         return crontab.from_string(value)
@@ -266,8 +263,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _options(task: str, value: Any) -> dict[str, Any]:
     found = _mapping(value)
     for option in found:
-        if option not in _SEND_OPTIONS:
-            raise ValueError(f"no send option {option!r}{suggestion(option, _SEND_OPTIONS)}")
+        if option not in SEND_OPTIONS:
+            raise ValueError(f"no send option {option!r}{suggestion(option, SEND_OPTIONS)}")
         if option in _OF_ONE_SENDING:
             raise ValueError(
                 f"{option} applies to a single sending, but an entry is sent repeatedly"
@@ -281,7 +278,7 @@ def _missed(value: Any) -> tuple[Missed, float]:
     match = _SKIP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("must be run_once, run_all, or skip(N) with a number of seconds")
-    # A busy machine or a takeover alone may delay a task that much.
+    # A busy machine or a takeover may by itself delay a task that much.
     if float(match[1]) < 1:
         raise ValueError("skip(N): N is at least 1 second")
     return "skip", float(match[1])
@@ -307,7 +304,7 @@ def _moment(value: Any, zone: tzinfo) -> datetime:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("is not an ISO 8601 time, as 2031-01-02T03:04") from None
+            raise ValueError("is not an ISO 8601 time, such as 2031-01-02T03:04") from None
     if not isinstance(value, datetime):
         raise ValueError("must be a datetime, or text in ISO 8601")
     return (value if value.tzinfo is not None else value.replace(tzinfo=zone)).astimezone(UTC)
@@ -338,7 +335,7 @@ def write_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> str:
     except (TypeError, ValueError) as exc:
         reason = f"an entry added at run time must be JSON: {exc}"
         raise ConfigError([Problem(f"beat_schedule[{name!r}]", name, reason)]) from None
-    # Check that other beats read what was meant.
+    # Check that other beats will read what was meant.
     read_entry(name, text, zone)
     return text
 

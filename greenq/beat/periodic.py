@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from greenq.beat.entries import ScheduleEntry, from_us, read_entry, to_us, write_entry
-from greenq.beat.scheduler import code_entries, send_options, upcoming
+from greenq.beat.scheduler import BeatApp, code_entries, send_options, upcoming
 from greenq.errors import GreenqError
-from greenq.suggest import suggestion
 from greenq.transport.schedule_store import EntryState, ScheduleStore, read_state
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from greenq.app import Greenq
     from greenq.protocol.ids import TaskIds
     from greenq.transport.schedule_store import Sent
 
@@ -33,7 +32,7 @@ class Listed:
 
     Attributes:
         entry: the entry.
-        is_added: whether it was added at run time, not in the settings or the code.
+        is_added: True if it was added at run time rather than in the settings or the code.
         state: how far it has got; None until a beat has seen it.
         paused: who paused it and when; None if it is not paused.
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
@@ -58,10 +57,10 @@ class PeriodicTasks:
     """The periodic entries of an app and of its server. Switches: yes.
 
     Every beat sees a change within a second. Entries from `add` are kept on the server
-    until `remove`; they replace an entry of the same name in the settings or the code.
+    until `remove`; they replace an entry with the same name in the settings or the code.
     """
 
-    def __init__(self, app: Greenq) -> None:
+    def __init__(self, app: BeatApp) -> None:
         """Use the app's server."""
         self._app = app
         self._store = ScheduleStore(app.transport.client, app.transport.keys, app.transport.signer)
@@ -105,7 +104,7 @@ class PeriodicTasks:
         return entries[name]
 
     def add(self, name: str, task: Any, schedule: Any, **fields: Any) -> None:
-        """Add an entry, or replace the one of this name; `fields` are those of ``beat_schedule``.
+        """Add an entry, or replace the one with this name; `fields` are those of ``beat_schedule``.
 
         Raises:
             ConfigError: a field is wrong, or not JSON.
@@ -115,7 +114,7 @@ class PeriodicTasks:
         self._store.put(name, text)
 
     def remove(self, name: str) -> bool:
-        """Remove an entry that was added at run time; False if there is none of this name."""
+        """Remove an entry that was added at run time; return False if there is no such entry."""
         return self._store.remove(name)
 
     def pause(self, name: str) -> None:
@@ -129,7 +128,7 @@ class PeriodicTasks:
         self._store.pause(name, {"by": by, "at": time.time()})
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry from now on; False if it was not paused."""
+        """Resume a paused entry from now on; return False if it was not paused."""
         return self._store.resume(name)
 
     def run(self, name: str) -> str:

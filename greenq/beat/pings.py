@@ -15,14 +15,14 @@ from greenq.transport.mailbox import Mailbox
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.app import Greenq
+    from greenq.transport.transport import Connected
 
 _log = logging.getLogger(__name__)
 
-# How long one wait for requests takes; a stop is noticed afterwards.
+# How long to wait for requests each time; a stop is noticed afterwards.
 _WAIT_S: Final = 1.0
 
-# Between two checks that the connection lives, and between two attempts to connect.
+# The interval between checks that the connection is alive, and between attempts to connect.
 _CHECK_S: Final = 10.0
 
 _PONG: Final = {"ok": "pong"}
@@ -31,7 +31,7 @@ _PONG: Final = {"ok": "pong"}
 class Pings(threading.Thread):
     """Answers pings to ``celerybeat@<host>``, the name of Celery's beat; ignores other requests."""
 
-    def __init__(self, app: Greenq, is_alive: Callable[[], bool]) -> None:
+    def __init__(self, app: Connected, is_alive: Callable[[], bool]) -> None:
         """Answer while `is_alive()`; silence means that the beat does not send."""
         super().__init__(name="pings", daemon=True)
         transport = app.transport
@@ -53,7 +53,7 @@ class Pings(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Answer until `stop`."""
+        """Answer requests until `stop` is called."""
         while not self._ended.is_set():
             try:
                 self._connection.subscribe([self._channel])
@@ -65,11 +65,11 @@ class Pings(threading.Thread):
         self._connection.close()
 
     def stop(self) -> None:
-        """Ask the thread to end."""
+        """Ask the thread to finish."""
         self._ended.set()
 
     def _answer(self) -> None:
-        """Answer while the connection lives."""
+        """Answer requests while the connection is alive."""
         silent_s = 0.0
         while not self._ended.is_set():
             messages = self._connection.messages(_WAIT_S)

@@ -1,4 +1,4 @@
-"""How the last run of each entry ended, as far as its result shows."""
+"""How the last run of each entry ended, as far as its stored result shows."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from greenq.states import READY_STATES
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-    from greenq.app import Greenq
     from greenq.protocol.meta import ResultMeta
     from greenq.transport.schedule_store import EntryState, ScheduleStore
+    from greenq.transport.transport import Transport
 
 # A run's result is looked for after one second, then after four more, and so on up to this.
 _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# Results read in one go, since each may be large, and the most in one turn of the beat's loop.
+# The number of results read in one go, since each may be large, and the maximum in one turn of the
+# beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 
-# If results never expire, a result that is ready later than this is not noticed.
+# If results never expire, a result that becomes ready later than this is not noticed.
 _DAY_S: Final = 86400.0
 
 
@@ -42,12 +43,14 @@ class _AwaitedRun(NamedTuple):
 class Runs:
     """Follows unfinished runs, and stores on the server how the last run of each entry ended."""
 
-    def __init__(self, app: Greenq, store: ScheduleStore) -> None:
-        """Read the results of `app` if it stores any."""
-        self._transport = app.transport
+    def __init__(
+        self, transport: Transport, store: ScheduleStore, result_expires: float | None
+    ) -> None:
+        """Read the results that `transport` reaches, if any are stored, for `result_expires`."""
+        self._transport = transport
         self._store = store
         # For this long a result is available once the run has ended.
-        self._limit_us = int((app.config.result.result_expires or _DAY_S) * 1_000_000)
+        self._limit_us = int((result_expires or _DAY_S) * 1_000_000)
         # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
         self._ended: dict[str, int] = {}
@@ -77,7 +80,7 @@ class Runs:
         return self._heap[0].at if self._heap else None
 
     def look(self, now: int) -> None:
-        """Look for results that may be there by now."""
+        """Look for results that may have arrived by now."""
         for _ in range(_PORTIONS):
             if not self._look_at_portion(now):
                 return

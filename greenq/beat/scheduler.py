@@ -1,7 +1,7 @@
 """The loop of one beat: see what is due, claim it, and leave everything else to the server.
 
-Any number of beats may run this loop. Among those with the same entries one leads and the others
-only ask whether it still leads; but correctness does not depend on that, since each due time is
+Any number of beats may run this loop. Among those with the same entries, one leads and the others
+only ask whether it still does; but correctness does not depend on that, since each due time is
 claimed by a script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
 """
 
@@ -34,7 +34,6 @@ from greenq.errors import (
     Problem,
     SignatureError,
 )
-from greenq.log import OutageLog, Repeated
 from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
     MOST_CLAIMS,
@@ -46,13 +45,17 @@ from greenq.transport.schedule_store import (
     ScheduleStore,
     read_state,
 )
+from greenq.transport.transport import Connected
+from greenq.utils.log import OutageLog, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import Greenq
+    from greenq.remote.control import Control
     from greenq.sending.announced import Announced
-    from greenq.sending.producer import Plan
+    from greenq.sending.plan import SendPlan
+    from greenq.sending.producer import Producer
+    from greenq.task import BaseTask
     from greenq.transport.schedule_store import Lead, LeadCall
 
 _log = logging.getLogger(__name__)
@@ -66,20 +69,20 @@ _REST_S: Final = 60.0
 # An entry whose sending was refused is tried again after this.
 _RETRY_US: Final = 1_000_000
 
-# How soon to check again whether the last run has ended.
+# How soon to check again whether the last run has finished.
 _WAIT_US: Final = 500_000
 
 # A beat whose server has been silent for this long does not answer pings.
 _ALIVE_S: Final = 15.0
 
-# Longer than a year, for entries that other programs send once a year.
+# This is longer than a year, for entries that other programs send once a year.
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
-# Relative to the time of sending, so the message is encoded again each time.
+# These options are relative to the time of sending, so the message is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, drafts are created again.
+# How many drafts of messages are shared; beyond that, drafts are created anew each time.
 _DRAFTS: Final = 1000
 
 # A due time sent within this time is on time, whatever the policy for missed ones.
@@ -107,7 +110,7 @@ class Link(Protocol):
 class _Draft(NamedTuple):
     """What all messages of some entries have in common, and where they go."""
 
-    plan: Plan
+    plan: SendPlan
     queues: Sequence[str]
     lists: tuple[str, ...]
     channel: str
@@ -139,7 +142,7 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Faults:
-    """The entries that fail, so that each outage is logged once."""
+    """The entries that are failing, so that each outage is logged once."""
 
     failing: set[str] = field(default_factory=set)
 
@@ -154,12 +157,37 @@ class _Faults:
             _log.info("entry %s is sent again", name)
 
 
+class BeatApp(Connected, Protocol):
+    """What a beat needs of its app.
+
+    Attributes:
+        periodic_tasks: the fields of the entries that code has added, by name.
+    """
+
+    periodic_tasks: dict[str, dict[str, Any]]
+
+    @property
+    def tasks(self) -> Mapping[str, BaseTask[Any, Any]]:
+        """All tasks by name."""
+
+    @property
+    def producer(self) -> Producer:
+        """Writes and pushes messages."""
+
+    @property
+    def control(self) -> Control:
+        """Commands to the workers."""
+
+    def finalize(self) -> None:
+        """Create what is created on first use."""
+
+
 class Scheduler:
-    """Sends what is due for one app, until stopped. One thread or greenlet runs it."""
+    """Sends what is due for one app until it is stopped; it runs in one thread or greenlet."""
 
     def __init__(
         self,
-        app: Greenq,
+        app: BeatApp,
         *,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
@@ -185,7 +213,7 @@ class Scheduler:
         self._coded = code_entries(app)
         self._schedule = fingerprint(self._coded.values())
         self.name = f"{name or f'{socket.gethostname()}/{os.getpid()}'}/{new_id()[:8]}"
-        self._runs = Runs(app, self._store)
+        self._runs = Runs(transport, self._store, app.config.result.result_expires)
         self._slots: dict[str, _Slot] = {}
         self._heap: list[tuple[int, str]] = []
         # How far the server's time is ahead of `clock`, in microseconds.
@@ -204,7 +232,7 @@ class Scheduler:
     # --- the loop ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Send what is due until `stop`. Switches: yes."""
+        """Send what is due until `stop` is called. Switches: yes."""
         _log.info(
             "beat %s starts; entries in the settings and the code: %d", self.name, len(self._coded)
         )
@@ -221,7 +249,7 @@ class Scheduler:
                 _log.debug("the lead was not given up: %s", exc)
 
     def stop(self) -> None:
-        """Make `run` end within a second. Safe in a signal handler, unlike a lock."""
+        """Make `run` end within a second; safe in a signal handler, unlike taking a lock."""
         self._is_stopping = True
         if self._link is not None:
             self._link.end()
@@ -239,10 +267,11 @@ class Scheduler:
         return wait_s
 
     def tick(self) -> float:
-        """Run one turn: poll if it is time, and send what is due; return when the next turn is.
+        """Run one turn: poll if it is time, send what is due, and return when the next turn is.
 
         Raises:
-            OperationalError: the server did not answer; nothing is lost, the next turn repeats it.
+            OperationalError: the server did not answer; nothing is lost, since the next turn tries
+                again.
         """
         if self._link is not None or self._clock() - self._polled_s >= POLL_S:
             self._poll()
@@ -270,8 +299,8 @@ class Scheduler:
         return int(self._clock() * 1_000_000) + self._offset
 
     def _note_time(self, now: int) -> None:
-        # Read when the answer has arrived, so it is behind the server's time rather than ahead of
-        # it.
+        # This is read after the answer has arrived, so it is behind the server's time rather than
+        # ahead of it.
         self._offset = now - int(self._clock() * 1_000_000)
 
     def _poll(self) -> None:
@@ -344,7 +373,7 @@ class Scheduler:
         return True
 
     def _plan(self, slot: _Slot, *, not_before: int = 0) -> None:
-        """Find out what to do next for an entry and when."""
+        """Find out what to do next for an entry, and when."""
         now, following = self.now(), slot.following
         slot.following = None
         try:
@@ -368,7 +397,7 @@ class Scheduler:
             try:
                 self._claim(due)
             except OperationalError:
-                # Whether the messages were sent is unknown: the next claim finds out.
+                # It is unknown whether the messages were sent; the next claim finds out.
                 for slot in due:
                     heapq.heappush(self._heap, (slot.at, slot.entry.name))
                 raise
@@ -423,7 +452,7 @@ class Scheduler:
         return outcomes
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
-        """Add to each slot whether its last run still runs; skip slots where that is unknown."""
+        """Pair each slot with whether its last run is still running, unless that is unknown."""
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)
@@ -443,7 +472,7 @@ class Scheduler:
         self._plan(slot, not_before=self.now() + _RETRY_US)
 
     def _give_up(self, slot: _Slot) -> None:
-        """Log the error of a schedule: a class of the user's own may raise anything."""
+        """Log the error of a schedule; a user-defined class may raise anything."""
         slot.step = None
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
@@ -504,7 +533,7 @@ class Scheduler:
             plan = producer.draft(entry.task, entry.args, entry.kwargs, options)
             draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                # Workers declare the queue, too.
+                # Workers also declare the queue.
                 with suppress(AccessRefused):
                     self._app.transport.broker.declare(draft.queues)
             if not is_kept:
@@ -515,7 +544,7 @@ class Scheduler:
         slot.draft = draft
         return draft
 
-    def _draft_of(self, plan: Plan, queues: Sequence[str]) -> _Draft:
+    def _draft_of(self, plan: SendPlan, queues: Sequence[str]) -> _Draft:
         if plan.broadcast:
             channel = self._app.transport.keys.fanout(plan.exchange, plan.routing_key)
             return _Draft(plan, queues, (), channel, ())
@@ -566,11 +595,11 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server has answered lately."""
+        """True if the server has answered recently."""
         return self._clock() - self.ticked_s < _ALIVE_S
 
 
-def send_options(app: Greenq, entry: ScheduleEntry) -> dict[str, Any]:
+def send_options(app: BeatApp, entry: ScheduleEntry) -> dict[str, Any]:
     """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
@@ -578,7 +607,7 @@ def send_options(app: Greenq, entry: ScheduleEntry) -> dict[str, Any]:
     return options
 
 
-def code_entries(app: Greenq) -> dict[str, ScheduleEntry]:
+def code_entries(app: BeatApp) -> dict[str, ScheduleEntry]:
     """Return the entries of ``beat_schedule`` and ``add_periodic_task``, checked.
 
     Raises:

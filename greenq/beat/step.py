@@ -1,4 +1,4 @@
-"""The beat inside a worker, with ``-B``."""
+"""The beat inside a worker, started by ``-B``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from greenq.hub import join_all, spawn
 from greenq.signals import beat_embedded_init
 
 if TYPE_CHECKING:
-    from greenq.app import Greenq
-    from greenq.beat.scheduler import Link, Scheduler
+    from greenq.beat.scheduler import BeatApp, Link, Scheduler
     from greenq.hub import Greenlet
 
 _log = logging.getLogger(__name__)
 
-# At shutdown at most one call to the server has to finish.
+# At shutdown, at most one call to the server has to finish.
 _STOP_S = 10.0
 
 
@@ -26,7 +25,7 @@ class Beat(StartStopPart):
 
     requires = ("Hub",)
 
-    def __init__(self, app: Greenq, hostname: str, link: Link) -> None:
+    def __init__(self, app: BeatApp, hostname: str, link: Link) -> None:
         """Check the entries of `app`; `link` asks who leads.
 
         Raises:

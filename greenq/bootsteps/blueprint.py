@@ -55,7 +55,7 @@ class Part:
 
     @property
     def description(self) -> str:
-        """What this step is, in one line."""
+        """A description of this step in one line."""
         return _first_line(self)
 
     def shutdown(self) -> None:
@@ -72,7 +72,7 @@ class StartStopPart(Part):
         """Stop gracefully: finish running tasks, requeue the rest."""
 
     def terminate(self) -> None:
-        """Stop at once; the same as `stop` unless a step has a quicker way."""
+        """Stop immediately; the same as `stop` unless a step has a quicker way."""
         self.stop()
 
 
@@ -88,7 +88,7 @@ class DisabledPart(Part):
 
     @property
     def description(self) -> str:
-        """What the disabled step is, in one line."""
+        """A description of the disabled step in one line."""
         return _first_line(self._kind)
 
 
@@ -134,15 +134,15 @@ class Blueprint:
                     raise
 
     def stop(self) -> None:
-        """Stop the started steps, last first, even if some fail to stop."""
+        """Stop the started steps, the last one first, even if some fail to stop."""
         self._end("stop")
 
     def terminate(self) -> None:
-        """Terminate the started steps, last first."""
+        """Terminate the started steps, the last one first."""
         self._end("terminate")
 
     def shutdown(self) -> None:
-        """Shut down all steps, last first; none is started again."""
+        """Shut down all steps, the last one first; none can be started again."""
         for step in reversed(self.steps):
             try:
                 step.shutdown()
@@ -150,7 +150,7 @@ class Blueprint:
                 _log.exception("%s: step %s failed to shut down", self.name, step.name)
 
     def info(self) -> dict[str, dict[str, object]]:
-        """Return the info of each step, by its name in lower case."""
+        """Return the info of each step under its name in lower case."""
         collected: dict[str, dict[str, object]] = {}
         for step in self.steps:
             try:
@@ -226,15 +226,15 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
 def custom(
     classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
 ) -> list[Part]:
-    """Create an app's own steps for `parent`, in every worker in the same order: by name.
+    """Create an app's own steps for `parent`, by name, so that all workers have the same order.
 
     Args:
-        classes: from ``app.steps``.
+        classes: the classes in ``app.steps``.
         parent: the worker or the consumer, with all its parts created.
         options: values of the app's own command line options.
 
     Raises:
-        ConfigError: a class does not derive from `Step`.
+        ConfigError: a class is not derived from `Step`.
         StepFailed: a step could not be created.
     """
     wanted: list[Any] = list(classes)
@@ -289,7 +289,7 @@ class _CustomStartStop(_Custom, StartStopPart):
         try:
             self._step.start(self._parent)
         except OperationalError as exc:
-            # The connection is lost: the consumer restarts when the server is back.
+            # The connection has been lost; the consumer will restart when the server is back.
             _log.warning("the app's step %s could not start: %s", self.name, exc)
             raise
         except Exception as exc:

@@ -24,7 +24,7 @@ class Step:
     Attributes:
         name: unique in its blueprint; defaults to the class's name.
         requires: the steps that come before it: names, such as "Pool", or step classes. Only the
-            part of a name after a colon counts, so Celery's names work, too.
+            part of a name after a colon counts, so Celery's names also work.
         last: whether it comes after all steps that do not require it.
         enabled: the default result of `include_if`.
     """
@@ -75,19 +75,19 @@ class StartStopStep(Step):
             self.obj.start()
 
     def stop(self, parent: Any) -> None:
-        """Stop gracefully, also after a failed start; a consumer step may start again later."""
+        """Stop gracefully, even after a failed start; a consumer step may start again later."""
         if self.obj is not None:
             self.obj.stop()
 
     def terminate(self, parent: Any) -> None:
-        """Stop at once, at a cold shutdown; calls `obj.terminate` if there is one, else `stop`."""
+        """Stop immediately, at a cold shutdown; call `obj.terminate` if it exists, else `stop`."""
         if hasattr(self.obj, "terminate"):
             self.obj.terminate()
         else:
             self.stop(parent)
 
     def shutdown(self, parent: Any) -> None:
-        """Release everything; called once, when the worker ends and everything has stopped."""
+        """Release everything; called once, when the worker is ending and everything has stopped."""
 
 
 class Option:

@@ -1,4 +1,7 @@
-"""Workflows: signatures and what they send, with Celery's API and wire format."""
+"""Workflows: signatures and what they send, with Celery's API and wire format.
+
+Used by tasks, by the app and by workers. Sends through the app it is given; imports no gevent.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Celery's built-in tasks: what workers run for `map`, `starmap`, `chunks` and counted groups.
 
-Every worker has them.
+Every worker has these tasks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workflows that run in this process: what passes from one part to the next."""
+"""Workflows that run in this process: what is passed from one part to the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greenq.states import FAILURE, SUCCESS
 
 
 def value_here(result: Any) -> Any:
-    """Return the value of what has run; for a group, the list of its values."""
+    """Return the value of the part that has run; for a group, the list of its values."""
     if isinstance(result, GroupResult):
         return [value_here(each) for each in result.results]
     return result.result
@@ -27,7 +27,7 @@ def run_in_place(sig: Any) -> Any:
     """Run a signature for a task that it replaces, and return its value.
 
     Raises:
-        Exception: that of a task that failed.
+        Exception: the exception of a task that failed.
     """
     result = sig.apply()
     failed = first_failed(result)

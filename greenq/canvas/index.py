@@ -23,7 +23,7 @@ _PORTION_S = 1.0
 def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
     """Enter what a plan sends and what follows it, and set its root. Switches: yes.
 
-    A task that is sent on its own is not a workflow, unless it has a root.
+    A task that is sent on its own is not a workflow unless it has a root.
     """
     if root_id is None and len(made.calls) == 1 and _is_alone(made.calls[0]):
         return
@@ -35,7 +35,7 @@ def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
         call.options["root_id"] = root_id
         items += noted(root_id, index.seconds, WAITING, [of_call(call)])
         items += noted(root_id, index.seconds, PLANNED, following.call(call))
-    # All at once: if only some of them were known, the workflow could seem to have ended.
+    # Enter all of them at once: if only some were known, the workflow could seem to have ended.
     index.note(items)
 
 

@@ -1,4 +1,4 @@
-"""Errors in composing workflows: what was given instead of a signature and what to write."""
+"""Errors in composing workflows: what was given instead of a signature, and what to write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greenq.result import ResultBase
 def not_a_signature(value: Any, where: str) -> TypeError:
     """Return the error for something that is not a signature."""
     if isinstance(value, ResultBase):
-        hint = "it was sent already; use s() instead of delay()"
+        hint = "it has already been sent; use s() instead of delay()"
     elif hasattr(value, "apply_async"):
         short = str(value.name).rpartition(".")[2]
         hint = f"that is the task itself; write {short}.s(…)"

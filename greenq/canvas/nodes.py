@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Call
     from greenq.protocol.message import TaskMessage
 
-# States of a node, one letter each. A node without an end is one of the first four.
+# States of a node, one letter each. A node that has not ended is in one of the first four.
 PLANNED, WAITING, RUNNING, AGAIN, SUCCEEDED, FAILED, REVOKED = "pwrysfv"
 OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 
 # How many characters of a task's name are kept.
 _MOST_NAME_CHARS = 200
 
-# How many levels of enclosing chords and chains are followed; messages may be nested equally deep.
+# How many levels of enclosing chords and chains are followed; messages may be nested just as
+# deeply.
 _MOST_LEVELS = 100
 
 
@@ -33,13 +34,13 @@ class WorkflowNode(NamedTuple):
     """A task of a workflow, without what happens to it.
 
     Attributes:
-        parent: the task that sent it, None if it is not known or none did.
+        parent: the task that sent it; None if that is unknown or no task did.
         group: the group that it is a member of, or, for a chord's body, its header.
         place: its index in that group.
         is_part: whether the body of a chord waits for it.
-        after: the task or the group that it follows in its workflow, None for the first.
-        within: the groups, the outermost first, in which it begins a member, or a member of
-            a member; in a chain only the first step has any.
+        after: the task or the group that it follows in its workflow; None for the first.
+        within: the groups, outermost first, in which it begins a member or a member of a member; in
+            a chain, only the first step has any.
     """
 
     task_id: str
@@ -52,7 +53,7 @@ class WorkflowNode(NamedTuple):
     within: tuple[str, ...] = ()
 
     def written(self) -> str:
-        """Return all but the id as text."""
+        """Return everything except the id as text."""
         name = self.task[:_MOST_NAME_CHARS]
         place = (self.parent, self.group, self.place, int(self.is_part), self.after, self.within)
         return json.dumps((name, *place), separators=(",", ":"))
@@ -67,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def workflow_of(message: TaskMessage) -> str | None:
-    """Return the id of the workflow that a message belongs to, None for a task on its own."""
+    """Return the id of the workflow that a message belongs to; None for a task on its own."""
     root = message.root_id
     if root is not None and root != message.id:
         return root
@@ -80,10 +81,10 @@ def workflow_of(message: TaskMessage) -> str | None:
 def _within(
     group: str | None, chord: Mapping[str, Any] | None, chain: Sequence[Mapping[str, Any]] | None
 ) -> tuple[str, ...]:
-    """Return the groups to which the first task of a line belongs, the outermost first.
+    """Return the groups to which the first task of a line belongs, outermost first.
 
     A line is everything that must end before its group continues: the task, the rest of its chain,
-    the bodies of chords.
+    and the bodies of chords.
     """
     found: list[str] = []
     for _ in range(_MOST_LEVELS):
@@ -135,7 +136,7 @@ def of_call(call: Call) -> WorkflowNode:
 
 
 class Following:
-    """Finds the nodes that follow tasks, the body of each chord once."""
+    """Finds the nodes that follow tasks, with the body of each chord only once."""
 
     def __init__(self) -> None:
         """Start without any chords."""

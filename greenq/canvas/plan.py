@@ -1,7 +1,7 @@
-"""What a signature sends: a workflow as the messages to write now, and nothing else.
+"""What a signature sends: the messages of a workflow that are to be written now, and nothing else.
 
-Pure: it reads signatures as plain data, wherever they come from, and does no I/O. A client sends a
-plan; a worker writes it together with the end of the preceding task.
+The code is pure: it reads signatures as plain data, wherever they come from, and does no I/O. A
+client sends a plan; a worker writes it together with the end of the preceding task.
 
 A frozen signature has every id it will use. The body of a chord is not copied into its header:
 that happens only where messages are written, so a frozen signature is only as large as its tasks.
@@ -23,7 +23,7 @@ Sig = dict[str, Any]
 # A handle as data, in Celery's format: ((id, handle of the preceding step), members of a group).
 Handle = tuple[tuple[str, Any], Any]
 
-# Options that belong to one signature alone; they are not passed on to its parts.
+# Options that belong to one signature alone and are not passed on to its parts.
 _OWN = frozenset({"task_id", "group_id", "group_index"})
 # Options that take effect when a signature ends, not when it starts.
 _ENDS = frozenset({"chain", "chord", "link", "link_error"})
@@ -40,8 +40,8 @@ class Call(NamedTuple):
 
     Attributes:
         options: names of `SendOptions`; ``link`` and ``link_error`` are lists of signatures,
-            ``chain`` is the rest of the chain in reverse order, ``chord`` the signature of a
-            chord's body, ``stamps`` a mapping with the names in ``stamped_headers``.
+            ``chain`` is the rest of the chain in reverse order, ``chord`` is the signature of a
+            chord's body, and ``stamps`` is a mapping with the names in ``stamped_headers``.
     """
 
     task: str
@@ -132,7 +132,7 @@ def follow(
 
     Args:
         stamps: the stamps of that task; those of the signature take precedence.
-        options: as for `plan`: ``group_id``, ``chain``, ``priority`` and so on.
+        options: the options of `plan`, such as ``group_id``, ``chain`` and ``priority``.
     """
     if stamps:
         options = {**stamps, "stamped_headers": list(stamps), **options}
@@ -140,7 +140,7 @@ def follow(
 
 
 def ids_of(signature: Mapping[str, Any]) -> Iterator[Never]:
-    """Yield each task of a frozen signature that will not run, in order."""
+    """Yield, in order, each task of a frozen signature that will not run."""
     return _never(freeze(signature)[0], None, None)
 
 
@@ -184,12 +184,12 @@ def _plain(value: Any) -> Any:
 
 
 def kind(signature: Mapping[str, Any]) -> str:
-    """Return ``chain``, ``group``, ``chord``, or ``task``."""
+    """Return ``chain``, ``group``, ``chord`` or ``task``."""
     return signature.get("subtask_type") or "task"
 
 
 def members(group: Mapping[str, Any]) -> list[Sig]:
-    """Return the members of a group, replacing groups inside it by their members."""
+    """Return the members of a group, replacing groups inside it with their members."""
     found: list[Sig] = []
     for each in group["kwargs"]["tasks"]:
         sig = _normal(each)
@@ -202,14 +202,14 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
 
 
 def steps(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return a chain's steps, nested chains flattened, groups before a step as chords."""
+    """Return a chain's steps, with nested chains flattened and followed groups as chords."""
     return _joined(_flat(chain))
 
 
 def freeze(signature: Mapping[str, Any], task_id: str | None = None) -> tuple[Sig, Handle]:
     """Return a copy in which every task has its id, and the handle of the whole.
 
-    Existing ids stay; `task_id` is the id of its end, if that has none.
+    Existing ids are kept; `task_id` becomes the id of its end if that has none.
     """
     return freeze_in(_normal(signature), None, task_id, None)
 
@@ -290,7 +290,7 @@ def counted(group: Sig) -> Sig:
 
 
 def _flat(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return a chain's steps, replacing nested chains by their steps.
+    """Return a chain's steps, replacing nested chains with their steps.
 
     As in Celery, a group of one member becomes that member, and an empty group is dropped.
     """
@@ -332,7 +332,7 @@ def _joined(flat: Sequence[Sig]) -> list[Sig]:
 
 
 def _followed(group: Sig, body: Sig) -> Sig:
-    """Return the chord of a group and the step after it."""
+    """Return the chord made of a group and the step after it."""
     ended = {"chain", "chord"}
     options = {name: value for name, value in group["options"].items() if name not in ended}
     return _chord({**group, "options": options}, body)
@@ -349,13 +349,13 @@ def listed(value: Any) -> list[Any]:
 
 
 def _both(first: Any, second: Any) -> list[Any]:
-    """Return the callbacks of both, each once."""
+    """Return the callbacks in both lists, each one once."""
     found = listed(first)
     return found + [each for each in listed(second) if each not in found]
 
 
 def merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a signature with `given` ones, which override most of its own."""
+    """Return a signature's options combined with `given` ones, which override most of them."""
     own: Mapping[str, Any] = signature["options"]
     if not given:
         return {name: value for name, value in own.items() if value is not None}
@@ -437,7 +437,7 @@ class Place:
         self.count = 0
 
     def take(self, options: dict[str, Any]) -> None:
-        """Give the next index to a task, unless it has one of this group."""
+        """Give the next index to a task, unless it already has one in this group."""
         if options.get("group_id") != self.id or options.get("group_index") is None:
             options["group_index"] = self._first + self.count
         self.count += 1
@@ -619,7 +619,7 @@ class Writer:
 
 
 def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of a call: the given ones first, unless it is immutable."""
+    """Return the arguments of a call: the given ones come first, unless it is immutable."""
     own = sig.get("args") or ()
     return own if sig.get("immutable") or not args else (*args, *own)
 
@@ -627,8 +627,8 @@ def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
 def in_group(sig: Sig, group_id: str) -> Sig:
     """Return a frozen signature whose end belongs to a group.
 
-    The group is written only when the signature is sent: for a chord sent later, Celery chooses
-    the group again but would keep what its header contains.
+    The group is written only when the signature is sent, since Celery chooses the group of a chord
+    sent later anew, but would keep what its header contains.
     """
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chord":
@@ -646,7 +646,7 @@ def _has_chord(sig: Mapping[str, Any]) -> bool:
 
 
 def _saved(group_id: str, found: Iterable[Sig]) -> Handle | None:
-    """Return the handle of a header some of whose members end in groups."""
+    """Return the handle of a header in which some members end in groups."""
     ends = [_end_of(each) for each in found]
     return None if all(inner is None for _own, inner in ends) else ((group_id, None), ends)
 
@@ -681,7 +681,8 @@ def body_of(chord: Sig) -> Sig:
     """Return the body of a frozen chord with the effects of its options."""
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
-    # Unless it belongs to another group, it is marked as belonging to its header, as in Celery.
+    # Unless it belongs to another group, the body is marked as belonging to its header, as in
+    # Celery.
     if kind(body) == "task":
         body = updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
     body = _with_errbacks(body, listed(options.get("link_error")))
@@ -701,7 +702,7 @@ def body_of(chord: Sig) -> Sig:
 
 
 def _followed_by(group: Sig, rest: Sequence[Any]) -> Sig:
-    """Return the chord of a frozen group and what follows it, in reverse order."""
+    """Return the chord made of a frozen group and what follows it, in reverse order."""
     *later, body = rest
     return updated(_followed(group, _normal(body)), {"chain": later} if later else {})
 

@@ -42,34 +42,34 @@ class _Composite(Signature):
         return send_signature(self.app, self, args, kwargs, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Send it, as `delay` does."""
+        """Send it as `delay` does."""
         return self.apply_async(args, kwargs)
 
     @property
     def type(self) -> Any:
-        """The task of this name, which workers have for compatibility with Celery."""
+        """The task with this name, which workers have for compatibility with Celery."""
         return self.app.tasks[self.task]
 
     def own_app(self) -> Any:
-        """Return the app to which it, or one of its parts, belongs; None without one."""
+        """Return the app to which it or one of its parts belongs; None if there is none."""
         if self._app is not None:
             return self._app
         found = (part.own_app() for part in self._parts())
         return next((app for app in found if app is not None), None)
 
     def _parts(self) -> Iterator[Signature]:
-        """Yield the signatures it is made of, unless they can be read only once."""
+        """Yield the signatures of which it is made, unless they can be read only once."""
         yield from self.kwargs["tasks"]
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         return Signature.from_dict(data, app=self._app)
 
     def __len__(self) -> int:
-        """Count its tasks: its steps, or its members."""
+        """Count its tasks, that is, its steps or its members."""
         return len(self.tasks)
 
     def __bool__(self) -> bool:
-        """A signature is true even without tasks."""
+        """A signature is true even if it has no tasks."""
         return True
 
     @property
@@ -91,7 +91,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
     """
 
     def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        """Take the steps one by one, or as one iterable."""
+        """Accept the steps one by one or as one iterable."""
         steps = _checked_all(tasks, "chain()", app)
         data = {"tasks": steps}
         super().__init__("celery.chain", (), data, options, subtask_type="chain", app=app)
@@ -117,7 +117,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the steps in this process; return the handle of the last or the failed one."""
+        """Run the steps in this process; return the handle of the last one or the failed one."""
         last: Any = None
         given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
         for step in self.unchain_tasks():
@@ -159,7 +159,7 @@ class group(_Composite):  # noqa: N801  Celery's name
     _spent = False
 
     def __init__(self, *tasks: Any, app: Any = None, **options: Any) -> None:
-        """Take the members one by one, or as one iterable, or those of another group."""
+        """Accept the members one by one, as one iterable, or from another group."""
         only = tasks[0] if len(tasks) == 1 else None
         members: list[Any] = []
         if isinstance(only, group):
@@ -180,11 +180,11 @@ class group(_Composite):  # noqa: N801  Celery's name
     # --- members that are not read yet ------------------------------------------------------------
 
     def is_streamed(self) -> bool:
-        """Return whether its members come from a generator that was never read."""
+        """Return whether its members come from a generator that has not been read."""
         return self._source is not None or self._spent
 
     def take_source(self) -> Iterator[Any] | None:
-        """Return the members that were never read, to send them one by one; None if they were."""
+        """Return the unread members, to send them one by one; None if they have been read."""
         if self._spent:
             raise ValueError(
                 "the members of this group came from a generator, which has been used up: make "
@@ -212,7 +212,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         return dict.get(self, key, default)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the keys; code that copies a dict starts here."""
+        """Iterate over the keys; copying a dict starts with this call."""
         self._read()
         return dict.__iter__(self)
 
@@ -241,7 +241,7 @@ class group(_Composite):  # noqa: N801  Celery's name
     __hash__ = None  # type: ignore[assignment]
 
     def _parts(self) -> Iterator[Signature]:
-        # A source can be read only once, to be sent.
+        # A source can be read only once, for sending.
         return iter(()) if self._source is not None else iter(self.tasks)
 
     # --- use --------------------------------------------------------------------------------------
@@ -337,7 +337,8 @@ class group(_Composite):  # noqa: N801  Celery's name
         """Call a signature when members fail, and return the group.
 
         Args:
-            once: when the last member has ended, if any of them failed, instead of for each one.
+            once: call it once, when the last member has ended and any of them has failed, instead
+                of for each failure.
         """
         if once:
             errback = checked(errback, "on_error()", self.own_app())
@@ -347,7 +348,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         return self
 
     def on_done(self, callback: Any) -> Any:
-        """Call a signature once, when the last member has ended in any state; return the group.
+        """Call a signature once, when the last member has ended in any state, and return the group.
 
         It is called with only its own arguments.
         """
@@ -361,7 +362,7 @@ class group(_Composite):  # noqa: N801  Celery's name
             member.set_immutable(immutable)
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> Any:
-        """Delay each member by `step` seconds more than the one before, from `start` to `stop`."""
+        """Delay each member `step` seconds more than the one before, from `start` to `stop`."""
         countdown = start
         for member in self.tasks:
             member.set(countdown=countdown)
@@ -393,7 +394,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
         app: Any = None,
         **options: Any,
     ) -> None:
-        """Take a header, a group or an iterable of signatures, and a body."""
+        """Accept a header (a group or an iterable of signatures) and a body."""
         made = header if isinstance(header, group) else _header(header, app)
         after = None if body is None else checked(body, "chord body", app)
         given = kwargs or {}
@@ -418,7 +419,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
 
     @property
     def body(self) -> Any:
-        """What gets the results."""
+        """The signature that receives the results."""
         return self.kwargs["body"]
 
     @body.setter
@@ -443,7 +444,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run header and body in this process, and return the handle of the body.
+        """Run the header and the body in this process, and return the handle of the body.
 
         If a header task fails, the body fails with a `ChordError`.
         """
@@ -476,7 +477,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
     def link_error(self, errback: Any) -> Any:
         """Call a signature when the header or the body fails.
 
-        With ``task_allow_error_cb_on_chord_header`` it is called for each header task, too.
+        With ``task_allow_error_cb_on_chord_header`` it is also called for each header task.
         """
         body = self._body("link_error()")
         if self.app.config.task.task_allow_error_cb_on_chord_header:
@@ -494,7 +495,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
         self.tasks.set_immutable(immutable)
 
     def __repr__(self) -> str:
-        """Show header and body."""
+        """Show the header and the body."""
         return f"chord({self.tasks!r}, {self.body!r})"
 
 
@@ -505,7 +506,7 @@ class _Map(Signature):
     ITEM = ""
 
     def __init__(self, task: Any, it: Iterable[Any], app: Any = None, **options: Any) -> None:
-        """Take the task's signature and the items."""
+        """Accept the task's signature and the items."""
         sig = checked(task, f"{self.NAME}()", app)
         data = {"task": sig, "it": list(it)}
         super().__init__(self.NAME, (), data, options, immutable=True, app=app)
@@ -551,12 +552,12 @@ class xstarmap(_Map):  # noqa: N801  Celery's name
 
 @Signature.register_type("celery.chunks")
 class chunks(Signature):  # noqa: N801  Celery's name
-    """Items in parts of `n`, each part one task: ``add.chunks(items, 10)``."""
+    """Items divided into parts of `n`, with one task for each part: ``add.chunks(items, 10)``."""
 
     def __init__(
         self, task: Any, it: Iterable[Any], n: int, app: Any = None, **options: Any
     ) -> None:
-        """Take the task's signature, the items, and the number of items in a part."""
+        """Accept the task's signature, the items, and the number of items in each part."""
         if type(n) is not int or n < 1:
             raise ValueError(f"chunks(…, n={n!r}): must be a whole number of at least 1")
         data = {"task": checked(task, "chunks()", app), "it": list(it), "n": n}
@@ -590,7 +591,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the parts in this process, and return a `GroupResult`."""
+        """Run the parts in this process and return a `GroupResult`."""
         return self.group().apply(args, kwargs, **options)
 
     def _send(
@@ -600,7 +601,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
 
 
 def _checked_all(tasks: Sequence[Any], where: str, app: Any) -> list[Any]:
-    """Return signatures given one by one, or as one iterable."""
+    """Return signatures that were given one by one or as one iterable."""
     found: Iterable[Any] = tasks
     if len(tasks) == 1 and not isinstance(tasks[0], Mapping):
         found = tasks[0]

@@ -8,9 +8,9 @@ from typing import Any
 
 from greenq.canvas import index, plan
 from greenq.canvas.stream import GroupStream, bare
-from greenq.context import current_context
 from greenq.errors import AccessRefused, ConnectionLost, NotAllSent
 from greenq.result import AsyncResult, AsyncResults, GroupResult, result_from_tuple
+from greenq.sending.context import current_context
 from greenq.sending.producer import CallsCutOff
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def send_stream(
             app.transport.chords.seal([(stream.group_id, stream.size)])
 
     if chord is not None:
-        # Without results there is nothing to collect: refuse before anything is sent.
+        # Without results there is nothing to collect, so refuse before anything is sent.
         app.transport.chords.seal(())
     _send(
         app,
@@ -137,7 +137,7 @@ def _send(
     except CallsCutOff as cut:
         lost = isinstance(cut.reason, ConnectionLost)
         if not cut.sent and (lost or not cut.unknown):
-            # Nothing was sent, or the error itself says that this is unknown.
+            # Either nothing was sent, or the error itself says that this is unknown.
             raise cut.reason from cut.reason.__cause__
         sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
         raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
@@ -160,7 +160,7 @@ def _noted(handle: Any, context: Any) -> Any:
 
 
 class _Listing:
-    """Lists chords as being sent, from their first push (unless it is also the last) to the end."""
+    """Lists chords as being sent, from their first push to their last, unless there is only one."""
 
     def __init__(
         self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]
@@ -170,7 +170,7 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list, if this user may: the list only serves monitoring."""
+        """Put the chords on the list if this user may do so; the list only serves monitoring."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]
@@ -182,7 +182,7 @@ class _Listing:
             self._entries.append(entry)
 
     def close(self) -> None:
-        """Take them off."""
+        """Take the chords off the list."""
         for entry in self._entries:
             self._app.transport.chords.close(entry)
 

@@ -6,17 +6,14 @@ It is a dict with exactly Celery's six keys, so messages carry it unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from greenq.canvas import plan
 from greenq.canvas.mistakes import check_call, not_a_signature
-from greenq.canvas.stamps import stamp_signature
+from greenq.canvas.stamps import StampingVisitor, stamp_signature
 from greenq.protocol.ids import new_id
 from greenq.protocol.message import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple
-
-if TYPE_CHECKING:
-    from greenq.canvas.stamps import StampingVisitor
 
 KEYS = ("task", "args", "kwargs", "options", "subtask_type", "immutable")
 
@@ -43,7 +40,7 @@ class Signature(dict[str, Any]):
     Attributes:
         task: the task's name.
         args, kwargs: its arguments; those of a partial signature are completed when it is called.
-        options: for the sending (`SendOptions`).
+        options: the options for sending it (`SendOptions`).
         subtask_type: ``chain``, ``group`` or ``chord``; None for a task.
         immutable: it ignores the result of the preceding task.
     """
@@ -75,7 +72,7 @@ class Signature(dict[str, Any]):
         Args:
             task: a task, its name, or a signature as plain data.
             args, kwargs: the arguments.
-            options: for the sending; `more` are options, too.
+            options: the options for sending it; `more` are also options.
             type: the task, if `task` is its name.
             app: the app to which the task belongs; None means the task's, or the newest one.
         """
@@ -120,7 +117,7 @@ class Signature(dict[str, Any]):
 
     @property
     def id(self) -> str | None:
-        """The id with which it will be sent, once it is frozen."""
+        """The id with which it will be sent; None until it is frozen."""
         found: str | None = self.options.get("task_id")
         return found
 
@@ -245,7 +242,7 @@ class Signature(dict[str, Any]):
     def election(self) -> Any:
         """Make the workers elect one of them to send it, and return its handle.
 
-        For calls that several processes make but that are to be sent once.
+        This is for calls that several processes make but that are to be sent only once.
         """
         task_id = self.id or new_id()
         self.app.control.election(task_id, "task", self.clone(task_id=task_id))
@@ -398,7 +395,7 @@ class Signature(dict[str, Any]):
     def stamp(
         self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any
     ) -> Any:
-        """Put stamps on it and on all that belongs to it, and return it.
+        """Put stamps on it and on everything that belongs to it, and return it.
 
         Args:
             visitor: chooses stamps for each part.
@@ -432,7 +429,7 @@ class Signature(dict[str, Any]):
     # --- showing ----------------------------------------------------------------------------------
 
     def reprcall(self, *args: Any, **kwargs: Any) -> str:
-        """Return it as the text of a call, with more arguments if given."""
+        """Return it as the text of a call, with any further arguments given."""
         args, kwargs, _ = self._merge(args, kwargs, force=True)
         shown = [saferepr(value) for value in args]
         shown += [f"{name}={saferepr(value)}" for name, value in kwargs.items()]

@@ -6,12 +6,9 @@ They are options of a signature; the option ``stamped_headers`` lists their name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greenq.canvas import plan
-
-if TYPE_CHECKING:
-    from greenq.canvas.signature import Signature
 
 STAMPED = "stamped_headers"
 
@@ -33,21 +30,21 @@ class StampingVisitor:
         return {}
 
     def on_group_end(self, group: Any, **headers: Any) -> None:
-        """Override: called after a group's members."""
+        """Called after a group's members; override it if needed."""
 
     def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any]:
         """Return stamps for a chain and its steps."""
         return {}
 
     def on_chain_end(self, chain: Any, **headers: Any) -> None:
-        """Override: called after a chain's steps."""
+        """Called after a chain's steps; override it if needed."""
 
     def on_chord_header_start(self, sig: Any, **header: Any) -> dict[str, Any]:
         """Return stamps for a chord's header and its members: the same as for a group."""
         return self.on_group_start(sig.tasks, **header)
 
     def on_chord_header_end(self, sig: Any, **header: Any) -> None:
-        """Override: called after a chord's header."""
+        """Called after a chord's header; override it if needed."""
         self.on_group_end(sig.tasks, **header)
 
     def on_chord_body(self, sig: Any, **header: Any) -> dict[str, Any]:
@@ -64,9 +61,9 @@ class StampingVisitor:
 
 
 def stamp_signature(
-    sig: Signature, visitor: StampingVisitor | None, headers: Mapping[str, Any], append: bool
+    sig: dict[str, Any], visitor: StampingVisitor | None, headers: Mapping[str, Any], append: bool
 ) -> None:
-    """Stamp a signature and all that belongs to it."""
+    """Stamp a signature and everything that belongs to it."""
     _Stamper(visitor, append).stamp(sig, headers)
 
 

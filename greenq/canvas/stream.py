@@ -1,4 +1,4 @@
-"""A group whose members are still being produced: what to send for each, in constant memory."""
+"""A group whose members are still being produced, and what to send for each, in constant memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class GroupStream:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> None:
-        """Prepare to send `group`, still without members, alone or as the header of `chord`."""
+        """Prepare to send `group`, which has no members yet, alone or as the header of `chord`."""
         given = dict(options)
         task_id = given.pop("task_id", None)
         self.start: ChordStart | None = None
@@ -83,14 +83,14 @@ class GroupStream:
 
     @property
     def size(self) -> int:
-        """How many tasks end the members so far."""
+        """The number of tasks that end the members so far."""
         return self._place.count
 
     def calls(self, source: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[ChordStart]]]:
         """Yield what to send for the members of `source`, with the chords to start before it."""
         ids = iter(self.ids)
         for member in source:
-            # The common case, made as fast as possible.
+            # This is the common case, made as fast as possible.
             if (
                 not member["options"]
                 and member.get("subtask_type") is None
@@ -123,7 +123,7 @@ class GroupStream:
 
 
 def bare(group: Sig) -> Sig:
-    """Return a group without its members, which stay unread, and without group-wide callbacks."""
+    """Return a group without its members, which remain unread, and without group-wide callbacks."""
     get = dict.__getitem__
     options = get(group, "options")
     return {

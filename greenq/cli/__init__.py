@@ -1,9 +1,11 @@
 """The command line: parse first, patch next, import the app last.
 
 The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
-chosen, its options are read from its module or one beside it; such a module imports nothing heavy
+chosen, its options are read from its module or one next to it; such a module imports nothing heavy
 at its top. A command's dependencies are imported when it runs, and after patching if it needs the
 hub.
+
+Nothing imports it but `greenq.__main__`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from greenq.cli import foreign
 from greenq.cli.restart import Origin
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,13 +56,13 @@ class Parser(argparse.ArgumentParser):
             self.options = None
             getattr(importlib.import_module(module), function)(self)
         if self.mixed:
-            # Parsing takes two passes, both through this method.
+            # Parsing takes two passes, and both use this method.
             self.mixed = False
             return self.parse_known_intermixed_args(args, namespace)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line with the error and where to find help; exit with 2."""
+        """Print one line that gives the error and says where to find help; exit with 2."""
         text = printable(message + self._hint(message))
         self.exit(2, f"{self.prog}: {text}\nSee: {self.prog} --help\n")
 
@@ -85,8 +87,8 @@ class _Subcommand:
     """One command.
 
     Attributes:
-        name: as typed.
-        text: what it does, for the list of commands.
+        name: the name as typed.
+        text: a description for the list of commands.
         module: its ``run(args)`` runs the command and returns the exit code.
         options: ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
@@ -119,7 +121,9 @@ _COMMANDS = (
         "greenq.cli.beat_options:add_options",
     ),
     # `greenq.__main__` calls `health` without this module, which takes longer to load.
-    _Subcommand("health", "ask the worker on this machine whether it is well", "greenq.probe"),
+    _Subcommand(
+        "health", "ask the worker on this machine whether it is well", "greenq.utils.probe"
+    ),
     _Subcommand("status", "show the state of each worker", "greenq.cli.status"),
     _Subcommand("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
     _Subcommand(
@@ -130,7 +134,7 @@ _COMMANDS = (
     ),
     _Subcommand(
         "control",
-        "tell workers to do something",
+        "change what workers do",
         "greenq.cli.remote",
         "greenq.cli.remote:add_control_options",
     ),
@@ -215,7 +219,7 @@ def _run(command: _Subcommand, args: argparse.Namespace) -> int:
         code = run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe; Python's flush at exit must not fail.
+        # The reader, such as `head`, has closed the pipe, so Python's flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -227,7 +231,7 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="greenq",
-        # No abbreviations: their meaning could change when options are added.
+        # Abbreviations are not allowed, since their meaning could change when options are added.
         allow_abbrev=False,
         description="Thousands of concurrent I/O-bound tasks, with Celery's wire protocol.",
     )

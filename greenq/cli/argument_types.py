@@ -113,7 +113,7 @@ def level(text: str) -> str:
 
 
 def server(text: str) -> str:
-    """Read a server's URL, or ``@FILE`` for a file with it, which ``ps`` does not show.
+    """Read a server's URL, or ``@FILE`` for a file that contains it, which ``ps`` does not show.
 
     The setting itself checks the URL.
     """

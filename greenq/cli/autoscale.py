@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the decisions; return 69 if no worker replies."""
+    """Show the decisions, and return 69 if no worker replies."""
     with opened(args) as app:
         stats = ask(app, args, "stats")
         logs = ask(app, args, "autoscale_log")
@@ -116,7 +116,7 @@ def _at(at: object) -> str:
 def _sizes(
     records: Sequence[Mapping[str, Any]], current: object, now_s: float
 ) -> list[tuple[float, float]]:
-    """Return the pool's sizes as (when, size) from the first decision up to now."""
+    """Return the pool's sizes as (when, size), from the first decision up to now."""
     points = [
         (float(each["at"]), float(each["size"]))
         for each in records
@@ -132,7 +132,7 @@ def plot(
 ) -> Iterator[str]:
     """Draw a step curve with an axis; draw nothing for fewer than two points.
 
-    A column shows the largest value in its time.
+    Each column shows the largest value in its interval.
     """
     if len(points) < 2 or points[-1][0] <= points[0][0]:
         return

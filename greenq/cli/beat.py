@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
 from greenq.beat.entries import from_us
 from greenq.beat.pings import Pings
 from greenq.beat.scheduler import Scheduler
@@ -18,6 +17,7 @@ from greenq.cli.pidfile import pid_file
 from greenq.cli.show import printable
 from greenq.errors import GreenqError
 from greenq.signals import beat_init
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse
@@ -29,12 +29,12 @@ _HEADINGS = ("NAME", "SCHEDULE", "TASK", "LAST", "STATE", "TOOK", "NEXT")
 
 _SHOWN_NEXT = 10
 _SHOWN_HISTORY = 100
-# For filtering by name: the whole history.
+# The whole history, for filtering by name.
 _ALL_HISTORY = 10_000
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send periodic tasks until stopped, or carry out the action."""
+    """Send periodic tasks until stopped, or carry out the given action."""
     if args.action is None:
         return _serve(args)
     with opened(args) as app:
@@ -90,7 +90,7 @@ def _next(app: Greenq, args: argparse.Namespace) -> None:
     words = list(args.words)
     most = int(words.pop()) if words and words[-1].isdecimal() else _SHOWN_NEXT
     if len(words) > 1:
-        raise GreenqError("greenq beat next takes a name and a number, or one of them")
+        raise GreenqError("greenq beat next takes a name, a number, or both")
     entries = [app.periodic.get(words[0])] if words else app.periodic.entries()
     now = datetime.now(UTC)
     found = sorted(

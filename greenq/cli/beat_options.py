@@ -41,14 +41,14 @@ def _add_entry_options(group: argparse._ArgumentGroup) -> None:
     add("-a", "--args", dest="task_args", type=json_list, metavar="JSON",
         help="the task's arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, metavar="JSON",
-        help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
+        help="its keyword arguments, such as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
     add("--timezone", metavar="ZONE", help="time zone of the wall times, such as Europe/Berlin")
     add("--missed", metavar="POLICY", help="run_once, run_all or skip(SECONDS)")
     add("--overlap", metavar="POLICY", help="allow, skip, queue_one or cancel")
     add("--jitter", type=seconds, metavar="S", help="delay each sending by up to this time")
-    add("--start", type=moment, metavar="TIME", help="nothing is due before")
-    add("--end", type=moment, metavar="TIME", help="nothing is due after")
+    add("--start", type=moment, metavar="TIME", help="nothing is due before this time")
+    add("--end", type=moment, metavar="TIME", help="nothing is due after this time")
 
 
 def _add_time_options(group: argparse._ArgumentGroup) -> None:

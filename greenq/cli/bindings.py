@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def bindings(app: Greenq, *, within_s: float | None = None) -> list[BoundQueue]:
     """Return all bindings of task queues, sorted. Scans all keys of the server.
 
-    With `within_s` the scan stops after that time and returns what it has found.
+    With `within_s`, the scan stops after that time and returns what it has found.
     """
     ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys

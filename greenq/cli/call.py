@@ -14,7 +14,7 @@ from greenq.cli.common import add_app_options, opened
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="the task's name; the app need not contain it")
+    add("name", metavar="NAME", help="the task's name; the app need not have such a task")
     add_app_options(parser)
     add("-a", "--args", dest="task_args", type=json_list, default=[], metavar="JSON",
         help="its arguments, such as '[2, 2]'")  # fmt: skip
@@ -92,14 +92,14 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    # Also refuses NaN, for which every comparison is false.
+    # This also refuses NaN, for which every comparison is false.
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 
 def moment(text: str) -> datetime:
-    """Read an ISO 8601 time; one without an offset is UTC."""
+    """Read an ISO 8601 time; without an offset it is in UTC."""
     try:
         value = datetime.fromisoformat(text)
     except ValueError:

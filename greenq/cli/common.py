@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq import log
 from greenq.cli import argument_types, show
 from greenq.errors import AppNotFound, OperationalError
+from greenq.utils import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 # No worker replied; Celery's commands exit with the same code (sysexits.h).
 EX_UNAVAILABLE: Final = 69
 
-# A live worker has not replied: trying again may help.
+# A live worker has not replied; trying again may help.
 EX_TEMPFAIL: Final = 75
 
-# How long to wait for replies by default. A longer timeout waits for blocked workers, too.
+# How long to wait for replies by default. A longer timeout also waits for blocked workers.
 TIMEOUT_S: Final = 1.0
 
-# Timeout for pinging workers that hold a lease and have not replied: even a blocked one answers at
-# once.
+# The timeout for pinging workers that hold a lease and have not replied; even a blocked one answers
+# immediately.
 _PING_S: Final = 0.3
 
 _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
@@ -62,8 +62,8 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
         help="ask only these nodes")  # fmt: skip
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S",
-        help="wait this long for replies (default 1); blocked workers are only waited "
-        "for with more than that")  # fmt: skip
+        help="wait this long for replies (default 1); blocked workers are waited for "
+        "only if this is longer")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def _app(args: argparse.Namespace) -> Greenq:
             "no app or server named: name one, as in -A proj or "
             f"-b redis://localhost/0, or set {_BROKER_VARIABLE}"
         )
-    # Imported only here: help and error messages need not wait for it.
+    # This is imported only here, so that help and error messages need not wait for it.
     if args.app:
         app: Greenq = importlib.import_module("greenq.cli.load").find_app(args.app)
         if args.broker:
@@ -137,11 +137,11 @@ def ask(
 
     Args:
         app: the app of the workers.
-        args: the command line: which workers to ask, and how long to wait.
+        args: the command line, with the workers to ask and how long to wait.
         method: the command.
         arguments: its arguments.
         destination: overrides the command line's.
-        on_reply: called with node and reply for each reply as it arrives.
+        on_reply: called with the node and its reply as each reply arrives.
     """
     nodes = list(destination or args.destination)
     replies = app.control.mailbox.ask(
@@ -156,7 +156,7 @@ def ask(
 
 
 def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any]) -> bool:
-    """Return whether all workers without a reply are blocked: waiting longer would not help."""
+    """Return whether all workers without a reply are blocked; waiting longer would not help."""
     roll = called_roll(app)
     missing = (set(nodes) or roll.living.keys() | roll.strangers) - replies.keys()
     if not missing or not missing <= roll.living.keys():
@@ -173,9 +173,9 @@ def _ping(app: Greenq, nodes: Sequence[str]) -> dict[str, Any]:
 def silent(
     app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll | None = None
 ) -> dict[str, str]:
-    """Return the nodes that should have replied and have not, each with the likely reason.
+    """Return the nodes that should have replied but have not, each with the likely reason.
 
-    These are the nodes asked by name, or else all that hold a lease according to `roll` (by
+    These are the nodes asked by name, or otherwise all that hold a lease according to `roll` (by
     default, the server is asked); only greenq's workers hold one.
     """
     roll = roll or called_roll(app)
@@ -188,8 +188,8 @@ def silent(
 
 
 def called_roll(app: Greenq) -> Roll:
-    """Ask the server which workers hold a lease, and which have died lately."""
-    # Imported only here: the parser must not load it.
+    """Ask the server which workers hold a lease, and which have died recently."""
+    # This is imported only here, since the parser must not load it.
     roll: Roll = importlib.import_module("greenq.transport.members").call_roll(
         app.transport.client, app.transport.keys
     )
@@ -197,7 +197,7 @@ def called_roll(app: Greenq) -> Roll:
 
 
 def evicting(app: Greenq) -> str | None:
-    """Return a warning if the server may evict queues; None if not, or if that is unknown."""
+    """Return a warning if the server may evict queues; None if not, or if this is unknown."""
     module = importlib.import_module("greenq.transport.facts")
     try:
         warning: str | None = module.eviction_warning(module.server_facts(app.transport.client))
@@ -222,7 +222,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     for each in roll.gone:
         if each.node == node:
             return f"{text}: {gone_text(each)}"
-    return f"{text}: no greenq worker of this name holds a lease"
+    return f"{text}: no greenq worker with this name holds a lease"
 
 
 def gone_text(gone: Gone) -> str:
@@ -267,7 +267,7 @@ def report_missing(
 
 
 def confirmed(question: str) -> bool:
-    """Ask the user, on stderr to keep the output clean; anything but yes means no."""
+    """Ask the user, on stderr to keep the output clean; anything other than yes means no."""
     sys.stderr.write(f"{show.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

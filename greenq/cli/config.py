@@ -13,7 +13,7 @@ from greenq.cli.common import add_app_options, is_named, opened
 from greenq.config.settings import SECTIONS, Section
 from greenq.config.validators import shown
 from greenq.errors import UnknownSetting
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings of the app; without one, those of the environment.
+    """Print the settings of the app or, without one, those of the environment.
 
     Raises:
         UnknownSetting: a name or pattern matches no setting.

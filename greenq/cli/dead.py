@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.dead_letters import DeadLetter, DeadLetters
 
-# Letters in a table and bytes of a message shown by default.
+# The number of letters in a table, and of bytes of a message, shown by default.
 _SHOWN_LETTERS = 100
 _SHOWN_BYTES = 2000
 
@@ -38,7 +38,7 @@ class Wanted:
         task: the task's name; ``*`` and ``?`` stand for any text and any character.
         reason: a part of the reason; case does not matter.
         id: the task's id, or what the list shows for a message without one.
-        after: buried after this time.
+        after: select letters buried after this time.
     """
 
     task: str | None = None
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="show: print one in full; replay: move back to the queues; purge: delete")  # fmt: skip
     add_app_options(parser)
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="only from these queues (default: all that have dead letters)")  # fmt: skip
+        help="only from these queues (default: all queues with dead letters)")  # fmt: skip
     add("--task", metavar="NAME", help="only of this task; may contain * and ?, as in 'mail.*'")
     add("--reason", metavar="TEXT", help="only with this text in the reason")
     add("--id", metavar="ID", help="only with this id, as in the list")
@@ -79,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action on the dead letters; `show` fails if none matches."""
+    """Run the action on the dead letters; `show` fails if there is no match."""
     now = datetime.now(UTC)
     wanted = Wanted(args.task, args.reason, args.id, now - args.since if args.since else None)
     with opened(args) as app:
@@ -156,7 +156,7 @@ def _purge(
 
 
 def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
-    """Print what was done, even after an error halfway."""
+    """Print what was done, even if an error occurred halfway."""
     counts: Counter[str] = Counter()
     try:
         for letter in letters:

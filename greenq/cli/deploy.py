@@ -39,7 +39,7 @@ _PROCESSES: Final = "4,1"
 # Text that needs no quotes in any of the formats.
 _PLAIN: Final = re.compile(r"[\w./:@+-]+")
 
-# Timeout for replies of a draining worker.
+# The timeout for replies from a draining worker.
 _REPLY_S: Final = 2.0
 
 
@@ -117,7 +117,7 @@ def _binary() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the file, or restart."""
+    """Print the file, or restart the workers."""
     if args.what == "restart":
         return _restart(args)
     sys.stdout.write(file(args.what, vars(args)))

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# How often the table is redrawn; the end of the timeout is noticed with at most this delay.
+# The interval between redraws of the table; the timeout may be noticed this much late.
 _TURN_S = 0.25
 
-# How many task names are remembered: most events of a task carry only its id.
+# How many task names are remembered, since most events of a task carry only its id.
 _NAMES = 4096
 
 _WORDS = {
@@ -59,13 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show events until the time or the number of events is reached, or SIGINT arrives."""
     with opened(args) as app:
-        # Timestamps need no adjustment: Unix times are the same in all time zones.
+        # Timestamps need no adjustment, since Unix times are the same in all time zones.
         receiver = app.events.Receiver()
         try:
             if args.json or args.dump or not _can_draw():
                 follow(receiver, Lines(as_json=args.json), args.timeout, args.limit)
             else:
-                # Imported only here: rich may be missing.
+                # This is imported only here, since rich may be missing.
                 live = importlib.import_module("greenq.cli.events_live")
                 address = app.transport.broker_address
                 with live.EventsDisplay(app.events.State(), address) as display:
@@ -153,5 +153,5 @@ def _time(timestamp: float) -> str:
     try:
         return str(datetime.fromtimestamp(timestamp, UTC))
     except (ValueError, OverflowError, OSError):
-        # The timestamp is beyond the range of `datetime`.
+        # The timestamp is outside the range of `datetime`.
         return f"{timestamp:g}"

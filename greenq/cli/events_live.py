@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.25
 
-# Screen lines not used for workers and tasks: headings, rules, blanks, the last lines.
+# The screen lines not used for workers and tasks: headings, rules, blanks, the last lines.
 _OTHER_LINES = 10
 
-# Columns that would be useless if cut.
+# Columns whose contents would be useless if truncated.
 _WIDTHS = {"TIME": 8, "STATE": 8, "TOOK": 8}
 
 _COLORS = {
@@ -162,5 +162,5 @@ def _clock_time(timestamp: float | None) -> str:
     try:
         return f"{datetime.fromtimestamp(timestamp or 0.0).astimezone():%H:%M:%S}"
     except (ValueError, OverflowError, OSError):
-        # The timestamp is beyond the range of `datetime`.
+        # The timestamp is outside the range of `datetime`.
         return "-"

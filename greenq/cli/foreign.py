@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Options that Celery takes before the command: with a value, and without.
+# Options that Celery takes before the command: those with a value, and those without.
 _VALUED: Final = ("-A", "--app", "-b", "--broker", "--result-backend", "--workdir")
 _PLAIN: Final = ("-q", "--quiet", "-C", "--no-color")
 _REFUSED: Final = {
@@ -49,7 +49,8 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     (
         ("--disable-prefetch",),
         False,
-        "by default a worker takes no more than its pool's size (worker_prefetch_multiplier = 1)",
+        "by default a worker holds no more messages than its pool has slots "
+        "(worker_prefetch_multiplier = 1)",
     ),
     (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
     (("--umask",), True, "let the supervisor set the umask"),
@@ -101,7 +102,7 @@ def in_order(argv: Sequence[str]) -> list[str]:
 
 
 def _adapt(words: tuple[str, ...], command: str) -> tuple[str, ...]:
-    """Return an option from before the command as the command takes it."""
+    """Return an option given before the command in the form that the command takes."""
     name, _, value = words[0].partition("=")
     if command == "worker":
         return ("--no-color",) if name == "-C" else words
@@ -119,10 +120,10 @@ def _adapt(words: tuple[str, ...], command: str) -> tuple[str, ...]:
 
 
 def refused(argv: Sequence[str]) -> str | None:
-    """Return what to do instead of a command, or an option before it, that only Celery has.
+    """Return advice about a command, or an option before it, that only Celery has.
 
     Args:
-        argv: as `in_order` returns it.
+        argv: the arguments as `in_order` returns them.
     """
     command, *options = argv or [""]
     if command in COMMANDS:
@@ -135,7 +136,7 @@ def refused(argv: Sequence[str]) -> str | None:
 
 
 class _Instead(argparse.Action):
-    """A Celery option that gets a sentence as its answer."""
+    """A Celery option that is answered with a sentence."""
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ from greenq.cli import show
 from greenq.cli.load import find_app
 from greenq.cli.worker_options import custom_defaults
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Graphs = Mapping[str, Sequence[GraphNode]]
 
-# Nothing connects to this address, since the worker is created but not started. (An embedded server
-# would be started.)
+# Nothing connects to this address, since the worker is created but not started; without an address,
+# an embedded server would be started.
 _NOWHERE = {"broker_url": "redis://nowhere.invalid:6379/0", "result_backend": "disabled://"}
 
 

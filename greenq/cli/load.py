@@ -13,12 +13,13 @@ from types import ModuleType
 import greenq
 from greenq.app import Greenq
 from greenq.errors import AppNotFound, GreenqError
-from greenq.suggest import nearest
+from greenq.utils.suggest import nearest
 
-# Files whose frames are not the user's code.
+# Frames from files in these folders are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
-# Names of an app in a module, and of a package's submodules that may contain it.
+# The names that an app may have in a module, and those of a package's submodules that may contain
+# it.
 _ATTRIBUTES = ("app", "greenq", "celery")
 _SUBMODULES = ("greenq", "celery")
 
@@ -26,9 +27,9 @@ _SUBMODULES = ("greenq", "celery")
 def find_app(path: str | None) -> Greenq:
     """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
 
-    In a module it is ``app``, ``greenq`` or ``celery``, or else the only app there; in a package it
-    may also be in the submodule ``greenq`` or ``celery``. The current folder comes first on the
-    import path.
+    In a module the app is named ``app``, ``greenq`` or ``celery``, or is the only one there; in a
+    package it may also be in the submodule ``greenq`` or ``celery``. The current folder is first on
+    the import path.
 
     Raises:
         AppNotFound: no app was found; the message lists what was tried and what to do.

@@ -1,4 +1,4 @@
-"""A file with the process id, locked while the process lives."""
+"""A file that contains the process id and is locked while the process is alive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     The lock shows that its owner is alive, so a file left behind by a crash does no harm.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         inherited: a descriptor of the file that this process has locked before its restart.
 
     Returns:
@@ -35,7 +35,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     if path is None:
         yield -1
         return
-    # Make the path absolute: the app may change the current folder.
+    # Make the path absolute, since the app may change the current folder.
     path = os.path.abspath(path)
     number = _adopt(inherited, path) or _lock(path)
     try:
@@ -43,14 +43,14 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
         os.pwrite(number, f"{os.getpid()}\n".encode(), 0)
         yield number
     finally:
-        # It may have been deleted by hand, and replaced by another process.
+        # The file may have been deleted by hand and replaced by another process.
         if _is_file(number, path):
             Path(path).unlink(missing_ok=True)
         os.close(number)
 
 
 def _adopt(inherited: int, path: str) -> int | None:
-    """Return `inherited` if it is still the file; otherwise close it."""
+    """Return `inherited` if it is still that file; otherwise close it."""
     if inherited < 0:
         return None
     os.set_inheritable(inherited, False)

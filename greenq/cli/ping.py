@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ping the workers; return 69 if none replies."""
+    """Ping the workers; return 69 if none of them replies."""
     took_ms: dict[str, float] = {}
     with opened(args) as app:
         # Connect before the clock starts, so as not to measure the handshake.

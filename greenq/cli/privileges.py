@@ -1,4 +1,4 @@
-"""The user a worker runs as: another user on request; a warning for root."""
+"""The user as which a worker runs: another one on request, and a warning about root."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from greenq.errors import ConfigError, Problem
 
 _log = logging.getLogger(__name__)
 
-# Files of Docker and Podman, and variables of Kubernetes and systemd-nspawn.
+# Files that Docker and Podman create, and variables that Kubernetes and systemd-nspawn set.
 _CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_VARIABLES: Final = ("KUBERNETES_SERVICE_HOST", "container")
 
 
 def drop_rights(user: str | None, group: str | None) -> None:
-    """Become `user`, with its groups, and `group` instead of the user's own; each may be None.
+    """Become `user` with its groups, and `group` in place of the user's own; each may be None.
 
     Args:
         user: a name or a number.
@@ -37,7 +37,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
     else:
         gid = os.getegid() if entry is None else entry.pw_gid
     if (uid, gid) == (os.geteuid(), os.getegid()) and os.geteuid() != 0:
-        # As after a restart in place.
+        # This process already has these rights, as after a restart in place.
         return
     name, value = ("gid", group) if user is None else ("uid", user)
     if os.geteuid() != 0:
@@ -68,7 +68,7 @@ def _find_group(group: str) -> int:
 
 
 def warn_of_root() -> None:
-    """Log a warning if this worker runs as root, outside of a container."""
+    """Log a warning if this worker runs as root outside a container."""
     if os.geteuid() != 0 or os.environ.get("C_FORCE_ROOT") or _is_in_container():
         return
     _log.warning(

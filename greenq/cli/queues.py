@@ -1,4 +1,4 @@
-"""``greenq queues``: how many messages wait in each queue, its consumers and its growth."""
+"""``greenq queues``: how many messages are waiting in each queue, its consumers and its growth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _APART_S: Final = 1.0
 
-# Sending a header takes no longer than this, unless its members are slow to produce.
+# Sending a header takes no longer than this unless its members are slow to produce.
 UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_asking_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="only these (default: all that were ever declared, and the app's)")  # fmt: skip
+        help="only these (default: all queues ever declared, and the app's)")  # fmt: skip
     add("--rates", action="store_true", help="count twice, a second apart, and show the change")
     add("--watch", action="store_true", help="count every second until interrupted")
 
@@ -76,9 +76,9 @@ def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
 
 
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
-    """Return all queues that were ever declared, and the app's, by name.
+    """Return all queues ever declared, and those of the app, by name.
 
-    This takes long on a server with millions of keys; `within_s` limits the time.
+    This takes a long time on a server with millions of keys; `within_s` limits the time.
     """
     found = {binding.queue for binding in bindings(app, within_s=within_s)}
     found = {name for name in found if not name.startswith(_BROADCAST)}
@@ -90,15 +90,15 @@ class TakersByQueue:
     """Which workers take from which queues.
 
     Attributes:
-        nodes: by queue.
-        all_known: whether these are certainly all workers.
+        nodes: the workers of each queue.
+        all_known: True if these are certainly all of the workers.
     """
 
     nodes: Mapping[str, Sequence[str]]
     all_known: bool
 
     def leave(self, queue: str) -> bool:
-        """Return whether certainly no worker takes from a queue."""
+        """Return whether it is certain that no worker takes from a queue."""
         return self.all_known and queue not in self.nodes
 
 
@@ -124,7 +124,7 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> TakersByQueue:
 
 
 def held(replies: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many messages wait in workers, by queue, from their replies to status."""
+    """Return how many messages are waiting in workers, by queue, from their replies to status."""
     found: dict[str, int] = {}
     for reply in replies.values():
         counts = show.part(reply, "held")
@@ -143,7 +143,7 @@ def _complete(
     absent = silent(app, args, replies, roll)
     for node, why in absent.items():
         show.complain(f"{node}: {why}")
-    # Ask only workers that have replied; Celery's do not know this command.
+    # Ask only workers that have replied; Celery's workers do not know this command.
     waiting = held(ask(app, args, "status", destination=tuple(replies))) if replies else {}
     taking = takers(roll, replies)
     now = look(app.transport.broker, names)

@@ -24,14 +24,14 @@ from greenq.cli.common import (
 from greenq.cli.queues import takers
 from greenq.cli.remote_commands import BY_GROUP, RemoteCommand, find, pair
 from greenq.errors import GreenqError
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from greenq.app import Greenq
 
-# Items of a list per request: a worker may hold tens of thousands.
+# The number of list items per request; a worker may hold tens of thousands.
 _PAGE: Final = 1000
 
 # Commands that Celery's workers do not know.
@@ -134,7 +134,7 @@ def _refuse(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the command and print the replies; return 69 without a reply, 1 if all are errors."""
+    """Send the command, and print the replies; return 69 without a reply, 1 if all are errors."""
     request = read(args)
     with opened(args) as app:
         if request.command.silent:
@@ -162,11 +162,12 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
     """Send a command without replies, and print its receivers; return 69 without workers.
 
     Raises:
-        GreenqError: it would go to all nodes, and there is no terminal to ask for confirmation.
+        GreenqError: it would go to all nodes, and there is no terminal on which to ask for
+            confirmation.
     """
     pongs = ask(app, args, "ping")
     absent = silent(app, args, pongs)
-    # A blocked worker gets it as soon as its hub runs again.
+    # A blocked worker receives it as soon as its hub runs again.
     nodes = sorted({*pongs, *(node for node in absent if node in called_roll(app).living)})
     if not nodes:
         return report_missing(args, {}, absent)
@@ -209,7 +210,7 @@ def _untaken(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> 
 
 
 def _who() -> str:
-    """Return user and host, to show who has paused a queue."""
+    """Return the user and the host, to show who has paused a queue."""
     user = os.environ.get("LOGNAME") or os.environ.get("USER") or f"gen{os.getpid()}"
     return f"{user}@{socket.gethostname()}"
 
@@ -249,9 +250,9 @@ def pages(
 
     Args:
         ask: sends ``limit`` and ``offset`` to the given nodes, or to all selected if None.
-        limit: at most this many items of each node; None for all.
+        limit: the maximum number of items from each node; None for all.
         offset: index of the first item.
-        page: items per request.
+        page: the number of items per request.
     """
     found: dict[str, Any] = {}
     nodes: Sequence[str] | None = None
@@ -263,7 +264,7 @@ def pages(
             if not isinstance(reply, list):
                 found.setdefault(node, reply)
             elif len(reply) > size:
-                # A Celery worker ignores limit and offset: this is its whole list.
+                # A Celery worker ignores limit and offset, so this is its whole list.
                 found[node] = reply[offset:end]
             elif start == offset:
                 found[node] = list(reply)
@@ -282,7 +283,7 @@ def pages(
 def lines(
     method: str, node: str, reply: object, arguments: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
-    """Format a node's reply: after its name if it is one line, else below it."""
+    """Format a node's reply: next to its name if it is one line, otherwise below it."""
     body = list(_body(method, reply, arguments or {}))
     name = show.printable(node)
     if len(body) == 1:
@@ -293,7 +294,7 @@ def lines(
 
 
 def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
-    """Return how a Celery node behaves for one of greenq's own commands, which it does not know."""
+    """Return how a Celery node reacts to one of greenq's own commands, which it does not know."""
     queue = show.printable(str(arguments.get("queue", "?")))
     does = {
         "pause": f"it still takes from {queue} (cancel_consumer {queue} stops that)",
@@ -334,7 +335,7 @@ def _greenlets(reply: dict[str, Any]) -> Iterator[str]:
     yield f"running: {show.number(reply.get('running'))}"
     for group in reply.get("groups") or ():
         count, waits = show.part(group, "count"), show.part(group, "waits_on")
-        yield f"  {show.number(count):>7}  wait on {show.text(waits)}"
+        yield f"  {show.number(count):>7}  waiting on {show.text(waits)}"
     for each in reply.get("greenlets") or ():
         name, task_id, age_s, hub_s, waits = (
             show.part(each, key) for key in ("name", "id", "age_s", "hub_s", "waits_on")
@@ -357,9 +358,9 @@ class _Table:
     """How to show a reply as a table.
 
     Attributes:
-        headings: of the columns.
+        headings: the column headings.
         row: turns an item into a row.
-        kind: type of the reply; a mapping's items are pairs.
+        kind: the type of the reply; a mapping's items are pairs.
     """
 
     headings: tuple[str, ...]

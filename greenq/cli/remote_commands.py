@@ -18,7 +18,7 @@ class Parameter:
     """One argument of a command.
 
     Attributes:
-        name: as in the request.
+        name: the name as in the request.
         text: description.
         kind: parses it from the command line.
         how: ``one`` and ``some`` (one or more) are required, ``any`` (none or more) and
@@ -60,7 +60,7 @@ class Parameter:
 
     @property
     def dest(self) -> str:
-        """The name of its value, distinct from those of the command line's own options."""
+        """The name of its value, which is distinct from those of the command line's own options."""
         return f"argument {self.name}"
 
 
@@ -69,13 +69,13 @@ class RemoteCommand:
     """A remote command.
 
     Attributes:
-        name: as in the request.
+        name: the name as in the request.
         text: what it does, for the list of commands.
         parameters: its arguments.
         alias: Celery's other name for it.
-        destructive: needs confirmation at a terminal when it goes to all nodes.
-        silent: workers never reply to it.
-        paged: the reply is a list, requested in pages by ``limit`` and ``offset``.
+        destructive: True if it needs confirmation at a terminal when it goes to all nodes.
+        silent: True if workers never reply to it.
+        paged: True if the reply is a list, requested in pages by ``limit`` and ``offset``.
     """
 
     name: str
@@ -88,7 +88,7 @@ class RemoteCommand:
 
 
 def pair(text: str) -> tuple[str, Any]:
-    """Read ``key=value``; the value is JSON if it parses, else text."""
+    """Read ``key=value``; the value is JSON if it can be parsed, otherwise text."""
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
@@ -137,11 +137,11 @@ INSPECT: Final = (
         "dump_active",
     ),
     RemoteCommand(
-        "reserved", "tasks that were taken but do not run yet", _PAGE, "dump_reserved", paged=True
+        "reserved", "tasks that were taken but have not started", _PAGE, "dump_reserved", paged=True
     ),
     RemoteCommand(
         "scheduled",
-        "tasks that wait in the worker for their ETA",
+        "tasks waiting in the worker for their ETA",
         _PAGE,
         "dump_schedule",
         paged=True,
@@ -156,7 +156,7 @@ INSPECT: Final = (
         "tasks a node knows",
         (
             Parameter("taskinfoitems", "attributes to show, such as rate_limit", how="any"),
-            Parameter("builtins", "include those of the library itself", how="flag"),
+            Parameter("builtins", "include those of greenq itself", how="flag"),
         ),
         "dump_tasks",
     ),
@@ -236,7 +236,7 @@ CONTROL: Final = (
     ),
     RemoteCommand("enable_events", "start sending task events"),
     RemoteCommand("disable_events", "stop sending task events"),
-    RemoteCommand("heartbeat", "send a heartbeat at once"),
+    RemoteCommand("heartbeat", "send a heartbeat immediately"),
     RemoteCommand("pool_grow", "allow more tasks at once", (_N,)),
     RemoteCommand("pool_shrink", "allow fewer tasks at once", (_N,)),
     RemoteCommand(
@@ -281,7 +281,7 @@ CONTROL: Final = (
     RemoteCommand("resume", "undo pause (greenq only)", (_QUEUE,)),
     RemoteCommand(
         "drain",
-        "take no more tasks, finish running ones (greenq only)",
+        "take no more tasks, but finish running ones (greenq only)",
         (Parameter("on", "false: take tasks again", boolean, "perhaps"),),
     ),
     RemoteCommand("shutdown", "stop after finishing running tasks", destructive=True, silent=True),
@@ -291,5 +291,5 @@ BY_GROUP: Final = {"inspect": INSPECT, "control": CONTROL}
 
 
 def find(group: str, name: str) -> RemoteCommand | None:
-    """Return a group's command by its name or alias, or None."""
+    """Return a group's command by its name or alias; None if there is none."""
     return next((each for each in BY_GROUP[group] if name in (each.name, each.alias)), None)

@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def server(app: Greenq) -> dict[str, Any]:
-    """Return facts about the server, and problems found in them."""
+    """Return facts about the server, and the problems that they show."""
     facts_of = importlib.import_module("greenq.transport.facts")
     try:
         facts = facts_of.server_facts(app.transport.client)
@@ -103,14 +103,14 @@ def _megabytes(size_bytes: int | None) -> str:
 
 
 def workers(app: Greenq) -> dict[str, Any]:
-    """Return which of greenq's workers hold a lease, and which have died lately."""
+    """Return which of greenq's workers hold a lease, and which have died recently."""
     try:
         roll = called_roll(app)
     except OperationalError as exc:
         return {"trouble": str(exc)}
     found: dict[str, Any] = dict.fromkeys(sorted(roll.living), "holds its lease")
     for node in roll.twins:
-        found[node] = "two workers have this name: name them with -n"
+        found[node] = "two workers have this name: give each its own with -n"
     for node, since_s in roll.ended.items():
         found[node] = f"its lease ended {show.age(since_s)} ago"
     return found | {each.node: gone_text(each) for each in roll.gone}

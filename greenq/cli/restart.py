@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from greenq.errors import GreenqError
 
-# What the process passes to its successor: the descriptor of its locked pid file (-1 without one),
-# and whether to handle SIGHUP (1, or 0 under nohup).
+# What the process passes to its successor: the descriptor of its locked pid file (-1 if there is
+# none), and whether to handle SIGHUP (1, or 0 under nohup).
 _LEFT = "GREENQ_RESTARTED"
 
 
@@ -22,7 +22,7 @@ class Origin:
 
     Attributes:
         command: the program and its arguments.
-        folder: the working folder, "" if it no longer exists.
+        folder: the working folder; "" if it no longer exists.
         environ: the environment.
         pid_file: the descriptor of a pid file already locked by this process, or -1.
     """
@@ -53,7 +53,7 @@ class Origin:
         """Restart this process, keeping the pid file locked.
 
         Raises:
-            GreenqError: the new process cannot be started; this one has nothing left to do.
+            GreenqError: the new process could not be started, and this one has nothing left to do.
         """
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -73,7 +73,7 @@ class Origin:
 
 
 def hold_hangups() -> bool:
-    """Keep a SIGHUP from ending the process while no worker handles it; False under nohup."""
+    """Keep SIGHUP from ending the process while no worker handles it; return False under nohup."""
     handler = signal.getsignal(signal.SIGHUP)
     if handler is signal.SIG_IGN:
         return False

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the prompt until the user leaves it; calls block here as in any script."""
+    """Run the prompt until the user leaves it; calls block as they do in any script."""
     with opened(args) as app:
         app.import_task_modules()
         names = namespace(app)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def namespace(app: Greenq) -> dict[str, Any]:
     """Return the prompt's names: the app, its tasks by their short names, and greenq's names.
 
-    A task whose short name is already used is only in ``tasks``.
+    A task whose short name is already taken is only in ``tasks``.
     """
     names: dict[str, Any] = {}
     for name, task in sorted(app.tasks.items()):

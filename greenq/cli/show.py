@@ -7,8 +7,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from greenq import log
 from greenq.protocol.text import printable as printable
+from greenq.utils import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ def write(line: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error to stderr; it may contain text that others have written."""
+    """Print an error to stderr; it may contain text written by others."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
 def write_json(value: object) -> None:
-    """Print a value as one line of JSON; use the repr of parts that JSON cannot represent."""
+    """Print a value as one line of JSON, with the repr of parts that JSON cannot represent."""
     write(json.dumps(value, default=repr))
 
 
@@ -44,7 +44,7 @@ def bold_wanted() -> bool:
 
 
 def width() -> int | None:
-    """Return the terminal's width; None if the output is not a terminal, so lines may be long."""
+    """Return the terminal's width; None if the output is no terminal, where lines may be long."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -73,7 +73,7 @@ def table(
 
 
 def tree(value: object) -> Iterator[str]:
-    """Format a value as lines: a key or a dash before each part, nested parts indented."""
+    """Format a value as lines, with a key or a dash before each part, and nested parts indented."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _branch(f"{text(key)}:", item)
@@ -88,7 +88,7 @@ def tree(value: object) -> Iterator[str]:
 
 def _branch(lead: str, item: object) -> Iterator[str]:
     lines = list(tree(item))
-    # A list item starts on the line of its dash, a key's value only if it fits on one line.
+    # A list item starts on the line of its dash; a key's value does so only if it fits on one line.
     inline = (lead == "-") or (len(lines) == 1 and not (isinstance(item, (dict, list)) and item))
     if inline:
         yield f"{lead} {lines[0]}".rstrip()

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the workers for their state; return 69 without workers, 75 if one does not reply."""
+    """Ask the workers for their state; return 69 if there are none, 75 if one does not reply."""
     with opened(args) as app:
         replies = ask(app, args, "status")
         roll = called_roll(app)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # Leave out values that the table already shows.
+    # Leave out the values that the table already shows.
     code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _left_alone(
     app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll
 ) -> list[str]:
-    """Return warnings about queues with messages that certainly no worker takes."""
+    """Return warnings about queues whose messages are certainly not taken by any worker."""
     foreign = tuple(replies.keys() - roll.living.keys())
     named = ask(app, args, "active_queues", destination=foreign) if foreign else {}
     taking = takers(roll, named)

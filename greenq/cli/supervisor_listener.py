@@ -9,12 +9,12 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from greenq import log
 from greenq.cli import argument_types
 from greenq.cli.common import add_app_options, opened
 from greenq.errors import SupervisorError
 from greenq.supervision.event_listener import EventListener, Judge, events
 from greenq.supervision.supervisor import supervisor_at
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse
@@ -33,9 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--group", default="greenq", metavar="NAME",
         help="the group of the workers in supervisord (default greenq)")  # fmt: skip
     add("--mute-after", type=argument_types.seconds, default=60.0, metavar="S",
-        help="restart a worker that answers no ping for this long (default 60)")  # fmt: skip
+        help="restart a worker that has not answered a ping for this long (default "
+        "60)")  # fmt: skip
     add("--max-memory", type=argument_types.memory, metavar="SIZE",
-        help="restart a worker above this memory, as in 2G (default: no limit)")  # fmt: skip
+        help="restart a worker that uses more memory than this, such as 2G (default: no "
+        "limit)")  # fmt: skip
     add("-l", "--loglevel", type=argument_types.level, default="INFO", metavar="LEVEL",
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL (default INFO)")  # fmt: skip
 
@@ -46,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if not url or sys.stdin.isatty():
         raise SupervisorError(
             "supervisord starts this command, as an [eventlistener] with events=TICK_5, and needs "
-            f"an [unix_http_server] section ({_URL} is {'set' if url else 'not set'}): see the "
+            f"a [unix_http_server] section ({_URL} is {'set' if url else 'not set'}): see the "
             "output of `greenq deploy supervisord`"
         )
-    # Between a stop and a start, supervisord's TERM must not interrupt: the worker would stay
+    # Supervisord's TERM must not interrupt between a stop and a start, or the worker would stay
     # stopped.
     signal.signal(signal.SIGTERM, lambda *_signal: sys.exit(0))
     log.setup(args.loglevel)

@@ -10,8 +10,6 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import greenq
-from greenq import log
-from greenq.autoreload import Sources, app_folders, require_watchfiles
 from greenq.cli.common import log_style
 from greenq.cli.load import find_app, import_tasks
 from greenq.cli.pidfile import pid_file
@@ -22,8 +20,10 @@ from greenq.config.node_names import file_name, node_name
 from greenq.errors import GreenqError
 from greenq.protocol.text import printable
 from greenq.signals import after_setup_logger, after_setup_task_logger, setup_logging
+from greenq.upkeep.autoreload import Sources, app_folders, require_watchfiles
+from greenq.utils import log
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     import argparse
@@ -37,16 +37,16 @@ _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 # A shell's exit code for a program ended by SIGINT.
 _INTERRUPTED = 130
 
-# How many tasks the banner names; the rest are counted.
+# How many tasks the banner names; the rest are only counted.
 _SHOWN_TASKS = 30
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a worker until it is stopped; errors in its set-up are raised as GreenqError.
+    """Run a worker until it is stopped; errors in its setup are raised as GreenqError.
 
-    If the worker is to restart, so does the process, and this function never returns.
+    If the worker is to restart, the process restarts, and this function never returns.
     """
-    # Before any file is opened or any module imported.
+    # This comes before any file is opened or any module is imported.
     drop_rights(args.uid, args.gid)
     if args.workdir:
         os.chdir(args.workdir)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
-    """Run a worker, and return its exit code; None if the process is to restart."""
+    """Run a worker and return its exit code; None if the process is to restart."""
     try:
         worker = _run(args, node)
     except GreenqError as exc:
@@ -75,10 +75,10 @@ def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
 
 
 def _wait_for_change(error: GreenqError) -> bool:
-    """Report why the worker could not start, and wait for a change; False after Ctrl-C."""
+    """Report why the worker could not start, and wait for a change; return False after Ctrl-C."""
     lines = f"greenq worker: {error}".split("\n")
     sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
-    sys.stderr.write("greenq worker: waiting for a change of a source file\n")
+    sys.stderr.write("greenq worker: waiting for a source file to change\n")
     try:
         Sources(app_folders()).wait(interrupts=True)
     except KeyboardInterrupt:
@@ -87,9 +87,9 @@ def _wait_for_change(error: GreenqError) -> bool:
 
 
 def _run(args: argparse.Namespace, node: str) -> Worker:
-    """Run a worker until it is stopped; return it."""
+    """Run a worker until it is stopped, and return it."""
     app = find_app(args.app)
-    # Before our own logging set-up, which the framework's set-up would undo.
+    # This comes before our own logging setup, which the framework's setup would undo.
     app.set_up_framework()
     app.conf.update_from("command line", _settings(app, args))
     options = read_custom(args, app.user_options["worker"])
@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
     # saves a sixth of a task's cost with ten thousand in flight.
     gc.collect()
     gc.freeze()
-    # Ignored between the worker's end and its restart, until the new one handles it.
+    # SIGHUP is ignored between the worker's end and its restart, until the new one handles it.
     hold_hangups()
     redirects = settings.worker_redirect_stdouts and not is_set_up_by_receivers
     try:

@@ -38,15 +38,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=argument_types.modules,
         default=(),
         metavar="A,B",
-        help="task modules to import besides the app's",
+        help="task modules to import in addition to the app's",
     )
     add("--workdir", metavar="DIR", help="change to this folder first")
     add(
         "--uid",
         metavar="USER",
-        help="as root: become this user, with its groups, before anything is opened",
+        help="if started as root, become this user, with its groups, before anything is opened",
     )
-    add("--gid", metavar="GROUP", help="the same with this group instead of the user's own")
+    add("--gid", metavar="GROUP", help="likewise, with this group instead of the user's own")
     _add_work_options(parser.add_argument_group("tasks"))
     _add_restart_options(parser.add_argument_group("restarts"))
     _add_cluster_options(parser.add_argument_group("cluster"))
@@ -82,7 +82,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="take from task_queues, except these",
+        help="take from task_queues except for these",
     )
     add("-c", "--concurrency", type=argument_types.count, metavar="N", help="maximum tasks at once")
     add(
@@ -101,7 +101,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         "--prefetch-multiplier",
         type=argument_types.count,
         metavar="N",
-        help="messages held per greenlet (default 1)",
+        help="number of messages held per greenlet (default 1)",
     )
     add("--time-limit", type=argument_types.seconds, metavar="S", help="end tasks that run longer")
     add(
@@ -137,13 +137,13 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "--max-memory-per-child",
         type=argument_types.memory,
         metavar="SIZE",
-        help="the same at this resident memory, such as 512M or 2G; a plain number is in KiB",
+        help="likewise at this resident memory, such as 512M or 2G; a plain number is in KiB",
     )
     add(
         "--max-lifetime",
         type=argument_types.lifetime,
         metavar="TIME",
-        help="the same after this time, such as 12h; a plain number is in seconds",
+        help="likewise after this time, such as 12h; a plain number is in seconds",
     )
 
 
@@ -172,7 +172,7 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "--health",
         dest="health_address",
         metavar="ADDRESS",
-        help="serve health probes on a port, HOST:PORT or unix:PATH (see `greenq health`)",
+        help="serve health probes on this port, HOST:PORT or unix:PATH (see `greenq health`)",
     )
     add(
         "--metrics-port",
@@ -194,7 +194,7 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "control": "take no remote commands",
     }
     for step, text in without.items():
-        # Control also has a setting, which applies if this option is not given.
+        # Remote control also has a setting, which applies if this option is not given.
         default = None if step == "control" else True
         add(f"--without-{step}", dest=step, action="store_false", default=default, help=text)
 
@@ -237,9 +237,9 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
     An unknown option ends the program with a suggestion of the nearest one.
 
     Args:
-        args: as parsed; `args.rest` contains the remaining arguments, `args.parser` the worker's
-          parser.
-        options: from ``app.user_options["worker"]``.
+        args: the parsed arguments; `args.rest` contains the remaining arguments, `args.parser` the
+            worker's parser.
+        options: the options in ``app.user_options["worker"]``.
 
     Raises:
         ConfigError: an option of the app has the same name as one of the worker's.
@@ -251,7 +251,7 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
         except argparse.ArgumentError as exc:
             raise _make_error(option, exc.message) from None
         if getattr(added, "dest", None) in known:
-            raise _make_error(option, "greenq has an option of this name; choose another dest")
+            raise _make_error(option, "greenq has an option with this name; choose another dest")
     args.parser.parse_args(args.rest, args)
     return {name: value for name, value in vars(args).items() if name not in known}
 

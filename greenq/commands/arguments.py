@@ -1,4 +1,4 @@
-"""Checked arguments of remote control requests, which come from anyone who may publish."""
+"""Checked arguments of remote control requests, which may come from anyone allowed to publish."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SIZE = Whole(1, 1_000_000)
 PAGE = 1000
 """A list in a reply is at most this long unless the request asks for more."""
 
-# The most values in one request: as many task ids as a worker remembers as revoked.
+# The maximum number of values in one request: as many task ids as a worker remembers as revoked.
 _MAX_TEXTS = 50_000
 
-# No accepted number has this many digits.
+# Accepted numbers have fewer digits than this.
 _MAX_DIGITS = 20
 
 
@@ -38,7 +38,7 @@ def texts(value: object) -> list[str]:
 
 
 def text(name: str, value: object, rule: Rule = KEY) -> str:
-    """Return an argument as text; a number may stand for a name.
+    """Return an argument as text; a name may be given as a number.
 
     Raises:
         ValueError: `rule` does not accept it: it is too long, or the server cannot store it.

@@ -13,8 +13,8 @@ from greenq.protocol.rate import parse_rate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
-    from greenq.worker_parts import Parts
+    from greenq.running.request import Request
+    from greenq.worker_parts.parts import Parts
 
 _AUTOSCALED = "{} is not supported with autoscale. Adjust autoscale range instead."
 
@@ -27,7 +27,7 @@ def revoke(
     signal: object = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Discard tasks that arrive or wait in this worker; `terminate` also ends running ones."""
+    """Discard arriving and waiting tasks in this worker; `terminate` also ends running ones."""
     ids = set(texts(task_id))
     worker.state.revoked.update(ids)
     worker.tasks.revoke(ids=ids)
@@ -132,7 +132,7 @@ def time_limit(
     soft: float | None = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Change a task's own time limits, 0 for the settings'; running ones keep their limits."""
+    """Change a task's own time limits (0: the settings' limits), except for running tasks."""
     hard, soft = (None if limit in (0, 0.0) else limit for limit in (hard, soft))
     if task_name not in worker.app.tasks:
         return error("unknown task")
@@ -165,7 +165,7 @@ def _resize(worker: Parts, name: str, by: int, reply: str) -> dict[str, object]:
 
 @control_command(signature="")
 def pool_restart(worker: Parts, **_ignored: Any) -> dict[str, object]:
-    """Refuse: a pool of greenlets has no processes to restart."""
+    """Refuse, since a pool of greenlets has no processes to restart."""
     raise ValueError("Pool restarts not enabled")
 
 
@@ -221,7 +221,7 @@ def election(worker: Parts, id: str, topic: str, action: object = None, **_ignor
 
 @control_command()
 def shutdown(worker: Parts, msg: str = "Got shutdown from remote", **_ignored: Any) -> object:
-    """Stop warm. Sends no reply."""
+    """Stop after running tasks have finished; send no reply."""
     worker.life.stop(text("msg", msg))
     return NO_REPLY
 
@@ -232,4 +232,4 @@ def drain(worker: Parts, on: bool = True) -> dict[str, object]:
     worker.tasks.drain(bool(on))
     if not on:
         return ok("takes tasks again")
-    return ok(f"draining: {worker.pool.running} tasks run")
+    return ok(f"draining: {worker.pool.running} tasks are running")

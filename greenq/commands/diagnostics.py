@@ -17,9 +17,9 @@ from greenq.commands.registry import inspect_command
 from greenq.diagnostics.stacks import describe
 
 if TYPE_CHECKING:
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
-# At most this many disagreeing records are shown.
+# The maximum number of disagreeing records that are shown.
 _RECORDS = 100
 
 
@@ -71,7 +71,7 @@ def _megabytes(size_bytes: int) -> str:
 
 @inspect_command(urgent=True, args=[("limit", int)], signature="[limit=100]")
 def greenlets(worker: Parts, limit: int = 100) -> dict[str, Any]:
-    """Show what each running task waits for; for the oldest, also age, hub time and stack."""
+    """Show what each running task waits for and, for the oldest, age, hub time and stack."""
     hub_s_of = worker.pool.hub_time.hub_s_of
     now = time.monotonic()
     return describe(worker.pool.active, limit=number("limit", limit), now=now, hub_s_of=hub_s_of)
@@ -97,9 +97,9 @@ def autoscale_log(worker: Parts) -> list[dict[str, object]]:
 def records(worker: Parts) -> dict[str, object]:
     """Compare the messages that the server holds for this worker with those that it knows.
 
-    At rest both are the same. ``held`` and ``known`` are the numbers of messages; ``unknown`` lists
-    tags that only the server has; ``missing`` lists ids of tasks that only the worker knows, since
-    they were given to other workers.
+    When the worker is at rest, both are the same. ``held`` and ``known`` are the numbers of
+    messages; ``unknown`` lists tags that only the server has; ``missing`` lists ids of tasks that
+    only the worker knows, since they were given to other workers.
     """
     broker = worker.app.transport.broker
     found = broker.tags_of(broker.client, worker.owner.incarnation)

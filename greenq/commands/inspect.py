@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from greenq import __version__
 from greenq.commands.arguments import PAGE, number, page_of, texts
 from greenq.commands.registry import inspect_command, ok
 from greenq.config import validators
@@ -20,19 +19,20 @@ from greenq.errors import ContentDisallowed, DecodeError, NotRegistered
 from greenq.protocol.envelope import header
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import saferepr
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.transport.fetch import Delivery
+from greenq.utils.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.task import Task
-    from greenq.worker_parts import Parts
+    from greenq.app import Task
+    from greenq.worker_parts.parts import Parts
 
-# Arguments of larger messages are shown as text.
+# The arguments of larger messages are shown as text.
 _SHOWN_BYTES = 16_384
 
-# At most this many parked messages are searched for an id.
+# The maximum number of parked messages that are searched for an id.
 _SEARCHED = 20_000
 
 # The attributes of a task that `registered` may show.
@@ -56,8 +56,8 @@ def ping(worker: Parts, **_ignored: Any) -> dict[str, object]:
 def status(worker: Parts) -> dict[str, object]:
     """Summarize the worker's state.
 
-    ``held``: by queue, the number of messages that wait in this worker for their ETA, a retry's
-    countdown, a rate limit or a slot.
+    ``held`` is, for each queue, the number of messages that are waiting in this worker for their
+    ETA, a retry's countdown, a rate limit or a slot.
     """
     held = dict.fromkeys(worker.queues.names, 0)
     for request in list(worker.state.reserved.values()):
@@ -84,7 +84,7 @@ def status(worker: Parts) -> dict[str, object]:
 
 @inspect_command(urgent=True)
 def report(worker: Parts) -> dict[str, object]:
-    """Return a text about software, machine and settings."""
+    """Return a text about the software, the machine and the settings."""
     config = worker.app.config
     lines = [
         f"software -> greenq:{__version__} py:{platform.python_version()}",
@@ -101,7 +101,7 @@ def report(worker: Parts) -> dict[str, object]:
 @inspect_command(alias="dump_conf", urgent=True, signature="[include_defaults=False]",
     args=[("with_defaults", bool)])  # fmt: skip
 def conf(worker: Parts, with_defaults: bool = False, **_ignored: Any) -> dict[str, object]:
-    """Return the changed settings, passwords masked; all settings `with_defaults`."""
+    """Return the changed settings, or all of them `with_defaults`; passwords are masked."""
     return _settings(worker.app.config, with_defaults=bool(with_defaults))
 
 
@@ -129,13 +129,13 @@ def _plain(value: object) -> object:
 
 @inspect_command(urgent=True)
 def stats(worker: Parts, **_ignored: Any) -> dict[str, object]:
-    """Return totals, pool, broker and resource usage."""
+    """Return totals, and data about the pool, the broker and resource usage."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     found: dict[str, object] = {
         **worker.life.info(),
         "total": dict(worker.state.total),
         "pid": os.getpid(),
-        # Text, as Celery's.
+        # This is text, as in Celery.
         "clock": str(worker.state.clock.value),
         "uptime": round(worker.uptime_s),
         "pool": {**worker.pool.info(), "timeouts": [0, 0]},
@@ -210,7 +210,7 @@ def active(worker: Parts, safe: bool = False, **_ignored: Any) -> list[dict[str,
 def reserved(
     worker: Parts, limit: int = PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List a page of the tasks that wait in this worker for their rate limit or a slot."""
+    """List a page of the tasks here that await a slot or are held back by a rate limit."""
     return [_info(worker, request) for request in page_of(worker.tasks.waiting(), limit, offset)]
 
 
@@ -218,10 +218,11 @@ def reserved(
 def scheduled(
     worker: Parts, limit: int = PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List a page of the tasks that wait for their ETA.
+    """List a page of the tasks that are waiting for their ETA.
 
-    First come those that wait in this worker, soonest first, then those parked on the server from
-    this worker's queues. Every worker of these queues lists the latter and may run them.
+    Those waiting in this worker come first, soonest first, followed by those parked on the server
+    from this worker's queues. Every worker that takes from these queues lists the latter and may
+    run them.
     """
     held = worker.tasks.scheduled()
     limit, offset = number("limit", limit), number("offset", offset)
@@ -236,7 +237,7 @@ def scheduled(
 
 
 def _parked(worker: Parts, due: float, queue: str, raw: bytes) -> dict[str, object]:
-    """Describe a parked message like a waiting one; an unreadable one by its id and name."""
+    """Describe a parked message like a waiting one, but an unreadable one by its id and name."""
     try:
         eta = datetime.fromtimestamp(due, UTC).isoformat()
     except (ValueError, OverflowError, OSError):
@@ -265,7 +266,7 @@ def query_task(worker: Parts, ids: object, **_ignored: Any) -> dict[str, list[ob
             where = "active" if is_running else held
             found[request.message.id] = [where, _info(worker, request)]
     missing = wanted - found.keys()
-    # Only the hub may use these connections; a blocked hub cannot.
+    # Only the hub may use these connections, which a blocked hub cannot do.
     if missing and worker.watch.blocking_now() is None:
         found |= _find_parked(worker, missing)
     return found
@@ -287,7 +288,7 @@ def _find_parked(worker: Parts, wanted: set[str]) -> dict[str, list[object]]:
 
 
 def _info(worker: Parts, request: Request, *, safe: bool = False) -> dict[str, object]:
-    """Describe a request; its arguments as text if `safe` or if they are large."""
+    """Describe a request, with its arguments as text if `safe` or if they are large."""
     message = request.message
     hides = not worker.app.config.worker.worker_show_arguments
     safe = safe or hides or len(request.delivery.raw) > _SHOWN_BYTES

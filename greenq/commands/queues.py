@@ -1,4 +1,4 @@
-"""Commands about queues: which ones a worker takes from, and pausing them."""
+"""Commands about queues: listing and changing those a worker takes from, and pausing them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from greenq.transport.broker import own_binding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 
 @inspect_command(urgent=True)
 def active_queues(worker: Parts) -> list[dict[str, object]]:
-    """List the queues that this worker takes from, broadcast queues included."""
+    """List the queues that this worker takes from, including broadcast queues."""
     queues = worker.queues
     return [
         *(_queue(name, queues.bindings_of(name), *queues.limits_of(name)) for name in queues.names),
@@ -104,7 +104,7 @@ def cancel_consumer(worker: Parts, queue: str, **_ignored: Any) -> dict[str, obj
 
 @control_command(args=[("queue", str)], signature="<queue>")
 def pause(worker: Parts, queue: str, by: str | None = None) -> dict[str, object]:
-    """Stop all greenq workers from taking from a queue until `resume`; stored on the server."""
+    """Stop all greenq workers from taking from a queue until `resume`; the server stores this."""
     queue = text("queue", queue)
     worker.app.transport.broker.pause(queue, text("by", by or worker.hostname))
     worker.queues.look_for_pauses()

@@ -4,7 +4,7 @@
     def double_pool(worker, n=1): ...
 
 A command takes the worker's `Parts` and keyword arguments and returns the reply. It runs in the
-hub's thread and may switch, but the next requests wait meanwhile. An exception becomes an error
+hub's thread and may switch, but other requests wait in the meantime. An exception becomes an error
 reply.
 """
 
@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from greenq.protocol.text import cut
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from greenq.worker_parts import Parts
-
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
-# At most this much of an unknown command's name is compared and shown.
+# The maximum length of an unknown command's name that is compared and shown.
 _COMPARED_CHARS = 100
 
 
@@ -33,11 +31,11 @@ class Command:
 
     Attributes:
         name: the name that requests use.
-        kind: an inspect command only reads, a control command changes something.
-        call: takes the worker's parts and the keyword arguments, returns the reply.
+        kind: an inspect command only reads; a control command changes something.
+        call: takes the worker's parts and the keyword arguments, and returns the reply.
         args: (name, type) of its positional arguments, for command lines.
         signature: the arguments as shown in help.
-        urgent: any thread may run it, also while the hub is blocked.
+        urgent: any thread may run it, even while the hub is blocked.
     """
 
     name: str
@@ -56,7 +54,7 @@ class Panel:
         self._commands: dict[str, Command] = {}
 
     def add(self, command: Command, aliases: Iterable[str] = ()) -> None:
-        """Register a command; it replaces one of the same name."""
+        """Register a command; it replaces one with the same name."""
         for name in (command.name, *aliases):
             self._commands[name] = command
 
@@ -70,7 +68,7 @@ class Panel:
         command = self._commands.get(name)
         return command is not None and command.kind == "control"
 
-    def run(self, name: str, worker: Parts, arguments: Mapping[str, Any]) -> Any:
+    def run(self, name: str, worker: object, arguments: Mapping[str, Any]) -> Any:
         """Run a command and return its reply.
 
         Raises:
@@ -104,12 +102,12 @@ def inspect_command(
     """Register a read-only function as a command; its first argument is the worker's parts.
 
     Args:
-        name: the command's name, if not the function's.
+        name: the command's name, if it differs from the function's.
         alias: a second name.
         args: (name, type) of each positional argument, for command lines.
         signature: the arguments as shown in help.
-        urgent: it reads only data that any thread may read, so it is answered even while the hub is
-          blocked.
+        urgent: the function reads only data that any thread may read, so the command is answered
+            even while the hub is blocked.
     """
     return _adder("inspect", name, alias, args, signature, urgent=urgent)
 

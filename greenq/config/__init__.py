@@ -1,4 +1,4 @@
 """Settings: names, defaults, checks, and their sources.
 
-Used by all layers above; imports only errors.
+All layers above use this package, which imports only errors.
 """

@@ -30,13 +30,13 @@ _AMQP = "not needed: it concerns AMQP, and greenq uses only Redis and Valkey"
 _BROKER_PART = "use broker_url instead, as in redis://user:password@host:6379/0"
 _RESULT_PART = "no effect: give it in result_backend, as in redis://user:password@host:6379/0"
 _RESULT_SOCKET = (
-    "not needed: the timeouts in broker_transport_options apply to the results server, too"
+    "not needed: the timeouts in broker_transport_options also apply to the results server"
 )
 _WRITTEN_AGAIN = "not needed: results are written again until the server has them"
 _CHORDS = "not needed: nothing waits for a chord; its last part sends the body"
 _APART = "not supported; separate clusters by global_keyprefix in broker_transport_options instead"
-_SIGNED = "use security_signing_key instead, which signs results and remote control, too"
-_NO_CHILDREN = "not needed: tasks are greenlets in one process, there are no child processes"
+_SIGNED = "use security_signing_key instead, which also signs results and remote control"
+_NO_CHILDREN = "not needed: tasks are greenlets in one process; there are no child processes"
 _MAILBOXES = "not needed: the queues of remote control and events disappear with their readers"
 
 _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
@@ -298,7 +298,7 @@ SETTINGS: Final[Mapping[str, Foreign]] = {
     for advice, names in groups
     for name, default in names.items()
 }
-"""Every Celery setting that greenq does not have."""
+"""All Celery settings that greenq does not have."""
 
 _AGREE = "not supported: greenq uses Celery's own name"
 _RECONNECTS = "not needed: set broker_connection_max_retries and task_publish_retry_policy instead"
@@ -338,7 +338,7 @@ SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
     "expiration": Foreign(None, False, "use expires instead"),
     "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
     "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
-    "now": Foreign(None, False, "not supported: countdown and expires count from the sending"),
+    "now": Foreign(None, False, "not supported: countdown and expires start when the task is sent"),
     "origin": Foreign(None, False, _ENVELOPE),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
@@ -365,10 +365,12 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     "link": Foreign(None, False, _LINKS),
     "link_error": Foreign(None, False, _LINKS),
     "mandatory": Foreign(None, False, "it concerns AMQP"),
-    "resultrepr_maxsize": Foreign(1024, False, "representations of results have a fixed limit"),
+    "resultrepr_maxsize": Foreign(1024, False, "the length of result representations is fixed"),
     "retry_on_worker_lost": Foreign(None, False, "use reject_on_worker_lost instead"),
-    "send_events": Foreign(True, False, "a worker sends events for all tasks or for none (-E)"),
-    "trail": Foreign(True, False, "a task's children are all the tasks it has sent"),
+    "send_events": Foreign(
+        True, False, "a worker sends events either for all tasks or for none (-E)"
+    ),
+    "trail": Foreign(True, False, "a task's children are all the tasks that it has sent"),
 }
 """The same for the options of ``@app.task``."""
 
@@ -399,10 +401,10 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "acks_on_failure": _ONE_SETTING,
         "acks_on_timeout": _ONE_SETTING,
         "on_replace": "override replace() instead",
-        "resultrepr_maxsize": "representations of results have a fixed limit",
+        "resultrepr_maxsize": "the length of result representations is fixed",
         "retry_on_worker_lost": "use reject_on_worker_lost instead",
-        "send_events": "a worker sends events for all tasks or for none (-E)",
-        "trail": "a task's children are all the tasks it has sent",
+        "send_events": "a worker sends events either for all tasks or for none (-E)",
+        "trail": "a task's children are all the tasks that it has sent",
     },
     "Greenq": {
         **dict.fromkeys(
@@ -429,7 +431,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "add_defaults": "use app.conf.update instead",
         "annotations": "use app.conf.task_annotations instead",
         "bugreport": "run `greenq report` instead",
-        "config_from_cmdline": "give settings by the environment: GREENQ_TASK_ACKS_LATE=false",
+        "config_from_cmdline": "give settings in the environment: GREENQ_TASK_ACKS_LATE=false",
         "default_connection": _NO_CONNECTION,
         "default_producer": _NO_CONNECTION,
         "either": "read app.conf instead",
@@ -458,7 +460,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 class _NotHere:
-    """An attribute that raises an AttributeError saying what to do instead; `hasattr` is false."""
+    """An attribute that raises an AttributeError with advice on what to use; `hasattr` is false."""
 
     def __init__(self, advice: str) -> None:
         self.advice = advice
@@ -503,7 +505,7 @@ def modern_name(name: str, known: Mapping[str, object]) -> str | None:
     """Return the current name of a setting given in an old spelling, or None.
 
     Args:
-        name: as written: ``CELERYD_CONCURRENCY``, ``BROKER_URL``, ``ACKS_LATE``.
+        name: the name as written, such as ``CELERYD_CONCURRENCY``, ``BROKER_URL`` or ``ACKS_LATE``.
         known: greenq's settings.
     """
     low = name.lower()

@@ -1,4 +1,4 @@
-"""Objects that settings name by their full names, module included."""
+"""Objects that settings name by their full names, including the module."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from greenq import suggest
 from greenq.config import celery_names
 from greenq.config.settings import SECTIONS, Config, nearest, unknown_reason
 from greenq.config.validators import shown
 from greenq.errors import ConfigError, Problem
+from greenq.utils import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "GREENQ_"
 _NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
 
-# Celery reads these from the environment; greenq does, too, when nothing else sets them.
+# Celery reads these from the environment; so does greenq, when nothing else sets them.
 CELERY_ENV: Final = {"CELERY_BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend"}
 _CELERY_URLS: Final = frozenset({"CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"})
 
-# Kubernetes sets these in each container for every service, such as one called greenq(-web).
+# Kubernetes sets variables like these in each container for every service, such as one called
+# greenq(-web).
 _KUBERNETES: Final = re.compile(
     r"GREENQ(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -142,7 +143,7 @@ class _SourceReader:
         old = modern is not None and (bool(prefix) or _OLD.match(setting) is not None)
         near = nearest(setting)
         if old and modern is not None:
-            self._refuse(name, value, f"is an old name, now {_spell(modern, prefix)}")
+            self._refuse(name, value, f"is an old name; it is now {_spell(modern, prefix)}")
         elif near is not None:
             reason = "greenq has no such setting; did you mean " + _spell(near, prefix)
             self._refuse(name, value, f"{reason}?")
@@ -153,7 +154,7 @@ class _SourceReader:
     def _other_spelling(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object]
     ) -> None:
-        """Refuse a setting in upper case, unless it is also given in lower case."""
+        """Refuse a setting in upper case unless it is also given in lower case."""
         if _OLD.match(name):
             setting = celery_names.modern_name(name, _KNOWN)
             if setting is None:
@@ -169,7 +170,7 @@ class _SourceReader:
     def _outside(
         self, name: str, read: Callable[[], Any], found: Mapping[str, object], prefix: str
     ) -> None:
-        """Refuse an old Celery name outside the namespace, unless it is also given inside it."""
+        """Refuse an old Celery name outside the namespace unless it is also set inside it."""
         if not _OLD.match(name) and not name.startswith("BROKER_"):
             return
         setting = celery_names.modern_name(name, _KNOWN)
@@ -184,7 +185,7 @@ _KNOWN: Final[Mapping[str, object]] = dict.fromkeys(_NAMES)
 
 
 def _spell(setting: str, prefix: str) -> str:
-    """Write a setting's name as a source with that prefix spells it."""
+    """Return a setting's name as a source with that prefix spells it."""
     return prefix + setting.upper() if prefix else setting
 
 
@@ -197,7 +198,8 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # A module missing inside the one that the path names is that module's own error.
+        # If another module is missing inside the one that the path names, that is that module's own
+        # error.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise
@@ -277,6 +279,6 @@ def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[
     setting = variable.removeprefix("CELERY_").lower()
     modern = setting if setting in _NAMES else celery_names.modern_name(variable, _KNOWN)
     if modern in _NAMES:
-        # Not refused: a program may read it itself, for example in Django's settings.
+        # It is not refused, since a program may read it itself, for example in Django's settings.
         own = f"{ENV_PREFIX}{str(modern).upper()}"
         notes.append(f"{variable} in the environment is not read; {own} would be")

@@ -28,7 +28,7 @@ def file_name(pattern: str, node: str) -> str:
     """Return the file name that ``--logfile`` or ``--pidfile`` gives for the worker `node`.
 
     ``%p`` is the node name, ``%n`` its part before the @, ``%h`` its host, ``%d`` the host's
-    domain, ``%i`` 0, ``%I`` empty, ``%%`` a percent sign; other text is unchanged.
+    domain, ``%i`` 0, ``%I`` empty, ``%%`` a percent sign; other text is left unchanged.
     """
     name, _, host = node.partition("@")
     return _fill(pattern, _of_host(host) | {"n": name, "p": node})

@@ -1,15 +1,12 @@
-"""Queues, and the exchanges that lead to them, as `task_queues` names them."""
+"""Queues and the exchanges that lead to them, as `task_queues` names them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenq.config.validators import Validator, or_default, parse_json, seconds, text, texts, whole
-
-if TYPE_CHECKING:
-    from greenq.config.settings import TaskConfig
 
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 
@@ -29,21 +26,22 @@ _LIMITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Where a message is published; its bindings decide which queues get it.
+    """A place where messages are published; its bindings decide which queues get them.
 
     Attributes:
         name: the same for senders and workers, Celery's included.
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
-    Raises: ValueError: the name is not text, or the type does not exist.
+    Raises:
+        ValueError: the name is not text, or the type does not exist.
     """
 
     name: str
     type: str = "direct"
 
     def __post_init__(self) -> None:
-        """Check name and type."""
+        """Check the name and the type."""
         try:
             _name(self.name)
         except ValueError as error:
@@ -91,7 +89,8 @@ class Queue:
         weight: how many turns the queue gets for each turn of the others, 1 to 10; only if
             `queue_order_strategy` is ``round_robin``.
 
-    Raises: ValueError: a value is wrong; the error names it.
+    Raises:
+        ValueError: a value is wrong; the error names it.
     """
 
     name: str
@@ -128,7 +127,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, that of its own exchange first; only for a queue of `declared`."""
+        """All bindings, starting with that of its own exchange; only for a queue of `declared`."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -136,15 +135,16 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast queue: every worker consuming it at the time receives each message.
+    """A broadcast queue: each message goes to every worker that is consuming it at the time.
 
     Attributes:
         name: the name that senders and routes use.
         exchange: the name of its fanout exchange; "" means `name`.
-        routing_key: that of its messages; None means `task_default_routing_key`. A worker gets
-            the messages sent with the same key, and ``#`` stands for any text.
+        routing_key: the routing key of its messages; None means `task_default_routing_key`. A
+            worker gets the messages sent with the same key, and ``#`` stands for any text.
 
-    Raises: ValueError: the name is not text or is empty.
+    Raises:
+        ValueError: the name is not text or is empty.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Broadcast:
         """Check the names."""
         _name(self.name)
         _any_text(self.exchange)
-        # On Redis it becomes a pattern of channels, and only its end may be open.
+        # On Redis the key becomes a pattern for channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
             raise ValueError(f"broadcast {self.name!r}: # may only end its routing key")
 
@@ -165,7 +165,7 @@ class Broadcast:
 
 
 def check_type(kind: str) -> str:
-    """Return the type of an exchange if a type of this name exists.
+    """Return the type of an exchange if a type with this name exists.
 
     Raises:
         ValueError: no such type exists.
@@ -181,13 +181,13 @@ def check_type(kind: str) -> str:
 
 
 def queue() -> Validator:
-    """Accept the name of a queue, a `Queue`, a `Broadcast`, or, as Celery does, kombu's objects."""
+    """Accept the name of a queue, a `Queue`, a `Broadcast` or, as Celery does, kombu's objects."""
 
     def accept(value: object) -> str | Queue | Broadcast:
         if isinstance(value, str) and value:
             return value
         if isinstance(value, Queue):
-            return _broadcast_or(value)
+            return broadcast_or(value)
         if isinstance(value, Broadcast):
             return value
         if hasattr(value, "exchange") and getattr(value, "name", None):
@@ -237,7 +237,7 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             "expires, max_length and weight"
         )
     # As in Celery: in this form the name is the routing key unless one is given.
-    return _broadcast_or(Queue(name, exchange, routing_key or name, **given))
+    return broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
 def _of_kombu(queue: Any) -> Queue | Broadcast:
@@ -254,7 +254,7 @@ def _of_kombu(queue: Any) -> Queue | Broadcast:
     ]
     # Kombu keeps them in a set.
     bindings.sort(key=lambda each: (each.exchange.name, each.routing_key))
-    return _broadcast_or(
+    return broadcast_or(
         Queue(
             name,
             _exchange_of_kombu(queue.exchange),
@@ -271,7 +271,7 @@ def _exchange_of_kombu(exchange: Any) -> Exchange | None:
     return Exchange(name, getattr(exchange, "type", None) or "direct") if name else None
 
 
-def _broadcast_or(queue: Queue) -> Queue | Broadcast:
+def broadcast_or(queue: Queue) -> Queue | Broadcast:
     """Return a `Broadcast` for a queue of a fanout exchange: on Redis it is a channel."""
     exchange = queue.exchange
     if not isinstance(exchange, Exchange) or exchange.type != "fanout":
@@ -279,30 +279,3 @@ def _broadcast_or(queue: Queue) -> Queue | Broadcast:
     if queue.bindings:
         raise ValueError(f"queue {queue.name!r} of a fanout exchange cannot have other bindings")
     return Broadcast(queue.name, exchange.name, queue.routing_key)
-
-
-def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
-    """Return the queues of the settings by name, each with its exchange and its routing key.
-
-    A queue given as a name has its own exchange, whose name and routing key are the queue's name. A
-    `Queue` without an exchange has the default one.
-    """
-    default = config.task_default_exchange or config.task_default_queue
-    exchange = Exchange(default, config.task_default_exchange_type)
-    key = config.task_default_routing_key or config.task_default_queue
-    given: Iterable[str | Queue | Broadcast] = config.task_queues
-    if not config.task_queues:
-        given = [_broadcast_or(Queue(config.task_default_queue, exchange, key))]
-
-    def complete(queue: str | Queue | Broadcast) -> Queue | Broadcast:
-        if isinstance(queue, str):
-            return Queue(queue, Exchange(queue), queue)
-        if isinstance(queue, Broadcast):
-            own_key = key if queue.routing_key is None else queue.routing_key
-            return replace(queue, exchange=queue.exchange or queue.name, routing_key=own_key)
-        own = replace(
-            queue, exchange=queue.exchange or exchange, routing_key=queue.routing_key or key
-        )
-        return _broadcast_or(own)
-
-    return {str(each): complete(each) for each in given}

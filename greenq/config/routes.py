@@ -19,14 +19,14 @@ from greenq.config.validators import (
 )
 
 Table = Mapping[str | re.Pattern[str], Mapping[str, Any]]
-"""Options by task name, glob or regular expression."""
+"""Send options by task name, glob or regular expression."""
 
 Router = Table | str | Callable[..., Any]
-"""A table, the full name of a router, or a router: a function, class or object."""
+"""A table, the full name of a router, or a router, which is a function, a class or an object."""
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name in this attribute, kombu's Broadcast in its alias.
+    # A Queue has its name in this attribute; kombu's Broadcast has it in its alias.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     return str(text().accept(name))
 
@@ -69,7 +69,7 @@ def route(what: str, given: object) -> Mapping[str, Any]:
 
 
 def routes() -> Validator:
-    """Accept one router or a list of them; the normal form is a tuple, its tables mappings."""
+    """Accept one router or a list of them; the normal form is a tuple, with tables as mappings."""
 
     def accept(value: object) -> tuple[Router, ...]:
         if isinstance(value, (str, Mapping)) or _is_router(value):
@@ -77,7 +77,7 @@ def routes() -> Validator:
         if isinstance(value, bytes) or not isinstance(value, Iterable):
             raise ValueError(_WANTED)
         routers = list(value)
-        # Celery also accepts a mapping as a list of pairs.
+        # Celery also accepts a mapping given as a list of pairs.
         if routers and all(_is_pair(each) for each in routers):
             routers = [dict(routers)]
         return tuple(_router(router) for router in routers)

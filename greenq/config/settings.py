@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
-from greenq import suggest
 from greenq.config import celery_names, queues, routes, validators
 from greenq.errors import ConfigError, Problem, UnknownSetting
+from greenq.utils import suggest
 
 DEFAULT_CONCURRENCY: Final = 1000
-"""Greenlets in the pool when `worker_concurrency` is not set."""
+"""The number of greenlets in the pool when `worker_concurrency` is not set."""
 
 _MIB: Final = 1024 * 1024
 # Redis limits text values to this size (proto-max-bulk-len).
@@ -46,14 +46,14 @@ def _names(section: type[Section]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Section:
-    """Base of all sections: checks and normalises every field and reports all problems at once.
+    """The base of all sections: checks and normalises the fields, and reports all problems at once.
 
     Raises:
         ConfigError: at least one field is wrong.
     """
 
     def __post_init__(self) -> None:
-        """Replace each value by its normal form."""
+        """Replace each value with its normalised form."""
         problems: list[Problem] = []
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -123,8 +123,8 @@ class TransportOptions(Section):
     priority_steps: tuple[int, ...] = _setting(
         validators.steps(),
         (0, 3, 6, 9),
-        "Priorities that have their own list, 0 the most urgent; all senders and workers must use "
-        "the same ones.",
+        "Priorities that have their own list, where 0 is the most urgent; all senders and "
+        "workers must use the same ones.",
     )
     queue_order_strategy: str = _setting(
         validators.choice("round_robin", "priority", "sorted"),
@@ -147,7 +147,7 @@ class TransportOptions(Section):
     socket_keepalive: bool = _setting(
         validators.flag(),
         True,
-        "Let the operating system detect connections whose other end is gone.",
+        "Let the operating system detect connections whose other end has gone.",
     )
     health_check_interval: float = _setting(
         validators.seconds(),
@@ -170,7 +170,8 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not as they end. "
+        "Give a chord's body the results in the order of its header, not in the order in which "
+        "tasks end. "
         "All workers must agree.",
     )
 
@@ -185,22 +186,24 @@ class RetryPolicy(Section):
     """
 
     max_retries: int | None = _setting(
-        validators.optional(validators.whole(0)), 3, "Retries at most; None never gives up."
+        validators.optional(validators.whole(0)),
+        3,
+        "Maximum number of retries; None means no limit.",
     )
     interval_start: float = _setting(
-        validators.seconds(), 0.0, "Wait before the first retry.", unit="s"
+        validators.seconds(), 0.0, "Time to wait before the first retry.", unit="s"
     )
     interval_step: float = _setting(
-        validators.seconds(), 0.2, "Added to the wait at every retry.", unit="s"
+        validators.seconds(), 0.2, "Time added to the wait at every retry.", unit="s"
     )
     interval_max: float = _setting(
-        validators.seconds(), 1.0, "Longest wait between two attempts.", unit="s"
+        validators.seconds(), 1.0, "Longest wait between attempts.", unit="s"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BrokerConfig(Section):
-    """Where the queues are and how to reach them."""
+    """Where the queues are, and how to reach them."""
 
     broker_url: str = _setting(
         validators.url(),
@@ -229,7 +232,8 @@ class BrokerConfig(Section):
     broker_connection_max_retries: int | None = _setting(
         validators.optional(validators.whole(0)),
         None,
-        "Attempts to reconnect to a lost server before the worker exits; None (Celery: 100) means "
+        "Maximum number of attempts to reconnect to a lost server before the worker exits; None "
+        "(Celery: 100) means "
         "no limit.",
     )
     broker_transport_options: TransportOptions = _setting(
@@ -254,36 +258,37 @@ class ResultConfig(Section):
     result_accept_content: tuple[str, ...] | None = _setting(
         validators.optional(validators.texts(validators.content())),
         None,
-        "Serializers accepted in results; None means `accept_content`, an empty list accepts none.",
+        "Serializers accepted in results; None means `accept_content`, and an empty list accepts "
+        "none.",
     )
     result_compression: str | None = _setting(
         validators.optional(validators.compression()),
         None,
-        "Compression of results; None means none.",
+        "Compression of results; None means no compression.",
     )
     result_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         86400.0,
-        "How long results are kept; None or 0 means without a limit.",
+        "How long results are kept; None or 0 means no limit.",
         unit="s",
     )
     result_failure_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long failures are kept; 0 means without a limit, None means `result_expires`.",
+        "How long failures are kept; 0 means no limit, and None means `result_expires`.",
         unit="s",
     )
     result_chord_expires: float | None = _setting(
         validators.optional(validators.lifetime()),
         None,
-        "How long a chord is kept after its last part has ended; 0 means no limit, None means "
-        "`result_expires`.",
+        "How long a chord is kept after its last part has ended; 0 means no limit, and None "
+        "means `result_expires`.",
         unit="s",
     )
     result_extended: bool = _setting(
         validators.flag(),
         False,
-        "Also store name, arguments, worker, retries and queue with a result.",
+        "Also store the name, arguments, worker, retries and queue with a result.",
     )
     result_backend_transport_options: ResultTransportOptions = _setting(
         _part(ResultTransportOptions), ResultTransportOptions(), "See its own table below."
@@ -295,7 +300,7 @@ class TaskConfig(Section):
     """Defaults for all tasks, and limits on their messages."""
 
     task_default_queue: str = _setting(
-        validators.text(), "celery", "Queue of tasks without a route."
+        validators.text(), "celery", "Queue for tasks without a route."
     )
     task_default_priority: int | None = _setting(
         validators.optional(validators.whole(0, 9)),
@@ -305,14 +310,14 @@ class TaskConfig(Section):
     task_queues: tuple[str | queues.Queue | queues.Broadcast, ...] = _setting(
         queues.queues(),
         (),
-        "The queues a worker consumes unless -Q names others: names, `Queue(name, ...)` with "
+        "The queues that a worker consumes unless -Q names others: names, `Queue(name, ...)` with "
         "bindings or limits, or `Broadcast(name)` for queues whose messages go to every worker; "
         "empty means the default queue.",
     )
     task_default_exchange: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Exchange of each `Queue` in `task_queues` without one; None means the name of the "
+        "Exchange of each `Queue` in `task_queues` that has none; None means the name of the "
         "default queue.",
     )
     task_default_exchange_type: str = _setting(
@@ -321,14 +326,15 @@ class TaskConfig(Section):
     task_default_routing_key: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Routing key of each `Queue` or `Broadcast` in `task_queues` without one; None means "
+        "Routing key of each `Queue` or `Broadcast` in `task_queues` that has none; None means "
         "the name of the default queue.",
     )
     task_routes: tuple[routes.Router, ...] = _setting(
         routes.routes(),
         (),
-        "Maps a task name, glob or regular expression to a queue name or to send options. Also a "
-        "router function, object or class, or its full name. In a list the first match applies; "
+        "Maps a task name, glob or regular expression to a queue name or to send options. It can "
+        "also be a router function, object or class, or its full name. In a list the first match "
+        "applies; "
         "within a mapping a full name takes precedence over patterns.",
     )
     task_annotations: tuple[object, ...] = _setting(
@@ -356,10 +362,10 @@ class TaskConfig(Section):
     task_compression: str | None = _setting(
         validators.optional(validators.compression()),
         None,
-        "Compression of task messages; None means none.",
+        "Compression of task messages; None means no compression.",
     )
     task_allow_error_cb_on_chord_header: bool = _setting(
-        validators.flag(), False, "`link_error` of a chord also links each task of its header."
+        validators.flag(), False, "`link_error` of a chord also applies to each task of its header."
     )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
@@ -368,13 +374,13 @@ class TaskConfig(Section):
     task_acks_late: bool = _setting(
         validators.flag(),
         True,
-        "Acknowledge a message after its task has run, not before: if the worker dies, the task "
-        "runs again elsewhere. (Celery: False.)",
+        "Acknowledge a message after its task has run rather than before, so that the task runs "
+        "again elsewhere if the worker dies. (Celery: False.)",
     )
     task_acks_on_failure_or_timeout: bool = _setting(
         validators.flag(),
         True,
-        "With late acknowledgement: also acknowledge after a failure or a time limit.",
+        "With late acknowledgement, also acknowledge after a failure or a time limit.",
     )
     task_reject_on_worker_lost: bool = _setting(
         validators.flag(),
@@ -399,13 +405,13 @@ class TaskConfig(Section):
     task_always_eager: bool = _setting(
         validators.flag(),
         False,
-        "For tests: sending a task runs it at once in the caller, without a server: `delay` and "
-        "`apply_async` return an `EagerResult`.",
+        "For tests: sending a task runs it immediately in the caller, without a server, and "
+        "`delay` and `apply_async` return an `EagerResult`.",
     )
     task_eager_propagates: bool = _setting(
         validators.flag(),
         False,
-        "A task that fails in the caller, by `apply` or with `task_always_eager`, raises its "
+        "A task that fails in the caller, run by `apply` or with `task_always_eager`, raises its "
         "exception there.",
     )
     task_store_eager_result: bool = _setting(
@@ -425,14 +431,14 @@ class TaskConfig(Section):
     task_soft_time_limit: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "SoftTimeLimitExceeded is raised, once, in a task that runs longer; None means no limit.",
+        "SoftTimeLimitExceeded is raised once in a task that runs longer; None means no limit.",
         unit="s",
     )
     task_default_rate_limit: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "How often each worker starts a task, for example 10/s, 100/m or 5/h, unless the task sets "
-        "its own limit; None means no limit.",
+        "How often each worker may start a task, for example 10/s, 100/m or 5/h, unless the task "
+        "sets its own limit; None means no limit.",
     )
     task_send_sent_event: bool = _setting(
         validators.flag(), False, "Senders publish a task-sent event for each task."
@@ -444,7 +450,10 @@ class TaskConfig(Section):
         _part(RetryPolicy), RetryPolicy(), "See its own table below."
     )
     task_default_retry_delay: float = _setting(
-        validators.seconds(), 180.0, "Wait before a retry without a countdown or ETA.", unit="s"
+        validators.seconds(),
+        180.0,
+        "Time to wait before a retry without a countdown or ETA.",
+        unit="s",
     )
     task_inherit_parent_priority: bool = _setting(
         validators.flag(), False, "Tasks sent by a task inherit its priority."
@@ -458,8 +467,9 @@ class TaskConfig(Section):
     task_max_body_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
-        "greenq's own. Largest task body, before and after decompression. A larger one becomes "
-        "a dead letter unread, as does a body with more than one value per 64 bytes of this "
+        "greenq's own. Maximum size of a task body, before and after decompression. A larger one "
+        "becomes a dead letter without being read, as does a body with more than one value per 64 "
+        "bytes of this "
         "limit.",
         unit="bytes",
     )
@@ -474,34 +484,35 @@ class TaskConfig(Section):
     task_dead_letter_expires: float = _setting(
         validators.lifetime(),
         30 * 86400.0,
-        "greenq's own. How long dead letters are kept; 0 means without a limit.",
+        "greenq's own. How long dead letters are kept; 0 means no limit.",
         unit="s",
     )
     task_max_result_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         64 * _MIB,
-        "greenq's own. Largest result. A task whose result is larger fails with an error that says "
-        "so; larger results are not read.",
+        "greenq's own. Maximum size of a result. A task whose result is larger fails with an "
+        "error that says so; larger results are not read.",
         unit="bytes",
     )
     enable_utc: bool = _setting(
         validators.flag(),
         True,
-        "Accepted for compatibility, no effect: times on the wire always carry their UTC offset.",
+        "Accepted for compatibility but has no effect: times on the wire always carry their UTC "
+        "offset.",
     )
     timezone: str = _setting(
         validators.timezone(),
         "UTC",
-        "Time zone in which times are written. Times without a zone are UTC, as in Celery.",
+        "Time zone in which times are written. Times without a zone are in UTC, as in Celery.",
         none_ok=True,
     )
     imports: tuple[str, ...] = _setting(
         validators.texts(validators.text()),
         (),
-        "Modules a worker imports at startup, for the tasks they define.",
+        "Modules that a worker imports at startup for the tasks they define.",
     )
     include: tuple[str, ...] = _setting(
-        validators.texts(validators.text()), (), "More modules, as in `imports`."
+        validators.texts(validators.text()), (), "Further modules, as for `imports`."
     )
 
 
@@ -512,13 +523,14 @@ class WorkerConfig(Section):
     worker_concurrency: int | None = _setting(
         validators.optional(validators.whole(1)),
         None,
-        f"Tasks that run at once, each in a greenlet; None means {DEFAULT_CONCURRENCY}.",
+        f"Number of tasks that run at once, each in a greenlet; None means {DEFAULT_CONCURRENCY}.",
     )
     worker_prefetch_multiplier: int = _setting(
         validators.whole(1),
         1,
-        "Messages held per greenlet, the running one included. (Celery: 4.) Fetching is cheap in "
-        "batches, and no other worker can start messages that this one holds in reserve.",
+        "Number of messages held per greenlet, including the running one. (Celery: 4.) Messages "
+        "are fetched cheaply in batches, and no other worker can start those that this one holds "
+        "in reserve.",
     )
     worker_autoscale_keepalive: float = _setting(
         validators.seconds(),
@@ -529,32 +541,32 @@ class WorkerConfig(Section):
     worker_autoscale_interval: float = _setting(
         validators.seconds(zero_ok=False),
         0.5,
-        "greenq's own. Time between two autoscaling decisions.",
+        "greenq's own. Time between autoscaling decisions.",
         unit="s",
     )
     worker_autoscale_adaptive: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. With --autoscale: find out how many concurrent tasks are worthwhile, "
-        "and use no more; for services that do not answer faster with more concurrent calls.",
+        "greenq's own. With --autoscale, find out how many concurrent tasks are worthwhile, and "
+        "run no more; this is for services that do not answer faster with more concurrent calls.",
     )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
         2.0,
-        "greenq's own. With --processes: time between two reports of a process's load.",
+        "greenq's own. With --processes, the time between reports of a process's load.",
         unit="s",
     )
     worker_processes_grow_after: float = _setting(
         validators.seconds(),
         10.0,
-        "greenq's own. With --processes: start another process when the hubs have been saturated "
+        "greenq's own. With --processes, start another process when the hubs have been saturated "
         "for this long.",
         unit="s",
     )
     worker_processes_keepalive: float = _setting(
         validators.seconds(),
         120.0,
-        "greenq's own. With --processes: drain a process when one process fewer has been enough "
+        "greenq's own. With --processes, drain a process when one process fewer has been enough "
         "for this long.",
         unit="s",
     )
@@ -595,7 +607,7 @@ class WorkerConfig(Section):
     worker_hub_lag_warning: float = _setting(
         validators.seconds(zero_ok=False),
         1.0,
-        "greenq's own. Log the name of a task that keeps all others waiting this long.",
+        "greenq's own. Log the name of a task that keeps all others waiting for this long.",
         unit="s",
     )
     worker_hub_blocked_limit: float = _setting(
@@ -620,8 +632,8 @@ class WorkerConfig(Section):
     worker_metrics_names: tuple[str, ...] = _setting(
         validators.texts(validators.choice("greenq", "celery-exporter", "flower")),
         ("greenq",),
-        "greenq's own. Which names the metrics have: `greenq`, and for existing dashboards also "
-        "`celery-exporter` and `flower`.",
+        "greenq's own. The names that the metrics have: `greenq` and, for existing dashboards, "
+        "also `celery-exporter` and `flower`.",
     )
     worker_lease: float = _setting(
         validators.seconds(zero_ok=False),
@@ -634,20 +646,22 @@ class WorkerConfig(Section):
         validators.choice("clear", "keep"),
         "clear",
         "greenq's own. `clear` removes what a task leaves in `threading.local` before the next one "
-        "starts. With `keep` a later task on the same greenlet finds them, as in a thread pool.",
+        "starts. With `keep`, a later task on the same greenlet finds these values, as in a thread "
+        "pool.",
     )
     worker_silence_limit: float = _setting(
         validators.seconds(),
         60.0,
-        "greenq's own. How long a worker in which no Python runs (a call holds the GIL, or the "
-        "process is suspended) keeps its messages while its process lives; 0 means `worker_lease`.",
+        "greenq's own. How long a worker in which no Python code is running (a call holds the "
+        "GIL, or the process is suspended) keeps its messages while its process is alive; 0 "
+        "means `worker_lease`.",
         unit="s",
     )
     worker_shutdown_grace: float = _setting(
         validators.seconds(),
         30.0,
         "greenq's own. How long running tasks may take to finish after SIGTERM; the rest go back "
-        "to their queues. (Celery waits without a limit; its worker_soft_shutdown_timeout means "
+        "to their queues. (Celery waits indefinitely; its worker_soft_shutdown_timeout means "
         "something else.)",
         unit="s",
     )
@@ -661,8 +675,9 @@ class WorkerConfig(Section):
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),
         604_800.0,
-        "greenq's own. How long a revoke is kept (worker, server and file): make it "
-        "longer than the longest time that tasks wait for their ETA. (Celery: 3 hours.)",
+        "greenq's own. How long a revocation is kept (in the worker, on the server and in the "
+        "file); make this longer than the longest time that tasks wait for their ETA. (Celery: 3 "
+        "hours.)",
         unit="s",
     )
     worker_max_tasks_per_child: int | None = _setting(
@@ -674,48 +689,48 @@ class WorkerConfig(Section):
     worker_max_memory_per_child: int | None = _setting(
         validators.optional(validators.whole(1)),
         None,
-        "The same when its resident memory reaches this size. (Celery: that of each child.)",
+        "Likewise when its resident memory reaches this size. (Celery: that of each child.)",
         unit="KiB",
     )
     worker_max_lifetime: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "greenq's own. The same after this much time.",
+        "greenq's own. Likewise after this much time.",
         unit="s",
     )
     worker_recycle_jitter: float = _setting(
         validators.share(),
         0.1,
-        "greenq's own. Each worker lowers these limits by a random share, at most this one, so "
+        "greenq's own. Each worker lowers these limits by a random fraction, up to this one, so "
         "that workers started together do not end together.",
     )
     worker_recycle_at_once: int = _setting(
         validators.whole(1),
         1,
         "greenq's own. How many of the workers with the same queues may restart at the same time "
-        "for such a limit; one always stays if there are several.",
+        "because of such a limit; if there are several, at least one always keeps running.",
     )
     worker_recycle_by: str = _setting(
         validators.choice("exit", "exec"),
         "exit",
-        "greenq's own. `exit` ends the process with exit code 75, for a supervisor to start it "
+        "greenq's own. `exit` ends the process with exit code 75, so that a supervisor starts it "
         "again; `exec` restarts it in the same process, as SIGHUP does.",
     )
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),
         None,
-        "Colour the log; None means only when it goes to a terminal.",
+        "Colour the log; None means only if it goes to a terminal.",
     )
     worker_log_json: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. Write each line of the log as a JSON object; the formats below have no "
-        "effect then.",
+        "greenq's own. Write each line of the log as a JSON object; the formats below then have "
+        "no effect.",
     )
     worker_log_format: str = _setting(
         validators.log_format(),
         "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
-        "The format of log lines, as of Python's logging.",
+        "The format of log lines, as for Python's logging.",
         none_ok=True,
     )
     worker_task_log_format: str = _setting(
@@ -727,12 +742,12 @@ class WorkerConfig(Section):
     worker_log_datefmt: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "The format of the time in log lines, as of time.strftime.",
+        "The format of the time in log lines, as for time.strftime.",
     )
     worker_task_log_datefmt: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "The same for lines logged in tasks.",
+        "Likewise for lines logged in tasks.",
     )
     worker_redirect_stdouts: bool = _setting(
         validators.flag(),
@@ -761,19 +776,19 @@ class SecurityConfig(Section):
     security_accepted_signing_keys: tuple[bytes, ...] = _setting(
         validators.texts(validators.signing_key()),
         (),
-        "greenq's own. Further keys whose signatures are accepted, during a change of keys; they "
-        "never sign. Never shown.",
+        "greenq's own. Further keys whose signatures are accepted while keys are being changed; "
+        "they are never used to sign. Never shown.",
         none_ok=True,
     )
     security_require_signatures: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. With a signing key, refuse unsigned data. False also accepts it, "
-        "while signing is being introduced; a wrong signature is still refused.",
+        "greenq's own. With a signing key, refuse unsigned data. If False, it is accepted as "
+        "well, while signing is being introduced; a wrong signature is still refused.",
     )
 
     def __post_init__(self) -> None:
-        """Check the keys together, too."""
+        """Also check the keys together."""
         Section.__post_init__(self)
         if self.security_accepted_signing_keys and self.security_signing_key is None:
             name = "security_accepted_signing_keys"
@@ -808,10 +823,10 @@ class Config:
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> Self:
-        """Build from `settings`; all other settings keep their defaults.
+        """Build the configuration from `settings`; all other settings keep their defaults.
 
         Raises:
-            ConfigError: names are unknown or values wrong; all of them are listed.
+            ConfigError: names are unknown or values are wrong; all of them are listed.
         """
         sifted = sift(settings)
         settings, problems = sifted.kept, [*sifted.problems]
@@ -916,7 +931,7 @@ def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
         return f"is a Celery setting: {about.advice}"
     modern = celery_names.modern_name(name, _OWNERS)
     if known is _OWNERS and modern is not None:
-        return f"is an old name, now {modern}"
+        return f"is an old name; it is now {modern}"
     near = nearest(name, known, cutoff=0.75)
     return "greenq has no such setting" + (f"; did you mean {near}?" if near else "")
 
@@ -927,5 +942,5 @@ def nearest(name: str, known: Iterable[str] | None = None, *, cutoff: float = 0.
 
 
 def _unknown(name: str, value: object, known: Iterable[str]) -> Problem:
-    """Return the problem of an unknown setting `name`, with a suggestion."""
+    """Return the problem with an unknown setting `name`, with a suggestion."""
     return Problem(name, validators.shown(name, value), unknown_reason(name, known))

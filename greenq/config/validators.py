@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from greenq import suggest
-from greenq.probe import parse_address
+from greenq.utils import suggest
+from greenq.utils.probe import parse_address
 
-# Those built in; `greenq.serialization` and `greenq.compression` add others.
+# These are built in; `greenq.serialization` and `greenq.compression` add others.
 SERIALIZERS: Final = ["json", "msgpack", "pickle", "raw", "yaml"]
 COMPRESSIONS: Final = [
     "brotli", "bzip", "bzip2", "gzip", "lzma", "xz", "zlib", "zstandard", "zstd",
@@ -29,7 +29,8 @@ COMPRESSIONS: Final = [
 _SHOWN_CHARS: Final = 200
 _HIDDEN: Final = "********"
 
-# Values with these names are not shown. A certificate's data may include its key.
+# The values of settings and options with these names are not shown. A certificate's data may
+# include its key.
 _SECRET: Final = re.compile(
     r"passw|passphrase|pwd|secret|token|credential|authoriz|api[_-]?key|private[_-]?key|signing[_-]?key|ca_data$",
     re.IGNORECASE,
@@ -42,7 +43,7 @@ _SECRET: Final = re.compile(
 def mask_url(url: str) -> str:
     """Return `url` with every password replaced by asterisks; several URLs may be listed.
 
-    When in doubt it hides too much: an unquoted "@" or "/" in a password stays hidden.
+    When in doubt, it hides too much: an unquoted "@" or "/" in a password stays hidden.
     """
     parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
     return "".join(_mask_one_url(part) for part in parts)
@@ -77,7 +78,7 @@ def insecure_options(url: str) -> list[str]:
 
 
 def shown(name: str, value: object) -> object:
-    """Return `value` for a message or a repr: without secrets, and shortened."""
+    """Return `value` for a message or a repr, shortened and without secrets."""
     if _SECRET.search(name):
         return _HIDDEN
     if isinstance(value, Mapping):
@@ -99,7 +100,7 @@ class Validator(NamedTuple):
 
     Attributes:
         accept: returns the normalised value; raises ValueError with a text that says what is
-          accepted.
+            accepted.
         parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
 
@@ -185,7 +186,7 @@ def share() -> Validator:
 
     def accept(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ValueError("must be a share, from 0 to less than 1")
+            raise ValueError("must be a fraction, from 0 to less than 1")
         return float(value)
 
     return Validator(accept, _parse_number)
@@ -206,7 +207,7 @@ def whole(least: int, most: int | None = None) -> Validator:
 
 
 def text(*, empty_ok: bool = False) -> Validator:
-    """Accept text; empty text only if `empty_ok`."""
+    """Accept text; empty text is accepted only if `empty_ok`."""
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not (value or empty_ok):
@@ -376,7 +377,7 @@ def timezone() -> Validator:
     """Accept the name of a time zone."""
 
     def accept(value: object) -> str:
-        # Django and Celery take tzinfo objects, too, from the standard library or from pytz.
+        # Django and Celery also take tzinfo objects, from the standard library or from pytz.
         if isinstance(value, tzinfo):
             value = getattr(value, "key", None) or getattr(value, "zone", None) or str(value)
         try:
@@ -393,7 +394,7 @@ _KEY_BYTES: Final = 32
 def signing_key() -> Validator:
     """Accept a key: bytes, text, or "@" and the path of its file; the normal form is bytes.
 
-    White space around a key in a file is stripped.
+    Whitespace around a key in a file is stripped.
     """
 
     def accept(value: object) -> bytes:
@@ -436,20 +437,20 @@ def or_default(kind: Validator, default: object) -> Validator:
 
 
 def lifetime() -> Validator:
-    """Accept the lifetime of a key in seconds; 0 means no limit. Redis counts whole seconds."""
+    """Accept the lifetime of a key in whole seconds, as Redis counts it; 0 means no limit."""
     duration = seconds()
 
     def accept(value: object) -> float:
         lifetime_s = duration.accept(value)
         if 0 < lifetime_s < 1:
-            raise ValueError("must be a number of seconds, 1 or more, or 0 for ever")
+            raise ValueError("must be a number of seconds, 1 or more, or 0 for no limit")
         return float(lifetime_s)
 
     return Validator(accept, _parse_number)
 
 
 class _NoEntries(dict[str, Any]):
-    """The default of ``beat_schedule``: an entry added to it would be lost."""
+    """The default of ``beat_schedule``, which refuses entries, since they would be lost."""
 
     def __setitem__(self, name: str, entry: object) -> NoReturn:
         raise TypeError(f"beat_schedule is not set: app.conf.beat_schedule = {{{name!r}: ...}}")
@@ -466,7 +467,7 @@ def beat_schedule() -> Validator:
         for name, entry in value.items():
             if not isinstance(name, str) or not isinstance(entry, Mapping):
                 raise ValueError(f"entry {name!r} must be a mapping with task and schedule")
-        # Not a copy: code may add entries to a setting it has set.
+        # This is not a copy, since code may add entries to a setting that it has set.
         return value
 
     return Validator(accept, parse_json)

@@ -1,16 +1,19 @@
-"""The consumer: the parts that depend on the server and restart after the connection is lost."""
+"""The consumer: the parts that depend on the server and restart after the connection is lost.
+
+Used by the worker's parts and its monitoring.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import Blueprint, StartStopPart, custom
 from greenq.errors import AccessRefused, OperationalError
 from greenq.hub import Event, Greenlet, spawn
-from greenq.log import OutageLog
 from greenq.signals import worker_ready
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,11 +34,12 @@ class Consumer(StartStopPart):
     """Runs the consumer's blueprint in one greenlet.
 
     1. Start the steps in order, then consume until stopped.
-    2. When the connection is lost, stop them, pause, and start again; running tasks continue
-    meanwhile. 3. Refused access at the first start ends the worker: waiting would not help.
+    2. When the connection is lost, stop them, pause, and start again; running tasks continue in the
+       meantime.
+    3. If access is refused at the first start, the worker ends, since waiting would not help.
 
     The steps in starting order: Connection, Events, Mingle, Gossip, Tasks, Control, Heart, Agent;
-    then the event loop. The app's own steps are placed by their requirements. All but
+    then the event loop. The app's own steps are placed by their requirements. All of them except
     Connection, Events and Tasks can be switched off.
     """
 
@@ -72,7 +76,7 @@ class Consumer(StartStopPart):
             custom_steps: the app's own steps.
             options: values of the app's own options, for its own steps.
             retry_at_start: whether to retry when the server cannot be reached at the start.
-            max_retries: how many times to retry in a row; None means without limit.
+            max_retries: how many times to retry in a row; None means no limit.
         """
         self.worker = worker
         self.app = app
@@ -106,7 +110,7 @@ class Consumer(StartStopPart):
         self.blueprint.stop()
 
     def terminate(self) -> None:
-        """Stop taking messages, requeue those that have not started, and end the steps at once."""
+        """Stop taking messages, requeue those that have not started, and end the steps quickly."""
         self._stop_consuming()
         self.blueprint.terminate()
 
@@ -132,8 +136,8 @@ class Consumer(StartStopPart):
                 self.blueprint.start()
                 is_first, was_up, failures = not was_up, True, 0
                 if self._stopping.is_set():
-                    # The worker was stopped while a step waited, for example for other workers'
-                    # answers.
+                    # The worker was stopped while a step was waiting, for example for other
+                    # workers' answers.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)
@@ -145,7 +149,7 @@ class Consumer(StartStopPart):
                 self.interruptions += self.is_consuming
                 self.problem, self.is_consuming = exc, False
                 if self.tasks.working:
-                    # This is a new outage: the last connection had worked.
+                    # This is a new outage, since the last connection had worked.
                     pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()

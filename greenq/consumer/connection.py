@@ -77,7 +77,7 @@ class ConnectionStep(StartStopPart):
             # Without a lease, the messages of this worker could not be recovered if it died.
             raise watch.lease.problem or TransportTimeout("the lease could not be written")
         self.register()
-        # Declaring sends nothing if this process has done it before.
+        # Declaring sends nothing if this process has done so before.
         transport.broker.declare(self._queues.names)
         self._queues.keep()
         self._queues.look_for_pauses()
@@ -111,7 +111,7 @@ class ConnectionStep(StartStopPart):
             )
 
     def try_register(self) -> None:
-        """Register if the server can be reached; otherwise the next renewal requests it again."""
+        """Register if the server can be reached; otherwise the next renewal requests this again."""
         try:
             self.register()
         except OperationalError as exc:

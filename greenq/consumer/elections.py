@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, Problem
-from greenq.sending.producer import SendOptions
+from greenq.sending.options import SendOptions
 from greenq.transport.members import look_around
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Elections:
         self._hostname = hostname
 
     def voters(self) -> set[str]:
-        """Return the nodes that hold a lease; share the clock with them. Switches: yes."""
+        """Return the nodes that hold a lease, and share the clock with them. Switches: yes."""
         transport, clock = self._app.transport, self._app.clock
         nodes, highest = look_around(transport.client, transport.keys, clock.value)
         if highest > clock.value:

@@ -1,4 +1,4 @@
-"""Events: publish the events of tasks and of this worker."""
+"""Events: publishes the events of tasks and of this worker."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _KEPT_BYTES = 16 * 1024 * 1024
 class EventsStep(StartStopPart):
     """Collects events; the outbox publishes them with its next write.
 
-    The worker's own events are always sent, those of its tasks only on request: by ``-E``, a
-    setting, or remote control.
+    The worker's own events are always sent; those of its tasks are sent only on request, by ``-E``,
+    a setting or remote control.
     """
 
     name = "Events"
@@ -49,7 +49,7 @@ class EventsStep(StartStopPart):
         tasks: bool,
         signer: Signer | None = None,
     ) -> None:
-        """Send events of the node `hostname` and, with `tasks`, of its tasks.
+        """Send the events of the node `hostname` and, with `tasks`, those of its tasks.
 
         `signer` signs the worker's own events.
         """
@@ -87,7 +87,7 @@ class EventsStep(StartStopPart):
         """Queue an event for publication. Switches: no.
 
         Args:
-            kind: such as ``task-failed``.
+            kind: the type, such as ``task-failed``.
             fields: its own fields, which must not change afterwards.
 
         Raises:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import ContentDisallowed, DecodeError, OperationalError, SignatureError
 from greenq.hub import spawn
-from greenq.log import Repeated
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
 from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Rare events, always subscribed to: workers that join, leave or vote.
+# These events are rare, and always subscribed to: workers join, leave or vote.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# Subscribed to only while there may be workers that can be noticed in no other way.
+# These are subscribed to only while there may be workers that cannot be noticed in any other way.
 # Acknowledgements of votes advance the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
@@ -43,15 +43,15 @@ _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 _LISTEN_S = 5.0
 _LISTEN_EVERY_S = 300.0
 
-# Listening to heartbeats ends when no event of a worker of another kind has arrived for this long,
-# or for two intervals of a worker whose heartbeats are less frequent.
+# Listening to heartbeats ends when no event from a worker of another kind has arrived for this
+# long, or for two intervals of a worker whose heartbeats are less frequent.
 _LINGER_S = 120.0
 
 # How often to look for silent neighbours while subscribed to heartbeats.
 _CHECK_S = 5.0
 
-# How often to read the leases of a small fleet. Reading takes long in a large fleet, so it happens
-# less often: the pause is this many seconds for each member.
+# How often to read the leases of a small fleet. Reading takes a long time in a large fleet, so it
+# is done less often: the pause is this many seconds for each member.
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
@@ -64,16 +64,16 @@ _LATE_S = 0.5
 # It then gets this long to read what other workers have sent in the meantime.
 _HEAR_S = 0.2
 
-# The most elections at once; the worker ignores any more.
+# The maximum number of elections at once; the worker ignores any more.
 _ELECTIONS = 1000
 
-# The most votes of all elections at once; any more do not count.
+# The maximum number of votes in all elections at once; any more do not count.
 _VOTES = 20_000
 
-# How many lines of each kind are logged in a minute; enough for a fleet that is starting.
+# How many lines of each kind are logged per minute; this is enough for a fleet that is starting.
 _LINES = 100
 
-# The most neighbours at once; any more are ignored.
+# The maximum number of neighbours at once; any more are ignored.
 _NEIGHBOURS = 10_000
 
 # The software name (`sw_ident`) of workers with leases, and the event types that carry it.
@@ -92,7 +92,7 @@ class Neighbour:
         node: its name.
         freq_s: the interval of its heartbeats; infinite if only its lease is known.
         heard_s: when its last event arrived, monotonic.
-        leased: it holds a lease, so its heartbeats are not needed.
+        leased: True if it holds a lease, so that its heartbeats are not needed.
     """
 
     node: str
@@ -103,11 +103,11 @@ class Neighbour:
 
 @dataclass(slots=True)
 class _Election:
-    """The votes for one election: node to (clock, name, topic).
+    """The votes in one election: a mapping from node to (clock, name, topic).
 
     Attributes:
         action: what this worker does if it wins.
-        is_known: whether the leases were read since it began, so that all voters are known.
+        is_known: whether the leases have been read since it began, so that all voters are known.
     """
 
     deadline: TimerEntry
@@ -131,7 +131,7 @@ class Gossip(StartStopPart):
        find any others, gossip listens at intervals.
     3. Hold elections. On a request for an election, each worker votes by publishing its clock. The
        lowest clock wins; among equal ones, the smallest name. Each worker decides by itself, with
-       the same result, as soon as it has the vote of each live neighbour, or after two seconds.
+       the same result, as soon as it has the votes of all live neighbours, or after two seconds.
     """
 
     name = "Gossip"
@@ -159,7 +159,8 @@ class Gossip(StartStopPart):
 
         Args:
             accept: content types of events.
-            leaders: by topic, the function that the winner of an election calls with its action.
+            leaders: for each topic, the function that the winner of an election calls with its
+                action.
             claim: claims the win of an election on the server; False if another worker has claimed
                 it.
             leased: asks the server for the nodes that hold a lease, and for their clock; may
@@ -293,7 +294,7 @@ class Gossip(StartStopPart):
             return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
-            # Only the time in which this worker was listening counts.
+            # Only time during which this worker was listening counts.
             silent_s = now_s - max(neighbour.heard_s, self._listens_from_s)
             if silent_s >= SILENT_INTERVALS * neighbour.freq_s:
                 self._lose(neighbour)
@@ -327,7 +328,7 @@ class Gossip(StartStopPart):
                 # A node that joins during the call may be missing from the answer.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
-                # Gossip was stopped during the call, and perhaps started again.
+                # Gossip was stopped during the call, and may have been started again.
                 if self._timers is timers:
                     self._follow(before, leased)
                     for election in begun:
@@ -397,7 +398,7 @@ class Gossip(StartStopPart):
         takes = KEPT_NAME.takes
         if not takes(election_id) or not takes(topic) or not takes(node):
             self._repeated.log(
-                "a vote of %.100s does not count: its id, topic or node is not a name", node
+                "a vote by %.100s does not count: its id, topic or node is not a name", node
             )
             return
         if event.get("cver") != _VERSION:
@@ -430,11 +431,11 @@ class Gossip(StartStopPart):
             self._decide_if_complete(election_id)
 
     def _decide_if_complete(self, election_id: str) -> None:
-        """Decide if all nodes have voted except those known to be lost."""
+        """Decide if all nodes, except those known to be lost, have voted."""
         election = self._elections.get(election_id)
         if election is None or not election.is_known:
             return
-        # Counted first, because comparing names takes long when there are many.
+        # The numbers are compared first, because comparing names takes long when there are many.
         if len(election.votes) < len(self.neighbours):
             return
         # Even silent neighbours count: they may have voted while this worker was blocked.
@@ -457,7 +458,7 @@ class Gossip(StartStopPart):
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
 
     def _decide(self, election_id: str) -> None:
-        """Find the winner among the votes; if it is this worker, it acts."""
+        """Find the winner among the votes, and act if it is this worker."""
         election = self._elections.pop(election_id)
         self._votes -= len(election.votes)
         election.deadline.cancel()
@@ -484,7 +485,7 @@ class Gossip(StartStopPart):
         )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless a worker that decided without this one's vote already has."""
+        """Act as the winner, unless a worker that decided without this one's vote has done so."""
         try:
             if self._claim(election_id):
                 act()

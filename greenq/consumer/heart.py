@@ -1,4 +1,4 @@
-"""Heart: publish regularly that this worker is alive, and report its state."""
+"""Heart: regularly publishes that this worker is alive, and reports its state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import platform
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from greenq import __version__
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.signals import heartbeat_sent
 from greenq.transport.settle import Publication
+from greenq.utils.version import __version__
 from greenq.watchdog.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.thread import Watch
 
-# The same as Celery's, which monitors expect.
+# This is Celery's interval, which monitors expect.
 INTERVAL_S = 2.0
 
 _BEAT = "worker-heartbeat"
@@ -60,7 +60,7 @@ class Heart(StartStopPart):
         self._state = state
         self._interval_s = interval_s
         self._spawn_soon = spawn_soon
-        # True while the receivers of a heartbeat run.
+        # True while the receivers of a heartbeat are running.
         self._telling = False
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class Heart(StartStopPart):
         self._events.send("worker-offline", self.fields())
 
     def beat(self) -> None:
-        """Send a heartbeat at once, then continue at the same interval."""
+        """Send a heartbeat immediately, then continue at the same interval."""
         self._watch.beat(Heartbeat(self._interval_s, self._write))
 
     def fields(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Heart(StartStopPart):
         return Publication(self._events.channel(_BEAT), text)
 
     def _tell(self) -> None:
-        """Send heartbeat_sent in a greenlet: a receiver could block the watchdog thread."""
+        """Send heartbeat_sent in a greenlet, since a receiver could block the watchdog thread."""
         try:
             heartbeat_sent.send(self)
         finally:

@@ -1,4 +1,4 @@
-"""Mingle: before the first task, copy revoked ids and the clock from other workers."""
+"""Mingle: before the first task, copies revoked ids and the clock from other workers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TIMEOUT_S = 1.0
 class Mingle(StartStopPart):
     """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    The answers also tell gossip which workers may have no lease. Without other workers, it costs
-    one round trip.
+    The answers also tell gossip which workers may have no lease. If there are no other workers, it
+    costs one round trip.
     """
 
     name = "Mingle"
@@ -68,13 +68,13 @@ class Mingle(StartStopPart):
 
 
 def revoked_ids(reply: object) -> Iterator[str]:
-    """Return the revoked ids of a reply; older workers send an object, with the times."""
+    """Return the revoked ids in a reply; older workers send an object that includes the times."""
     ids = reply.get("revoked") if isinstance(reply, dict) else None
     if isinstance(ids, list | dict):
         yield from (task_id for task_id in ids if KEY.takes(task_id))
 
 
 def clock(reply: object) -> int:
-    """Return the clock of a reply; 0 without one."""
+    """Return the clock in a reply; 0 if it has none."""
     found = reply.get("clock") if isinstance(reply, dict) else None
     return found if CLOCK.takes(found) else 0

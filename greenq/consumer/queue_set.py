@@ -63,16 +63,16 @@ class QueueSet:
         self._renewal: TimerEntry | None = None
         # All queues added since the start: each has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
-        # By queue, bindings that differ from those of the settings.
+        # For each queue, the bindings that differ from those in the settings.
         self._sources: dict[str, Binding] = {}
 
     @property
     def taken(self) -> tuple[str, ...]:
-        """All queues, paused ones and broadcast queues included."""
+        """All queues, including paused ones and broadcast queues."""
         return (*self.names, *(queue.name for queue in self.broadcasts))
 
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
-        """Return the bindings of a queue, that of its own exchange first."""
+        """Return the bindings of a queue, starting with that of its own exchange."""
         source = self._sources.get(queue)
         return self._transport.broker.bindings_of(queue) if source is None else (source,)
 
@@ -86,8 +86,8 @@ class QueueSet:
         Without `source`, the settings determine its bindings.
 
         Raises:
-            ValueError: a key of this name exists and is not a queue, or too many queues were added
-                to this worker.
+            ValueError: a key with this name exists and is not a queue, or too many queues were
+                added to this worker.
             OperationalError: the queue could not be declared; the worker does not take from it.
         """
         binding = source or self.bindings_of(queue)[0]
@@ -99,7 +99,7 @@ class QueueSet:
         broker = self._transport.broker
         kind = broker.kind(queue)
         if kind not in ("none", "list"):
-            raise ValueError(f"{queue!r} cannot be a queue: the key of this name is a {kind}")
+            raise ValueError(f"{queue!r} cannot be a queue: the key with this name is a {kind}")
         self._added.add((queue, binding))
         if source is None:
             broker.declare([queue])
@@ -133,7 +133,7 @@ class QueueSet:
         self.pause(frozenset(self._transport.broker.paused()))
 
     def pause(self, paused: frozenset[str]) -> None:
-        """Take from all queues but the paused ones."""
+        """Take from all queues except the paused ones."""
         before = self._state.paused
         if paused == before:
             return
@@ -151,7 +151,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing the queues that expire: without workers, they then expire in time."""
+        """Stop renewing the queues that expire; without workers, they then expire in time."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None

@@ -6,18 +6,18 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from greenq.context import Context
 from greenq.errors import DecodeError, NotRegistered, TaskRevokedError
 from greenq.execution.handover import EndingStep, Failure
 from greenq.execution.results import ResultWriter
 from greenq.hub import spawn
-from greenq.outcome import Outcome
 from greenq.protocol.envelope import Envelope, without_refusal
 from greenq.protocol.limits import KEY
 from greenq.protocol.message import has_successors, saferepr
+from greenq.running.outcome import Outcome
+from greenq.running.task_signals import tell_revoked
+from greenq.sending.context import Context
 from greenq.signals import task_rejected, task_revoked, task_unknown
 from greenq.states import FAILURE, REVOKED
-from greenq.task_signals import tell_revoked
 from greenq.transport.settle import Settlement
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import StateWrite
@@ -60,7 +60,7 @@ class RefusedMessage(NamedTuple):
 
     @property
     def delivery_info(self) -> dict[str, Any]:
-        """Exchange and routing key."""
+        """The exchange and the routing key."""
         info: dict[str, Any] = self.properties.get("delivery_info", {})
         return info
 
@@ -80,7 +80,7 @@ class Refusals:
         unwrap: Callable[[bytes], Envelope],
         handover: Handover,
     ) -> None:
-        """Take a worker's parts, its node name, and the reader of a message's envelope."""
+        """Use a worker's parts, its node name, and the reader of a message's envelope."""
         self._handover = handover
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
@@ -130,7 +130,7 @@ class Refusals:
     ) -> None:
         """Move a message that cannot run to the dead letters; a waiting caller gets the reason.
 
-        With the decoded `message`, the tasks that follow it and its chord get the reason, too.
+        With the decoded `message`, the tasks that follow it and its chord also get the reason.
         """
         reason = str(error)
         if isinstance(error, NotRegistered):
@@ -203,7 +203,7 @@ class Refusals:
         self._outbox.put(entry)
 
     def _send_signal(self, delivery: Delivery, error: Exception, task_id: object) -> None:
-        """Send task_unknown or task_rejected. Switches: if the receivers do."""
+        """Send task_unknown or task_rejected. Switches: if a receiver does."""
         unknown = isinstance(error, NotRegistered)
         signal = task_unknown if unknown else task_rejected
         if signal.receivers:
@@ -221,5 +221,5 @@ class Refusals:
 
 
 def _fate(delivery: Delivery) -> str:
-    """Return what happens to a message that cannot run, in words."""
+    """Return, in words, what happens to a message that cannot run."""
     return "is now a dead letter" if delivery.tag else "was a broadcast, and is dropped"

@@ -1,4 +1,4 @@
-"""Control: receive remote control requests, carry them out, reply."""
+"""Control: receives remote control requests, carries them out and replies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from greenq.errors import (
     OperationalError,
     SignatureError,
 )
-from greenq.log import Repeated
 from greenq.protocol.mailbox import EXCHANGE, NO_REPLY, read_request
 from greenq.protocol.message import saferepr
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,10 +115,10 @@ class ControlStep(StartStopPart):
             self._answer(request, None)
 
     def urgent(self, data: bytes) -> Callable[[Connection], object] | None:
-        """Return a function for the watchdog thread to answer a request; None if only the hub can.
+        """Return a function that lets the watchdog thread answer; None if only the hub can.
 
-        Requests that are faulty, forged or use a regular expression are left to the hub: a slow
-        match must not delay the thread that renews the lease.
+        Requests that are faulty or forged, or that use a regular expression, are left to the hub: a
+        slow match must not delay the thread that renews the lease.
         """
         if self._signer is not None and not self._signer.trusts("request", self._channel, data):
             return None
@@ -171,7 +171,7 @@ class ControlStep(StartStopPart):
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
         if self._looks_only and self._commands.changes(request.method):
             return {
-                "error": f"{request.method} is refused: this worker only lets itself be looked at "
+                "error": f"{request.method} is refused: this worker only answers inspection "
                 "(worker_enable_remote_control = 'inspect')"
             }
         try:
@@ -180,11 +180,11 @@ class ControlStep(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub resumed and changed a table that the watchdog thread was reading:
-                # read again.
+                # The hub resumed, and changed a table that the watchdog thread was reading, so read
+                # it again.
                 return self._run(request.method, request.arguments)
         except Exception as exc:
-            # A command may be user code: its error goes to the sender of the request. Even
+            # A command may be user code, so its error goes to the sender of the request. Even
             # converting a user's exception to text may fail.
             text = saferepr(exc)
             if isinstance(exc, LookupError | TypeError | ValueError):

@@ -13,7 +13,7 @@ from greenq.transport.settle import Fence, Settlement, settle
 if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.pool import Pool
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.client import Connection
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
@@ -28,7 +28,7 @@ class Returns:
     def __init__(
         self, transport: Transport, outbox: Outbox, pool: Pool, state: WorkerState
     ) -> None:
-        """Write to `outbox`; requeue the requests that wait in `pool`."""
+        """Write to `outbox`, and requeue the requests that are waiting in `pool`."""
         self._transport = transport
         self._outbox = outbox
         self._pool = pool
@@ -43,18 +43,18 @@ class Returns:
 
     def give_back_deliveries(self, deliveries: list[Delivery]) -> None:
         """Return deliveries, given oldest first, to their queues."""
-        # The last one pushed is taken first, so the newest is pushed first.
+        # The message pushed last is taken first, so the newest one is pushed first.
         for delivery in reversed(deliveries):
             self._outbox.put(self._returned(delivery))
         if deliveries:
             _log.info("gave %d messages back to their queues", len(deliveries))
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """In the watchdog thread, with the hub blocked: requeue requests without a slot.
+        """Requeue requests without a slot; the watchdog thread calls this while the hub is blocked.
 
         Raises:
-            OperationalError: the requests stay, and are requeued when this worker ends or its hub
-            runs again.
+            OperationalError: the requests stay here, and are requeued when this worker ends or its
+                hub runs again.
         """
         requests = self._pool.withdraw(is_recorded)
         if not requests:

@@ -1,4 +1,4 @@
-"""Revokes: revoked tasks are kept on the server, and read from it after each connection."""
+"""Revokes: keeps revoked tasks on the server, and reads them from it after each connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import AccessRefused, OperationalError, ServerError
-from greenq.log import OutageLog
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class Revokes(StartStopPart):
     """Shares revoked tasks with workers that start later, through the server.
 
-    So a revoke stays in force even when all workers that received it have ended, and one published
-    while this worker had no connection still reaches it.
+    So a revocation stays in force even when all workers that received it have ended, and one
+    published while this worker had no connection still reaches it.
     """
 
     name = "Revokes"
@@ -53,7 +53,7 @@ class Revokes(StartStopPart):
         revoked.on_new = self._soon
 
     def start(self) -> None:
-        """Read new revokes from the server, and write this worker's new ones. Switches: yes.
+        """Read new revocations from the server, and write this worker's new ones. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached.
@@ -68,7 +68,7 @@ class Revokes(StartStopPart):
         self._discard()
 
     def _soon(self) -> None:
-        """Write new revokes soon; any thread may call this."""
+        """Write new revocations soon; any thread may call this."""
         if not self._is_writing:
             self._is_writing = True
             self._spawn_soon(self._write, name="revokes")
@@ -78,7 +78,7 @@ class Revokes(StartStopPart):
         try:
             self._store_new()
         except OperationalError as exc:
-            # They are written after the next connection, or with the next revoke.
+            # They are written after the next connection, or with the next revocation.
             self._failed(exc)
 
     def _store_new(self) -> None:

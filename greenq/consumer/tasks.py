@@ -1,8 +1,9 @@
-"""Tasks: take messages, admit them, hand them to the pool; sleep when full."""
+"""Tasks: takes messages, admits them and hands them to the pool; sleeps when the pool is full."""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from greenq.errors import (
 )
 from greenq.execution.reader import MessageReader
 from greenq.execution.suspects import Suspects
-from greenq.hub import Event
+from greenq.hub import Event, let_others_run
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.limits import KEY
@@ -28,7 +29,7 @@ from greenq.protocol.message import parse_time, part_of
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
 from greenq.protocol.signature import check_following
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.signals import task_received
 from greenq.transport.recovery import is_suspect
 
@@ -62,6 +63,10 @@ _ANSWER_S = 2.0
 # such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
 
+# When reading messages has taken this long, everybody else has a turn before the next one: many
+# expensive messages must not block the hub one after another.
+_TURN_S = 0.02
+
 
 class Tasks(StartStopPart):
     """Takes as many messages from their queues as the worker has room for.
@@ -92,7 +97,7 @@ class Tasks(StartStopPart):
         events: EventSender | None = None,
         rate_limits: bool = True,
     ) -> None:
-        """Take a worker's parts.
+        """Use a worker's parts.
 
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
@@ -120,7 +125,7 @@ class Tasks(StartStopPart):
             rate_limits=rate_limits, returns=self._returns, handover=handover,
         )  # fmt: skip
         self._suspects = self.admission.suspects
-        # Own greenlet only.
+        # Only this object's own greenlet uses this.
         self._stopping = False
         # The messages being admitted; any thread may read this.
         self._admitting: list[Delivery] = []
@@ -145,7 +150,7 @@ class Tasks(StartStopPart):
         return self._fetcher.working
 
     def backlog(self) -> int:
-        """Count the messages waiting for a slot, here and in the queues. Switches: no."""
+        """Count the messages that are waiting for a slot, here and in the queues. Switches: no."""
         return self.depth + self._pool.waiting
 
     @property
@@ -161,8 +166,8 @@ class Tasks(StartStopPart):
     def turn(self) -> None:
         """Take and admit messages once, or wait until there may be some. Switches: yes."""
         if self._fetcher.unsure:
-            # Even without room, or while draining: no other worker can take messages that may
-            # already be reserved here.
+            # This is done even without room, or while draining: no other worker can take messages
+            # that may already be reserved here.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
@@ -177,7 +182,7 @@ class Tasks(StartStopPart):
             self._rest()
             return
         self.admission.taken_s = self._state.now_s()
-        # Ask for at most half the capacity: one half runs while the other is fetched.
+        # Ask for at most half the capacity, so that one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
@@ -197,9 +202,16 @@ class Tasks(StartStopPart):
             return
         if self._taken is not None and deliveries:
             self._taken()
-        self._admitting = deliveries
-        for delivery in deliveries:
-            self.admission.receive(delivery)
+        self._admitting, admission = deliveries, self.admission
+        admission.read_s = 0.0
+        for number, delivery in enumerate(deliveries, 1):
+            admission.receive(delivery)
+            if admission.read_s > _TURN_S and not self._suspects.busy:
+                let_others_run()
+                admission.read_s = 0.0
+                if not self._may_take():
+                    self._returns.give_back_deliveries(deliveries[number:])
+                    break
         self._admitting = []
 
     @property
@@ -211,7 +223,7 @@ class Tasks(StartStopPart):
         return not (self._stopping or self.draining)
 
     def _rest(self) -> None:
-        """Wait for room, in the pool or in the outbox; meanwhile check the depth of the queues."""
+        """Wait for room in the pool or the outbox; also check the depth of the queues."""
         if self._pool.room > 0:
             self._outbox.wait_written(_LOOK_S)
             return
@@ -230,7 +242,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """Put back messages that only this worker would find, when it stops. Switches: yes."""
+        """When this worker stops, put back messages that only it would find. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
@@ -246,7 +258,8 @@ class Tasks(StartStopPart):
         self.draining = on
         if on:
             _log.warning(
-                "draining: this worker takes no more messages, %d tasks run", self._pool.running
+                "draining: this worker takes no more messages; %d tasks are running",
+                self._pool.running,
             )
             self.depth = 0
             self.give_back(self.admission.withdraw(is_recorded))
@@ -255,7 +268,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def give_back_unstarted(self) -> None:
-        """Requeue all messages that wait here for their ETA, their rate limit or a slot."""
+        """Requeue all messages that are waiting here for their ETA, a slot or the rate limit."""
         self.give_back(self.admission.withdraw(lambda _request: True))
 
     def give_back(self, requests: list[Request]) -> None:
@@ -272,7 +285,7 @@ class Tasks(StartStopPart):
         self._returns.give_away(connection, owner)
 
     def _interrupt(self) -> None:
-        """Wake `consume`, so that it checks what to do next."""
+        """Wake `consume` so that it checks what to do next."""
         self._changed.set()
         self._pool.wake()
         try:
@@ -298,20 +311,20 @@ class Tasks(StartStopPart):
         return self.admission.reader.read(raw)
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return the requests that wait here for their ETA, with the ETA, soonest first."""
+        """Return the requests that are waiting here for their ETA, with the ETA, soonest first."""
         return self.admission.waiting.scheduled()
 
     def waiting(self) -> list[Request]:
-        """Return the requests that wait in this worker for their rate limit or for a slot."""
+        """Return the requests in this worker that await a slot or are held back by a rate limit."""
         limited = self.admission.waiting.limited()
         return limited + self._suspects.waiting() + self._pool.unstarted()
 
     def revoke(
         self, ids: Iterable[str] = (), stamps: Mapping[str, Any] | None = None
     ) -> list[Request]:
-        """Revoke tasks by id or stamp; return those that already run here.
+        """Revoke tasks by id or stamp; return those that are already running here.
 
-        Waiting tasks are discarded now, others when they arrive.
+        Waiting tasks are discarded now, and others when they arrive.
         """
         self._state.revoked.update(ids)
         self._state.revoked.add_stamps(stamps or {})
@@ -319,7 +332,7 @@ class Tasks(StartStopPart):
         return [each for each in self._pool.active if self._state.revoked.matches(each.message)]
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
-        """Stop workflows that are cancelled or paused, and end running tasks of the former."""
+        """Stop workflows that are cancelled or paused, and end running tasks of cancelled ones."""
         self._state.revoked.stop_workflows(stopped)
         self.admission.hold_paused()
         for request in self.revoke():
@@ -338,8 +351,8 @@ class Tasks(StartStopPart):
 class Admission:
     """Decides whether each message runs, waits, or is settled at once.
 
-    1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried,
-       revoked and expired ones discarded.
+    1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried;
+       revoked and expired ones are discarded.
     2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
        run alone (`Suspects`).
     3. The rest goes to the pool.
@@ -361,7 +374,7 @@ class Admission:
         returns: Returns,
         handover: Handover,
     ) -> None:
-        """Take a worker's parts; see `Tasks`."""
+        """Use a worker's parts; see `Tasks`."""
         self._config = config
         self._registry = registry
         self._pool = pool
@@ -395,6 +408,8 @@ class Admission:
         self.suspects = Suspects(pool, outbox, self._begin)
         # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
+        # How long the less common messages took to read; the caller sets it back.
+        self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
         """Read and admit a delivery; a bug that one message triggers must not stop the others."""
@@ -440,7 +455,7 @@ class Admission:
             self._state.reserved[delivery.tag] = request
         else:
             request.acks_late, request.settled = False, True
-        # Counted under the registered name: `shadow` is whatever the sender chose.
+        # It is counted under the registered name, since `shadow` is whatever the sender chose.
         self._state.total[task.name] += 1
         if self._state.tally is not None:
             self._state.tally.received(request)
@@ -500,8 +515,8 @@ class Admission:
         if message.redelivered and self._is_suspect(request):
             self.suspects.add(request)
         elif self.suspects.alone and request.delivery.tag:
-            # It became due while a suspect runs alone: another worker runs it, or this one does
-            # later.
+            # It became due while a suspect is running alone, so another worker runs it, or this one
+            # does later.
             self._returns.give_back([request])
         else:
             self._pool.submit(request)
@@ -535,7 +550,7 @@ class Admission:
             self._pool.submit(request)
 
     def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
-        """Check a message's successors; bury it if they are malformed."""
+        """Check a message's successors, and bury the message if they are malformed."""
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
             reason = (
@@ -562,6 +577,13 @@ class Admission:
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read a less common message; bury one that is not a valid task call, and return None."""
+        began_s = time.monotonic()
+        try:
+            return self._read_and_check(delivery)
+        finally:
+            self.read_s += time.monotonic() - began_s
+
+    def _read_and_check(self, delivery: Delivery) -> TaskMessage | None:
         try:
             unwrapped = self.reader.unwrap(delivery.raw)
         except DecodeError as exc:
@@ -581,15 +603,14 @@ class Admission:
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:
-            # Another worker has found that it must not run; the tasks that follow it are computed
-            # here.
+            # Another worker has found that it must not run; what follows it is computed here.
             self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
             return None
         return message
 
 
 def _check_ids(message: TaskMessage) -> None:
-    """Refuse ids that would fill the server.
+    """Refuse ids so long that they would fill the server.
 
     Raises:
         DecodeError: an id is too long.

@@ -1,4 +1,4 @@
-"""Tasks that wait in this worker, without a slot, for their ETA or their rate limit."""
+"""Tasks waiting in this worker, without a slot, for their ETA or because of their rate limit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from greenq.app import TaskRegistry
     from greenq.consumer.refusals import Refusals
     from greenq.execution.state import WorkerState
-    from greenq.request import Request
-    from greenq.task import Task
+    from greenq.running.request import Request
+    from greenq.task import BaseTask
     from greenq.timer import Timer, TimerEntry
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# The most tasks that wait in this worker for a near ETA, and the most that wait for their rate
-# limit. Any more are parked like far ETAs, so each kind takes at most about 10 MB of a worker, and
-# messages behind them in the queues can run.
+# The maximum number of tasks that wait in this worker for a near ETA, and of those held back by
+# their rate limit. Any more are parked like far ETAs, so each kind takes at most about 10 MB of a
+# worker, and messages behind them in the queues can run.
 _ETAS_HELD = 4000
 
 # A larger message always waits for its ETA on the server.
@@ -54,12 +54,12 @@ class Waiting:
         obeys_rates: bool,
         hand_over: Callable[[Request], object],
     ) -> None:
-        """Take a worker's parts.
+        """Use a worker's parts.
 
         Args:
             transport, registry, outbox, timer, state, refusals: those of the worker.
             eta_horizon_s: tasks with a later ETA wait on the server.
-            default_rate: starts per second of a task without its own limit.
+            default_rate: the starts per second of a task without its own limit.
             obeys_rates: False lets tasks start without regard to their limits.
             hand_over: called with a request whose time has come.
         """
@@ -73,12 +73,12 @@ class Waiting:
         self._default_rate = default_rate
         self._obeys_rates = obeys_rates
         self._hand_over = hand_over
-        # Requests that wait for their ETA, and by task name those that wait for a rate limit.
+        # The requests waiting for their ETA and, by task name, those held back by a rate limit.
         self._scheduled: dict[Request, tuple[TimerEntry, datetime]] = {}
         self._lines: dict[str, RateLimitedQueue] = {}
 
     def now(self) -> datetime:
-        """Return this moment by the server's clock, which is the same for all workers."""
+        """Return the current time by the server's clock, which is the same for all workers."""
         return datetime.now(UTC) + timedelta(seconds=self._state.clock_offset_s)
 
     def schedule(self, request: Request, wait_s: float, eta: datetime) -> None:
@@ -97,7 +97,7 @@ class Waiting:
         self._scheduled[request] = self._timer.call_after(wait_s, due), eta
 
     def limit(self, request: Request) -> None:
-        """Hold a request until the rate limit of its task, if any, lets it start."""
+        """Hold a request until its task's rate limit, if any, lets it start."""
         task = request.task
         line, rate = self._lines.get(task.name), self._rate_of(task)
         if line is None:
@@ -137,12 +137,12 @@ class Waiting:
         return not self._scheduled and not any(map(len, self._lines.values()))
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
-        """Return the requests that wait for their ETA, with the ETA, the soonest first."""
+        """Return the requests that are waiting for their ETA, with the ETA, soonest first."""
         found = [(eta, request) for request, (_entry, eta) in self._scheduled.items()]
         return sorted(found, key=lambda pair: pair[0])
 
     def limited(self) -> list[Request]:
-        """Return the requests that wait for their rate limit."""
+        """Return the requests that are held back by their rate limit."""
         return [request for line in self._lines.values() for request in line.waiting()]
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
@@ -160,7 +160,7 @@ class Waiting:
         if not self.is_too_late(request):
             self._hand_over(request)
 
-    def _rate_of(self, task: Task[..., Any]) -> float | None:
+    def _rate_of(self, task: BaseTask[..., Any]) -> float | None:
         """Return how often a task may start, per second; None means without limit."""
         if not self._obeys_rates:
             return None

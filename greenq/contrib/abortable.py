@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ParamSpec, TypeVar
 
+from greenq.app import Task
 from greenq.result import AsyncResult
-from greenq.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,15 +26,15 @@ class AbortableAsyncResult(AsyncResult[R]):
     def abort(self) -> None:
         """Ask the task to stop; it continues until its next check.
 
-        A task that has ended by now keeps its state. A task that has not begun still runs, and
-        notices this at its first check, unless it tracks its start: then STARTED replaces the
-          state.
+        A task that has already ended keeps its state. A task that has not begun still runs, and
+        notices the request at its first check, unless it tracks its start, in which case STARTED
+        replaces the state.
         """
         self.backend.store(self.id, ABORTED, None)
 
 
 class AbortableTask(Task[P, R]):
-    """Base class of tasks that call `is_aborted` from time to time."""
+    """The base class of tasks that call `is_aborted` from time to time."""
 
     def AsyncResult(self, task_id: str) -> AbortableAsyncResult[R]:  # noqa: N802  Celery's name
         """Return the handle of an execution of this task."""
@@ -50,7 +50,7 @@ class AbortableTask(Task[P, R]):
     def is_aborted(self, task_id: str | None = None) -> bool:
         """Read from the server whether this run, or the task `task_id`, should stop. Switches: yes.
 
-        In a loop of short steps, do not call it in every step: each call is a round trip.
+        In a loop of short steps, do not call this in every step, since each call is a round trip.
         """
         if task_id is None and not self.request.stores:
             return False

@@ -19,7 +19,7 @@ from django.core.cache import close_caches
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from greenq.context import current_context
+from greenq.sending.context import current_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Error texts of databases that have no connection left. The text is the only clue: psycopg has no
-# error code for an error during connecting.
+# The error texts of databases that have no connections left. The text is the only clue, since
+# psycopg has no error code for an error while connecting.
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in all, and the interval between its attempts, unless
+# How long a task waits for a connection in total, and the interval between its attempts, unless
 # another task of this worker closes a connection and wakes it.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
-# The shortest time between two warnings about a full database.
+# The shortest time between warnings about a full database.
 _WARN_EVERY_S = 60.0
 
 
 def set_up(app: Greenq) -> None:
-    """Load the project's settings and INSTALLED_APPS; close each task's connections at its end.
+    """Load the project's settings and INSTALLED_APPS; close each task's connections when it ends.
 
     A second call does nothing.
     """
@@ -56,7 +56,7 @@ def set_up(app: Greenq) -> None:
 
 
 def _set_up_django() -> None:
-    """Set Django up; re-enable greenq's loggers, which its LOGGING disables if it omits them."""
+    """Set up Django; re-enable greenq's loggers, which LOGGING disables if it omits them."""
     loggers = list(logging.Logger.manager.loggerDict)
     own = [name for name in loggers if name == "greenq" or name.startswith("greenq.")]
     spoke = [name for name in own if not logging.getLogger(name).disabled]
@@ -71,7 +71,7 @@ def packages() -> list[str]:
 
 
 def on_commit(call: Callable[[], object]) -> None:
-    """Call `call` when the open transaction commits, not after a rollback; else now."""
+    """Call `call` when the open transaction commits, or now if there is none."""
     transaction.on_commit(call)
 
 
@@ -79,8 +79,8 @@ def close_connections() -> None:
     """Close the database and cache connections that the running task has opened.
 
     Each greenlet has its own. CONN_MAX_AGE has no effect: no connection is kept for the next task,
-    or a pool of five hundred greenlets would keep five hundred. With Django's own connection pool,
-    closing returns the connection to it.
+    since a pool of five hundred greenlets would otherwise keep five hundred. With Django's own
+    connection pool, closing returns the connection to it.
     """
     close_caches()
     ident = threading.get_ident()
@@ -95,11 +95,11 @@ def _close(connection: Any) -> None:
     try:
         connection.close()
     except Exception:
-        # A broken connection is as good as closed, and the task already has its outcome.
+        # A broken connection is as good as closed, and the task's outcome is already known.
         name = connection.alias
         _log.warning("could not close a connection to the database %r", name, exc_info=True)
     if connection.in_atomic_block or connection.connection is not None:
-        # The next task of this greenlet must get a connection without an open transaction.
+        # The next task on this greenlet must get a connection without an open transaction.
         del connections[connection.alias]
     _queue.one_is_free()
 
@@ -113,7 +113,7 @@ class _ConnectionQueue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait briefly for a task here to close a connection; other processes may, too."""
+        """Wait briefly for a task here, or another process, to close a connection."""
         with self._changed:
             self.waiting += 1
             try:
@@ -128,13 +128,13 @@ class _ConnectionQueue:
                 self._changed.notify()
 
     def warn(self, alias: str) -> None:
-        """Log, from time to time, that tasks are waiting."""
+        """Log from time to time that tasks are waiting."""
         now_s = time.monotonic()
         if self._warned_s and now_s < self._warned_s + _WARN_EVERY_S:
             return
         self._warned_s = now_s
         _log.warning(
-            "the database %r has no connection left: tasks wait up to %g s for one; run "
+            "the database %r has no connections left: tasks wait up to %g s for one; run "
             "fewer tasks at once (-c), or share a connection pool: OPTIONS['pool'] in DATABASES",
             alias,
             _PATIENCE_S,

@@ -6,8 +6,8 @@
 
 Call it once in each process, senders and workers alike, after the tracer provider is set up. The
 context travels in the message's headers, in the form in which Celery's instrumentation writes and
-reads it, so a trace continues through Celery's clients and workers, too. It uses greenq's signals:
-without `instrument`, it costs nothing.
+reads it, so a trace also continues through Celery's clients and workers. It uses greenq's signals,
+so it costs nothing without `instrument`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections import OrderedDict
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greenq import __version__
 from greenq.signals import (
     after_task_publish,
     before_task_publish,
@@ -28,6 +27,7 @@ from greenq.signals import (
 )
 from greenq.states import SUCCESS
 from greenq.task import classes
+from greenq.utils.version import __version__
 
 try:
     from opentelemetry import context as contexts
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 _SYSTEM: Final = "redis"
 
-# Upper bounds that the semantic conventions recommend, in seconds.
+# The upper bounds, in seconds, that the semantic conventions recommend.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-# Sendings in progress; a failed one, whose end is never announced, is ended when others arrive.
+# The sendings in progress; a failed one, whose end is never announced, is ended when others arrive.
 _MOST_SENDING: Final = 1000
 
 _UID: Final = "greenq.contrib.opentelemetry"
@@ -160,7 +160,7 @@ class _Instrumentation:
             run.span.set_status(Status(StatusCode.ERROR, str(exception)))
 
     def retried(self, reason: object, **_: Any) -> None:
-        """Note why a run is repeated."""
+        """Note why a run will be repeated."""
         run = _current.get()
         if run is not None:
             run.span.set_attribute("celery.retry.reason", str(reason))
@@ -200,7 +200,7 @@ def instrument(*, tracer_provider: Any = None, meter_provider: Any = None) -> No
 
 
 def uninstrument() -> None:
-    """Trace no more."""
+    """Stop tracing."""
     global _active
     if _active is not None:
         for signal, _receiver in _active.signals():
@@ -209,7 +209,7 @@ def uninstrument() -> None:
 
 
 def _attributes(operation: str, queue: str, task_id: str, task: str) -> dict[str, Any]:
-    """Return the attributes of a span: the conventions' names, and those of Celery's spans."""
+    """Return the attributes of a span under the conventions' names and those of Celery's spans."""
     return {
         "messaging.operation.type": operation,
         "messaging.message.id": task_id,

@@ -1,8 +1,8 @@
-"""How long each running task has held the hub: the time for which its greenlet itself has run.
+"""How long each running task has held the hub, that is, how long its greenlet itself has run.
 
-The age of a task that waits for a server tells little; the time for which it kept all other tasks
-waiting tells more. This is wall time from switching in to switching out, so it includes time that
-the operating system gives to other processes.
+The age of a task that is waiting for a server says little; the time for which it kept all other
+tasks waiting says more. This is wall time from switching in to switching out, so it includes time
+that the operating system gives to other processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 
 class HubTime:
@@ -40,16 +40,16 @@ class HubTime:
             greenlet_class: class of the pool's greenlets; their `request` is the one they run, or
                 None.
             hub: the loop's own greenlet, which runs when no other can.
-            clock: in seconds; the one that sets `Request.started_s`.
+            clock: a clock in seconds, the one that sets `Request.started_s`.
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
-        # None while switched off: no greenlet is then counted.
+        # This is None while counting is switched off, so that no greenlet is counted.
         self._counted: type[Any] | None = None
         self._hub = hub
-        # The time of the loop's own greenlet, and since when it counts.
+        # The time of the loop's own greenlet, and the time since which it counts.
         self._loop_s = self._began_s = 0.0
-        # When `times` was last asked.
+        # When `times` was last called.
         self._asked_s = -math.inf
         self._switched_s = 0.0
         self._trace: Any = None
@@ -57,7 +57,7 @@ class HubTime:
 
     @property
     def on(self) -> bool:
-        """Whether time is being counted."""
+        """True while time is being counted."""
         return self._counted is not None
 
     def start(self) -> None:
@@ -83,8 +83,8 @@ class HubTime:
     def times(self) -> tuple[float, float]:
         """Return the seconds since `start`, and for how many of them any greenlet ran.
 
-        For the rest of the time the loop waited or checked for events. To be called by a single
-        greenlet, which waits between calls: if no switch was seen, another tracer has replaced
+        For the rest of the time, the loop waited or checked for events. Only a single greenlet,
+        which waits between calls, may call this: if no switch was seen, another tracer has replaced
         this one, and the result is None.
         """
         now = self._clock()
@@ -95,11 +95,11 @@ class HubTime:
         return since_s, since_s - self._loop_s
 
     def hub_s_of(self, request: Request) -> float:
-        """Return how long a request has run; up to now if it is running right now."""
+        """Return how long a request has run, up to now if it is running at this moment."""
         counted_s, started_s, own = request.hub_s, request.started_s, request.greenlet
         if not self.on or own is None or started_s is None:
             return counted_s
-        # Among the greenlets that have started and not ended, only the running one has no frame.
+        # Of the greenlets that have started and not ended, only the running one has no frame.
         if own.gr_frame is None:
             counted_s += self._clock() - max(started_s, self._switched_s)
         return counted_s
@@ -107,7 +107,7 @@ class HubTime:
     def _count_switch(self, _event: str, greenlets: tuple[Any, Any]) -> None:
         """Add the time since the last switch to the request that ran; called at every switch.
 
-        This is a hot path. greenlet stops tracing permanently if this raises.
+        This is a hot path, and greenlet stops tracing permanently if it raises an error.
         """
         now = self._clock()
         origin: Any = greenlets[0]

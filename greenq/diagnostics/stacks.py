@@ -1,11 +1,12 @@
 """What every greenlet and every thread of this process is doing at the moment.
 
 `all_stacks` returns it as text, for the log. Greenlets at the same lines are grouped, so a thousand
-tasks that wait for the same server take one paragraph. `describe` returns it as data, for remote
-control: what the running tasks wait for, and the stacks of the oldest.
+tasks that are waiting for the same server take one paragraph. `describe` returns it as data, for
+remote
+control: what the running tasks are waiting for, and the stacks of the oldest.
 
-It shows names, source lines, addresses and durations only; no arguments or variables of a task's
-code.
+It shows only names, source lines, addresses and durations, but no arguments or variables of a
+task's code.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import CodeType, FrameType
 
-    from greenq.request import Request
+    from greenq.running.request import Request
 
-# Packages that wait on behalf of a task's code: their frames show what for, but the wait is the
-# task's.
+# Packages that wait on behalf of a task's code: their frames show what they wait for, but it is the
+# task that waits.
 _WAITING_PACKAGES = frozenset(
     {
         "concurrent", "gevent", "psycogreen", "queue", "select", "selectors", "socket", "ssl",
@@ -67,7 +68,7 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# By module and qualified name; among nested calls, the outermost is the most informative.
+# Functions by module and qualified name; of nested calls, the outermost is the most informative.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -84,7 +85,7 @@ _PRIMITIVES = {
     ("threading", "_RLock.acquire"): "lock",
 }
 
-# How many addresses of one select are shown.
+# How many addresses are shown for one select.
 _ADDRESSES_SHOWN = 3
 
 
@@ -95,8 +96,8 @@ def all_stacks(names: Mapping[Any, str]) -> str:
     """Describe all greenlets and native threads.
 
     Args:
-        names: names for some greenlets, for example of the tasks that they run; the others keep
-            the names that they were started with.
+        names: names for some greenlets, for example those of the tasks that they are running; the
+            others keep the names with which they were started.
     """
     groups = _groups(names)
     threads = _threads()
@@ -117,7 +118,7 @@ def _groups(names: Mapping[Any, str]) -> list[tuple[list[str], str]]:
     # Neither gevent nor greenlet keeps a list of all greenlets.
     for found in gc.get_objects():
         if isinstance(found, greenlet.greenlet) and found:
-            # The running greenlet has no separate frame: its stack is the thread's.
+            # The running greenlet has no separate frame; its stack is the thread's.
             frame = found.gr_frame
             if frame is None:
                 continue
@@ -136,7 +137,7 @@ def _name(found: greenlet.greenlet) -> str:
 
 def _threads() -> list[tuple[str, str]]:
     """Return the names and stacks of the native threads."""
-    # There is no public way to get another thread's frame.
+    # There is no public way to get the frame of another thread.
     frames = sys._current_frames()  # noqa: SLF001
     return [
         (f"{number}{_role(frame)}", "".join(traceback.format_stack(frame)))
@@ -148,7 +149,7 @@ def _role(frame: FrameType) -> str:
     """Return the role of a frame's thread, if the stack shows it."""
     for each, _line in traceback.walk_stack(frame):
         if each.f_code is all_stacks.__code__:
-            return ", the hub's; it is writing this"
+            return ", the hub's thread, which is writing this"
         owner = each.f_locals.get("self")
         if isinstance(owner, NativeThread):
             return f", {owner.name}"
@@ -169,14 +170,15 @@ def describe(
 
     Args:
         requests: the running ones.
-        limit: how many requests, oldest first, are shown in detail, and how many kinds of wait.
+        limit: how many requests, oldest first, are shown in detail, and how many kinds of wait are
+            shown.
         now: monotonic time.
         hub_s_of: returns how long a request has held the hub; without it, `hub_s` is None.
 
     Shape: {"running": count, "groups": [{"waits_on", "count"}], "greenlets": [{"id", "name",
       "age_s", "hub_s", "waits_on", "stack": ["file:line function"]}]}; the most frequent kind of
-      wait first, those beyond `limit` counted as "others"; the oldest greenlet first; in a stack,
-      the innermost frame last.
+      wait comes first, and those beyond `limit` are counted as "others"; the oldest greenlet comes
+      first; in a stack, the innermost frame comes last.
     """
     waits: Counter[str] = Counter()
     running: list[tuple[float, str, Request, FrameType | None]] = []
@@ -210,7 +212,7 @@ def describe(
 
 
 def _round_sleep(waits_for: str) -> str:
-    """Round the seconds of a sleep, so that random delays do not each form a separate group."""
+    """Round the seconds of a sleep so that random delays do not each form a separate group."""
     verb, _, seconds = waits_for.partition(" ")
     if verb != "sleep" or not seconds:
         return waits_for
@@ -227,14 +229,14 @@ def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
 
 
 def _task_stack(frame: FrameType | None) -> list[str]:
-    """Return a stack from the task's own code inwards, or all of it if it contains no task code."""
+    """Return a stack from the task's own code inwards, or all of it if it has no task code."""
     stack = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
     own = next((at for at, (each, _) in enumerate(stack) if not _is_ours(each)), 0)
     return [f"{each.f_code.co_filename}:{line} {each.f_code.co_name}" for each, line in stack[own:]]
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether the code is the worker's or gevent's; greenq's examples count as task code."""
+    """Return whether code is the worker's or gevent's; greenq's examples count as task code."""
     package, _, module = _module(frame).partition(".")
     return package in {"gevent", "greenq"} and module.partition(".")[0] != "examples"
 
@@ -248,10 +250,10 @@ def _module(frame: FrameType) -> str:
 
 
 def waits_on(frame: FrameType | None) -> str:
-    """Return what a greenlet waits for, judging by its innermost frame; "running" if it has none.
+    """Return what a greenlet is waiting for, judging by its innermost frame; "running" without one.
 
-    Sockets are shown with their address, sleeps with their seconds. If nothing better is known, it
-    is the waiting expression as the task's code has it, without arguments: `self.done.wait()`.
+    Sockets are shown with their address, and sleeps with their seconds. If nothing better is known,
+    the waiting expression is shown as in the task's code, without arguments: `self.done.wait()`.
     """
     if frame is None:
         return "running"
@@ -272,10 +274,10 @@ def waits_on(frame: FrameType | None) -> str:
 
 
 def _describe_wait(frame: FrameType, module: str) -> str:
-    """Return what a frame waits for, if an address or a duration is known."""
+    """Return what a frame is waiting for, if an address or a duration is known."""
     function = frame.f_code.co_name
-    # Read the variables of library frames only: reading keeps a copy of them for as long as the
-    # frame lives.
+    # Read the variables of library frames only, since reading keeps a copy of them for as long as
+    # the frame exists.
     if module in _SOCKET_MODULES:
         if function in _SOCKET_CALLS:
             return _on_socket(_SOCKET_CALLS[function], frame.f_locals.get("self"))
@@ -297,7 +299,7 @@ def _describe_wait(frame: FrameType, module: str) -> str:
 
 def _on_socket(verb: str, found: Any) -> str:
     """Return the operation on a gevent socket, and its peer's address."""
-    # The C socket inside it: no subclass overrides its methods, and they never wait.
+    # This is the C socket inside it, whose methods no subclass overrides, and which never wait.
     real = getattr(found, "_sock", None)
     if not isinstance(real, _socket.socket):
         return verb
@@ -309,7 +311,7 @@ def _on_socket(verb: str, found: Any) -> str:
 
 
 def _on_many(variables: Mapping[str, Any]) -> str:
-    """Return which sockets a select, a poll or a selector waits for."""
+    """Return which sockets a select, a poll or a selector is waiting for."""
     own: Any = variables.get("self")
     if "rlist" in variables:
         waited = [*_list(variables["rlist"]), *_list(variables.get("wlist"))]
@@ -328,7 +330,7 @@ def _list(found: Any) -> list[Any]:
 
 
 def _number(found: Any) -> int:
-    """Return the descriptor of an open file or connection, or -1 if it is not known."""
+    """Return the descriptor of an open file or connection; -1 if it is not known."""
     if isinstance(found, int):
         return found
     try:
@@ -340,7 +342,7 @@ def _number(found: Any) -> int:
 
 
 def _peer_of(number: int) -> str:
-    """Return the address a descriptor is connected to; "" if it is not a connected socket."""
+    """Return the address to which a descriptor is connected; "" if it is not a connected socket."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -380,7 +382,7 @@ def _text(address: object) -> str:
 def _expression(code: CodeType, offset: int) -> str:
     """Name what the instruction at an offset calls, as in the source but without arguments.
 
-    gevent's compiled code has no frames: the call is all that shows what waits there.
+    gevent's compiled code has no frames, so the call is all that shows what is waiting there.
     """
     # For a call to Python code, the offset is that of its last cache entry.
     *before, waiting = (each for each in dis.get_instructions(code) if each.offset <= offset)
@@ -396,7 +398,8 @@ def _expression(code: CodeType, offset: int) -> str:
 
 def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
     """Return the dotted name of the called function, or of the object of a `with` or a loop."""
-    # A call and its callee begin at the same place in the source; arguments begin elsewhere.
+    # A call and its callee begin at the same place in the source, whereas arguments begin
+    # elsewhere.
     begin = _begin(waiting) if waiting.opname.startswith("CALL") else None
     parts: list[str] = []
     for each in reversed(before):

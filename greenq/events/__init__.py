@@ -1,4 +1,4 @@
-"""Events in a cluster, for programs: `app.events`.
+"""A cluster's events for use by programs: `app.events`.
 
 Used by the app, which creates it, and by the command line.
 """

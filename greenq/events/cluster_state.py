@@ -34,13 +34,13 @@ R = TypeVar("R")
 
 T = TypeVar("T")
 
-# Heartbeat interval of a worker that did not report one, in seconds; Celery's figure.
+# The heartbeat interval, in seconds, of a worker that did not report one; this is Celery's figure.
 _FREQ_S = 60.0
 
 # How many heartbeats of a worker are remembered.
 _HEARTBEATS = 4
 
-# The fields copied from events, and the rule for each; None is valid for all but freq.
+# The fields copied from events, and the rule for each; None is valid for all except freq.
 _WORKER_FIELDS: dict[str, Rule] = {
     "pid": COUNT,
     "freq": INTERVAL,
@@ -78,10 +78,11 @@ class ObservedWorker:
 
     Attributes:
         hostname: the node's name.
-        freq: seconds between two of its heartbeats.
-        heartbeats: arrival times of its last events, unix time by our clock; the latest at the end.
-        loadavg: of its machine, over 1, 5 and 15 minutes.
-        blocked: for greenq workers: what blocks the hub, or None.
+        freq: the interval between its heartbeats, in seconds.
+        heartbeats: the arrival times of its last events, in unix time by our clock, with the latest
+            at the end.
+        loadavg: the load average of its machine over 1, 5 and 15 minutes.
+        blocked: for greenq workers, what blocks the hub, or None.
     """
 
     hostname: str
@@ -99,7 +100,7 @@ class ObservedWorker:
 
     @property
     def id(self) -> str:
-        """Node name and process id."""
+        """The node name and the process id."""
         return f"{self.hostname}.{self.pid}"
 
     @property
@@ -139,9 +140,9 @@ class ObservedTask:
     """A task according to its events.
 
     Attributes:
-        state: the strongest one reported, see `greenq.states.precedence`.
+        state: the strongest one reported; see `greenq.states.precedence`.
         sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
-        args, kwargs, result, exception: as text, shortened by the sender.
+        args, kwargs, result, exception: texts that the sender has shortened.
         worker: the sender of the last event; None if only the client has sent one.
         client: who sent the task.
         timestamp: unix time of the event that led to the state.
@@ -185,12 +186,12 @@ class ObservedTask:
 
     @property
     def ready(self) -> bool:
-        """True when nothing more will happen to it."""
+        """True if nothing more will happen to it."""
         return self.state in states.READY_STATES
 
     @property
     def origin(self) -> str | None:
-        """The worker's id, or the client."""
+        """The worker's id, or the client's name."""
         return self.client if self.worker is None else self.worker.id
 
     def as_dict(self) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class ObservedTask:
     def _is_late(self, state: str, timestamp: float) -> bool:
         """Return whether an event for that state is older than the state already known."""
         if state == states.RETRY:
-            # A retry comes between two starts; only an end is final.
+            # A retry comes between two starts, so only an end is final.
             return self.ready and timestamp < (self.timestamp or 0.0)
         return states.precedence(state) > states.precedence(self.state)
 
@@ -242,7 +243,7 @@ _INFO_FIELDS = (
 class TaskIndex(Mapping[str, set[ObservedTask]]):
     """Tasks by a common property: ``tasks_by_type["proj.add"]`` is a set of tasks.
 
-    Called with a name, it yields pairs of id and task ordered by time, the latest first.
+    When called with a name, it yields pairs of id and task ordered by time, latest first.
     """
 
     def __init__(self, state: State, key: Callable[[ObservedTask], str | None]) -> None:
@@ -276,16 +277,18 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
 
 
 class State:
-    """What is known of a cluster from its events. It may be used from any thread.
+    """What is known about a cluster from its events; it may be used from any thread.
 
-    It keeps a limited number of workers and tasks, and drops those whose last event is oldest.
+    It keeps a limited number of workers and tasks, and drops those whose last event is the oldest.
 
     Attributes:
-        workers: by node name.
-        tasks: by id.
+        workers: the workers by node name.
+        tasks: the tasks by id.
         tasks_by_type, tasks_by_worker: see `TaskIndex`.
-        event_count: events so far; `task_count` of them reported that a task was received.
-        ignored: unusable events: of an unknown group, or without required fields.
+        event_count: the number of events so far; `task_count` of them reported that a task was
+            received.
+        ignored: the number of unusable events, which belong to an unknown group or lack required
+            fields.
     """
 
     def __init__(
@@ -297,7 +300,7 @@ class State:
         """Start empty; `callback` is called with this state and each event before it is counted.
 
         Args:
-            callback: its exceptions reach the caller of `event`.
+            callback: a function whose exceptions reach the caller of `event`.
             max_workers_in_memory: how many workers are remembered.
             max_tasks_in_memory: how many tasks are remembered.
         """
@@ -410,21 +413,21 @@ class State:
                     self.clear()
 
     def clear_tasks(self, ready: bool = True) -> None:
-        """Forget the tasks that have ended, or with ``ready=False`` all tasks."""
+        """Forget the tasks that have ended or, with ``ready=False``, all tasks."""
         with self._lock:
             kept = [task for task in self.tasks.values() if ready and not task.ready]
             self.tasks.clear()
             self.tasks.update((task.uuid, task) for task in kept)
 
     def clear(self, ready: bool = True) -> None:
-        """Forget the workers, the counts, and tasks as `clear_tasks` does."""
+        """Forget the workers and the counts, and tasks as `clear_tasks` does."""
         with self._lock:
             self.workers.clear()
             self.clear_tasks(ready)
             self.event_count = self.task_count = self.ignored = 0
 
     def __repr__(self) -> str:
-        """Count."""
+        """Show the counts."""
         return f"<State: events={self.event_count} tasks={self.task_count}>"
 
 
@@ -433,7 +436,7 @@ def _order(task: ObservedTask) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return a name's entry, created if missing, and whether it is new; it is dropped last."""
+    """Return a name's entry, created if missing, and whether it is new; it will be dropped last."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:
@@ -447,7 +450,7 @@ def _heard_at(event: Event) -> float:
 
 
 def _is_usable(event: Event) -> bool:
-    """Return whether an event has all required fields; `read_events` checks that, too."""
+    """Return whether an event has all required fields, as `read_events` also checks."""
     return bool(event.get("hostname")) and not any(
         rule.wrong(event.get(name)) for name, rule in EVENT.items()
     )

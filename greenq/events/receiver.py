@@ -1,10 +1,10 @@
-"""Events for programs: receive them, and keep track of workers and tasks.
+"""Events for programs, which can receive them and keep track of workers and tasks.
 
     receiver = app.events.Receiver({"task-failed": note, "*": state.event})
     receiver.capture(limit=None, timeout=None, wakeup=True)
 
 The names are those of ``app.events`` in Celery, so code written for one runs on the other. Events
-come from anyone who may publish on the server: every field is checked before use.
+may come from anyone who is allowed to publish on the server, so every field is checked before use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from greenq.config.celery_names import name_what_is_not_here
 from greenq.errors import AccessRefused, OperationalError, ProtocolError
 from greenq.events.cluster_state import State
-from greenq.log import OutageLog
 from greenq.protocol.event import (
     EXCHANGE,
     EventWriter,
@@ -28,6 +27,7 @@ from greenq.protocol.event import (
 )
 from greenq.protocol.serialize import accepted
 from greenq.transport.mailbox import Mailbox
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,10 +49,10 @@ _log = logging.getLogger(__name__)
 # How long a wait for events may continue after `Receiver.stop`.
 _TURN_S = 0.5
 
-# After this much silence, check that the server is still there.
+# After this much silence, check that the server is still reachable.
 _SILENCE_S = 5.0
 
-# Pause between two attempts to reconnect.
+# The pause between attempts to reconnect.
 _PAUSE_S = 0.5
 
 
@@ -69,7 +69,7 @@ class Events:
         routing_key: str = "#",
         clock: LamportClock | None = None,
     ) -> Receiver:
-        """Return a receiver; arguments as for `greenq.events.receiver.Receiver`."""
+        """Return a receiver; the arguments are those of `greenq.events.receiver.Receiver`."""
         app = self._app
         transport, accept = app.transport, app.config.task.accept_content
         return Receiver(
@@ -83,12 +83,12 @@ class Events:
         )
 
     def send(self, kind: str, *, hostname: str | None = None, **fields: Any) -> None:
-        """Publish a custom event at once. Switches: yes.
+        """Publish a custom event immediately. Switches: yes.
 
         Args:
             kind: its type, such as ``task-progress``; events whose type begins with ``task-``
                 concern the task whose id is in the field ``uuid``.
-            hostname: the sender; None is this process, ``gen<pid>@<host>``.
+            hostname: the sender; None means this process, ``gen<pid>@<host>``.
             fields: anything with a JSON form.
 
         Raises:
@@ -107,7 +107,7 @@ class Events:
         max_workers_in_memory: int = 5000,
         max_tasks_in_memory: int = 10000,
     ) -> State:
-        """Return an empty state; arguments as for `greenq.events.cluster_state.State`."""
+        """Return an empty state; the arguments are those of `greenq.events.cluster_state.State`."""
         return State(callback, max_workers_in_memory, max_tasks_in_memory)
 
 
@@ -118,14 +118,15 @@ name_what_is_not_here(Events)
 
 
 class Receiver:
-    """Receives events over a separate connection. Switches: yes, every method that waits.
+    """Receives events over a separate connection. Switches: yes, in every method that waits.
 
-    A lost connection is replaced; events published meanwhile are missed, which a warning reports.
+    A lost connection is replaced; events published in the meantime are missed, and a warning
+    reports this.
 
     Attributes:
-        handlers: by event type; ``"*"`` handles all events without their own handler.
+        handlers: the handlers by event type; ``"*"`` handles all events without their own.
         should_stop: set by `stop`.
-        ignored: messages so far that were not events.
+        ignored: the number of messages so far that were not events.
     """
 
     def __init__(
@@ -143,8 +144,8 @@ class Receiver:
 
         Args:
             client: the server.
-            keys: names of its channels.
-            clock: advances beyond every number received.
+            keys: the names of its channels.
+            clock: a clock that advances beyond every number received.
             handlers: functions that take one event, by its type.
             routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
                 of task events match nothing, since workers send task events in batches with the key
@@ -171,8 +172,7 @@ class Receiver:
 
         Args:
             limit: stop after this many events.
-            timeout: seconds without any event after which capturing fails; None means without a
-              limit.
+            timeout: seconds without any event after which capturing fails; None means no limit.
             wakeup: ask all workers for a heartbeat first.
 
         Raises:
@@ -253,7 +253,7 @@ class Receiver:
             handler(event)
 
     def wakeup_workers(self) -> None:
-        """Ask all workers for a heartbeat, so that they appear at once."""
+        """Ask all workers for a heartbeat, so that they appear immediately."""
         self._mailbox.tell("heartbeat")
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Receiver:
         self._heard_s = time.monotonic()
         self._outage.recovered("events are received again")
         if self._wakeup:
-            # Only after subscribing, or the answers could be missed.
+            # This comes only after subscribing, or the answers could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:

@@ -1,4 +1,4 @@
 """Running deliveries, from a free slot to a stored state, and the worker's record of them.
 
-Used by the worker, its consumer, its commands and its watchdog.
+The worker, its consumer, its commands and its watchdog use this package.
 """

@@ -6,8 +6,8 @@
     settle   write state and notification, acknowledge or move the message: one outbox entry
     report   send one event, write one log line, call the hooks of the task's class
 
-Every way a task can end is one branch of `_call` or of `_override`, and each of them settles the
-message.
+Every way in which a task can end is one branch of `_call` or `_override`, and each of them settles
+the message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from greenq.context import Context, current_context
 from greenq.errors import (
     GreenqError,
     OperationalError,
@@ -33,14 +32,10 @@ from greenq.execution.handover import EndingStep, Failure, Handover
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
-from greenq.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
 from greenq.protocol.event import NullEventSender
 from greenq.protocol.message import saferepr
-from greenq.sending.retry import expiration, following
-from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
-from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import classes
-from greenq.task_signals import (
+from greenq.running.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
+from greenq.running.task_signals import (
     END_SIGNALS,
     tell_end,
     tell_internal_error,
@@ -48,6 +43,11 @@ from greenq.task_signals import (
     tell_published,
     tell_revoked,
 )
+from greenq.sending.context import Context, current_context
+from greenq.sending.retry import expiration, following
+from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
+from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
+from greenq.task import classes
 from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
 from greenq.transport.workflow import Continuation
 
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import ExceptionInfo, Task
+    from greenq.task import BaseTask, ExceptionInfo
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
@@ -70,13 +70,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Outcomes of a run that requested a retry and continued (``retry(throw=False)``).
+# The outcomes of a run that requested a retry and continued (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
-# Outcomes after which a message may go elsewhere, and is not acknowledged.
+# The outcomes after which a message may go elsewhere and is not acknowledged.
 _MAY_MOVE = frozenset({FAILURE, REJECTED})
 
-# Pause before asking the server again whether a message is still reserved here.
+# How long to wait before asking the server again whether a message is still reserved here.
 _ASK_AGAIN_S = 0.25
 
 
@@ -116,7 +116,7 @@ class Executor:
         self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
-        """Run one request to its end, even if its code, its hooks or log handlers raise errors."""
+        """Run a request to its end, even if its code, its hooks or log handlers raise errors."""
         if not self._state.surely_holds(request) and not self._is_still_ours(request):
             return
         context = Context(request.message, hostname=self._hostname, delivered=request)
@@ -134,7 +134,7 @@ class Executor:
             settled = self._settle(request, context, outcome)
         except BaseException as exc:
             if request.in_code is None and not isinstance(exc, Exception):
-                # The worker ends before the code has begun: the message has been requeued.
+                # The worker is ending before the code has begun, and the message has been requeued.
                 raise
             settled = self._settle_fault(request, exc)
         finally:
@@ -181,7 +181,9 @@ class Executor:
                 request.settle()
                 _log.warning("%s does not start here: the lease expired, it was requeued", request)
             except OperationalError as exc:
-                _log.debug("%s waits for the server to confirm its reservation: %s", request, exc)
+                _log.debug(
+                    "%s is waiting for the server to confirm its reservation: %s", request, exc
+                )
                 sleep(_ASK_AGAIN_S)
         self._state.reserved.pop(tag, None)
         return False
@@ -189,7 +191,8 @@ class Executor:
     def _ack_early(self, request: Request) -> bool:
         """Acknowledge before the code starts, and wait until the server has confirmed it.
 
-        Return False if there was nothing left to acknowledge, since another worker runs the task.
+        Return False if there was nothing left to acknowledge because another worker is running the
+        task.
         """
         if not request.settle():
             # The message was requeued, unless it never had a reservation.
@@ -207,7 +210,7 @@ class Executor:
         try:
             confirmed.wait()
         except BaseException:
-            # The worker ends before the code has begun: undo the acknowledgement.
+            # The worker is ending before the code has begun, so undo the acknowledgement.
             move = self._broker.requeue(*request.delivery, "next")
             self._outbox.put(Settlement.moving(move))
             raise
@@ -215,7 +218,7 @@ class Executor:
             _log.warning("%s does not start here: another worker now has it", request)
         return answers[0]
 
-    def _tracks_start(self, task: Task[..., Any]) -> bool:
+    def _tracks_start(self, task: BaseTask[..., Any]) -> bool:
         own = task.track_started
         return self._config.task_track_started if own is None else own
 
@@ -249,7 +252,8 @@ class Executor:
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
         """Write the outcome and acknowledge or move the message; return the final outcome.
 
-        None if the message was requeued meanwhile: then another run determines the result.
+        Return None if the message has been requeued in the meantime, so that another run determines
+        the result.
         """
         move: Move | None = None
         workflow: Continuation | None = None
@@ -299,7 +303,8 @@ class Executor:
     ) -> _Handed:
         """Return the outcome of a step, its state, and what follows its end.
 
-        If something cannot be sent or stored, the step fails, with everything that waits for it.
+        If something cannot be sent or stored, the step fails, along with everything that depends on
+        it.
         """
         step = self._step(request)
         if move is not None or outcome.state == REJECTED:
@@ -392,7 +397,7 @@ class Executor:
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
-            # The retry's options are invalid, so the task cannot run again and has failed.
+            # The retry's options are invalid, so the task cannot run again, and has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, trace_of(exc)), None
 
@@ -403,7 +408,7 @@ class Executor:
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
-            # A message acknowledged before its run does not become a dead letter, either.
+            # Likewise, a message acknowledged before its run does not become a dead letter.
             return None
         reason = None
         if isinstance(outcome.value, Reject):
@@ -418,7 +423,7 @@ class Executor:
             *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
         )
 
-    def _acks_failure(self, task: Task[..., Any]) -> bool:
+    def _acks_failure(self, task: BaseTask[..., Any]) -> bool:
         own = task.acks_on_failure_or_timeout
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
@@ -468,7 +473,7 @@ class Executor:
         return written
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
-        """Settle a task whose own outcome could not be settled: it fails, with the reason.
+        """Settle a task whose own outcome could not be settled: it fails, and the reason is stored.
 
         If even that cannot be stored, its message becomes a dead letter.
         """
@@ -506,9 +511,9 @@ class Executor:
     # --- report -----------------------------------------------------------------------------------
 
     def _report(self, request: Request, context: Context, outcome: Outcome) -> None:
-        """Send the event, count, log, call the class's hooks, send the signal. Switches: yes.
+        """Report the end: event, counts, log, the class's hooks and the signal. Switches: yes.
 
-        The message is settled by now: a failure here is only logged.
+        The message has been settled by now, so a failure here is only logged.
         """
         assert request.started_s is not None
         runtime_s = time.monotonic() - request.started_s
@@ -597,7 +602,7 @@ class Executor:
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
-    For the watchdog thread, which can tell only by the frames which greenlet runs.
+    This is for the watchdog thread, which can tell only from the frames which greenlet is running.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -644,7 +649,7 @@ def _storable(text: str) -> str:
 def _signum(request: Request) -> int | str | None:
     """Return the number of the signal by which a request was ended, in the form used by events.
 
-    None if no signal ended it; an unknown name is returned as it is.
+    Return None if no signal ended it; an unknown name is returned unchanged.
     """
     name = None if request.killed is None else request.killed.signum
     if not name:

@@ -4,9 +4,9 @@ All of it is computed here and written by the call that stores the state and ack
 message (`greenq.transport.workflow`), so a crash neither loses nor repeats a step.
 
     succeeded    links and the next step are sent; the part of a chord is counted
-    failed       errbacks are called; whatever can no longer run fails, too, and so do the chords
+    failed       errbacks are called; whatever can no longer run also fails, and so do the chords
                  that wait for it
-    completed the part was the last of its chord: its worker reads the others, and settles the
+    completed    the part was the last of its chord: its worker reads the others, and settles the
                  message again, together with the body
 """
 
@@ -17,9 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenq.backoff import Backoff
 from greenq.canvas.plan import follow, ids_of, kind, listed, members
-from greenq.context import Context
 from greenq.errors import (
     ChordError,
     EncodeError,
@@ -29,36 +27,43 @@ from greenq.errors import (
     TaskRevokedError,
 )
 from greenq.hub import sleep, spawn
-from greenq.log import OutageLog
-from greenq.outcome import takes_error
 from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
+from greenq.running.outcome import takes_error
+from greenq.sending.context import Context
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
 from greenq.transport.settle import Settlement
-from greenq.transport.workflow import Addition, ChordClaim, Continuation, MessagePush, Seal
+from greenq.transport.workflow import (
+    Addition,
+    ChordClaim,
+    Continuation,
+    MessagePush,
+    Seal,
+)
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from greenq.app import TaskRegistry
+    from greenq.app import Task, TaskRegistry
     from greenq.canvas.plan import Never, WorkflowPlan
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import Task
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
 _log = logging.getLogger(__name__)
 
-# The messages sent by one task's end may be this many times as large as the largest body: a chord's
+# The messages sent when a task ends may be this many times as large as the largest body: a chord's
 # body is written into each message of its header, so a small message could ask for a huge push.
 _MOST_BODIES = 16
 
 # The traceback of a failure is stored with each step that can no longer run, up to this much.
 _MOST_TRACEBACK_CHARS = 1 << 20
 
-# How many messages are written before other greenlets get their turn.
+# How many messages are written before other greenlets get a turn.
 _TURN = 200
 
 _RETRY_FIRST_S = 0.05
@@ -82,7 +87,7 @@ class EndingStep:
     Attributes:
         delivery: the reserved message.
         message: the decoded message.
-        priority: the priority of its successors, or None for their own.
+        priority: the priority of its successors, or None if they have their own.
     """
 
     __slots__ = ("delivery", "message", "priority")
@@ -97,7 +102,7 @@ class EndingStep:
 
     @property
     def inherited(self) -> dict[str, Any]:
-        """The options that its successors get from it."""
+        """The options that its successors inherit from it."""
         message = self.message
         options: dict[str, Any] = {
             "parent_id": message.id, "root_id": message.root_id or message.id,
@@ -125,7 +130,7 @@ class Handover:
     ) -> None:
         """Use the parts of one worker; `hostname` is its node name.
 
-        `index` writes entries for the index of workflows; None for none.
+        `index` writes entries for the index of workflows; None means no entries.
         """
         self.index = index
         self._transport = transport
@@ -168,7 +173,8 @@ class Handover:
 
         Args:
             request: the run that failed, for errbacks.
-            calls: False calls no errbacks: the task was revoked, has expired or was ignored.
+            calls: False if errbacks are not called, because the task was revoked, expired or was
+                ignored.
         """
         message, flow = step.message, _Flow()
         if calls and message.errbacks:
@@ -214,7 +220,7 @@ class Handover:
 
     def _finished(self, flow: _Flow, step: EndingStep) -> Continuation:
         if not step.delivery.tag:
-            # A broadcast runs in many workers; it cannot be part of a chord.
+            # A broadcast runs in many workers, so it cannot be part of a chord.
             flow.parts.clear()
         elif flow.parts:
             flow.complete = partial(self._complete_soon, step, flow.bodies)
@@ -301,7 +307,7 @@ class Handover:
             try:
                 self._outbox.put(self._completion(step, bodies, entry))
             except OperationalError as exc:
-                self._outage.failed("a chord waits until its results can be read", exc)
+                self._outage.failed("a chord is waiting until its results can be read", exc)
                 sleep(pauses.next_s())
             except Exception as exc:
                 _log.critical("could not complete a chord of %s", step.message.id, exc_info=True)
@@ -331,7 +337,7 @@ class Handover:
                 self._end_chord(flow, step, bodies[group], parts, saved)
             elif len(claims) == 1:
                 if claim is None:
-                    # The results server has lost the chord: count the existing parts again.
+                    # The results server has lost the chord, so count the existing parts again.
                     return first
                 # Another worker has completed it: nothing is sent, and the message is acknowledged.
                 flow.clears.append(ChordClaim(group, min(own)))
@@ -379,7 +385,7 @@ class Handover:
     def _fail_body(
         self, flow: _Flow, step: EndingStep, body: Mapping[str, Any], failure: Failure
     ) -> None:
-        """Fail the body of a chord, and call the errbacks of the tasks it would have begun with."""
+        """Fail the body of a chord, and call the errbacks of the tasks that would have begun it."""
         root = step.message.root_id or step.message.id
         for sig in _beginnings(body):
             task_id = sig["options"].get("task_id") or ""
@@ -449,7 +455,7 @@ class Handover:
     def _refused(self, step: EndingStep, entry: Settlement, reason: str) -> None:
         """Settle a message whose outcome the server refuses: it becomes a dead letter.
 
-        The tasks that wait for it fail, unless the server refuses that, too.
+        The tasks that depend on it fail, unless the server refuses that as well.
         """
         _log.error("the tasks that follow task %s cannot be sent: %s", step.message.id, reason)
         move = self._transport.broker.bury(
@@ -467,7 +473,7 @@ class _Flow(Continuation):
     """A workflow that is being computed.
 
     Attributes:
-        bodies: of the chords whose parts it has.
+        bodies: the bodies of the chords whose parts it contains.
         bytes: the size of the messages so far.
         never: the tasks that can no longer run, and their states.
     """
@@ -506,7 +512,7 @@ def _call(
     try:
         task(*args, **errback.get("kwargs") or {})
     except BaseException as exc:
-        # The boundary to user code: whatever it raises, the failed task still ends.
+        # This is the boundary to user code: whatever it raises, the failed task still ends.
         raise GreenqError(f"{type(exc).__name__}: {exc}") from exc
 
 
@@ -526,7 +532,7 @@ def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
     try:
         return [_arranged(each, {part[0]: part[2] for part in parts}) for each in saved[1]]
     except (KeyError, TypeError, IndexError, ValueError, RecursionError):
-        # A member was added or is not among the saved ones.
+        # The member was added later, or is not among the saved ones.
         return values
 
 

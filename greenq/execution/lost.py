@@ -42,15 +42,15 @@ class LostMessages:
     ) -> Settlement:
         """Return the entry that makes a message a dead letter and its task a failure.
 
-        If others wait for it, a worker must compute which tasks fail with it: the message then
-        goes, with a mark, to the inbox of its queue, from which only greenq's workers take.
+        If other tasks depend on it, a worker must compute which of them fail with it: the message
+        is then marked and moved to the inbox of its queue, from which only greenq's workers take.
         """
         transport = self._app.transport
         if self._is_awaited(raw):
             inbox = transport.keys.inbox(queue)
             text = transport.broker.resealed(queue, raw, mark_refused(raw, reason))
             _log.error(
-                "task %s[%s] of queue %s fails, together with the tasks that wait for it: %s",
+                "task %s[%s] of queue %s fails, together with the tasks that depend on it: %s",
                 header(raw, "task"), task_id, queue, reason,
             )  # fmt: skip
             return Settlement.moving(Move(tag, inbox, "next", text))

@@ -1,4 +1,4 @@
-"""Rate limits: how often one worker starts a task, and the queue of requests that wait for it."""
+"""Rate limits: how often one worker starts a task, and the queue of requests that are held back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.timer import Timer, TimerEntry
 
 
@@ -33,7 +33,7 @@ class TokenBucket:
         self._taken_s = -math.inf
 
     def take(self) -> bool:
-        """Take the token; False if there is none."""
+        """Take the token; return False if there is none."""
         if self.wait_s() > 0:
             return False
         self._taken_s = self._clock()
@@ -64,17 +64,17 @@ class RateLimitedQueue:
         self._set(a_second)
 
     def __len__(self) -> int:
-        """Return how many requests wait."""
+        """Return how many requests are waiting."""
         return len(self._waiting)
 
     def add(self, request: Request) -> None:
-        """Begin a request now or when its turn comes. Switches: no."""
+        """Begin a request now, or when its turn comes. Switches: no."""
         self._waiting.append(request)
         if self._entry is None:
             self._begin_due()
 
     def set_rate(self, a_second: float | None) -> None:
-        """Change the limit, also for the waiting requests."""
+        """Change the limit, including for the waiting requests."""
         if self._entry is not None:
             self._entry.cancel()
         self._set(a_second)
@@ -105,7 +105,7 @@ class RateLimitedQueue:
         elif self._bucket is None:
             self._bucket = TokenBucket(a_second, self._timer.clock)
         else:
-            # Keep the time of the last start: a new rate does not grant a new token.
+            # Keep the time of the last start, since a new rate does not grant a new token.
             self._bucket.every_s = 1 / a_second
 
     def _begin_due(self) -> None:

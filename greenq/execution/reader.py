@@ -1,4 +1,4 @@
-"""The careful message reader, for what the fast reader leaves and for remote commands."""
+"""The careful message reader, for what the fast reader does not handle and for remote commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MessageReader:
     """Reads messages of the formats that this worker's settings accept."""
 
     def __init__(self, config: TaskConfig, accept: frozenset[str]) -> None:
-        """Accept the content types of `accept`."""
+        """Accept the content types in `accept`."""
         self._accept = accept
         self._accept_compression = compress.accepted(
             *config.accept_compression, config.task_compression

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greenq.errors import EncodeError, Retry
-from greenq.outcome import Outcome, text_of
+from greenq.running.outcome import Outcome, text_of
 from greenq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.backend import Backend
     from greenq.transport.settle import StateWrite
     from greenq.transport.transport import Transport
 
-# How many characters are kept of the texts of an outcome that cannot be stored as it is.
+# How many characters are kept of the texts in an outcome that cannot be stored as it is.
 STORED_CHARS = 4000
 
 
@@ -25,16 +25,16 @@ class ResultWriter:
     def __init__(self, config: TaskConfig, transport: Transport, hostname: str) -> None:
         """Write for the worker with the node name `hostname`."""
         self._config = config
-        # None: results are disabled.
+        # This is None if results are disabled.
         self._backend = transport.backend if transport.stores_results else None
         self._hostname = hostname
 
     def write(
         self, request: Request, outcome: Outcome, children: tuple[object, ...] = ()
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and its state write; a value that cannot be stored is a failure.
+        """Return the outcome and its state's write; a value that cannot be stored is a failure.
 
-        `children` are the tasks it sent, in the form used in results.
+        `children` are the tasks that it sent, in the form used in results.
         """
         backend = self._backend
         if backend is None or not self._is_stored(request, outcome):

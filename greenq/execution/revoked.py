@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# How many; Celery's limit. Source: wire format, section 15.
+# The maximum number of ids; this is Celery's limit. Source: wire format, section 15.
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
-# As many as the server keeps.
+# The maximum number of stamps: as many as the server keeps.
 _MOST_WORKFLOWS = 10_000
 
-# In all. A limit is needed because anyone who may publish can revoke.
+# The limit on their total size. It is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
 
 
@@ -32,7 +32,8 @@ class _Aging:
         self._most = most
         self._keep_s = keep_s
         self._clock = clock
-        # The time at which each was added; the oldest come first, so removing them needs no search.
+        # The time at which each was added; the oldest come first, so they can be removed without a
+        # search.
         self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._chars = 0
 
@@ -63,7 +64,7 @@ class _Aging:
         return [texts for texts, _age_s in self.aged()]
 
     def aged(self) -> list[tuple[tuple[str, ...], float]]:
-        """Do the same, but return each with its age."""
+        """Return the same, each with its age."""
         now_s = self._clock()
         # Among entries read from a file or the server, an older one may follow a newer one.
         for texts, added_s in list(self._added_s.items()):
@@ -99,7 +100,7 @@ class Revoked:
         self._ids = _Aging(most, keep_s, clock)
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)
-        # Revocations by commands, not by `put`: ids, and pairs of name and value.
+        # The revocations made by commands rather than by `put`: ids, and pairs of name and value.
         self._new = _Aging(most, keep_s, clock)
         self.any = False
         self.changes = 0
@@ -107,7 +108,7 @@ class Revoked:
         self.workflows: Mapping[str, str] = {}
 
     def stop_workflows(self, stopped: Mapping[str, str]) -> None:
-        """Replace the stopped workflows: root id to ``cancelled`` or ``paused``."""
+        """Replace the stopped workflows, a mapping from root id to ``cancelled`` or ``paused``."""
         self.workflows = dict(islice(stopped.items(), _MOST_WORKFLOWS))
         self.any = self.any or bool(stopped)
 
@@ -138,7 +139,7 @@ class Revoked:
         return new.all()
 
     def return_new(self, new: list[tuple[str, ...]]) -> None:
-        """Make the next `take_new` return these, too."""
+        """Make the next `take_new` return these as well."""
         for texts in new:
             self._new.add(*texts)
 
@@ -189,7 +190,7 @@ class Revoked:
         )
 
     def is_stamped(self, message: TaskMessage) -> bool:
-        """Return whether a call carries a revoked stamp."""
+        """Return whether a call has a revoked stamp."""
         return any(
             self._stamps.has(name, value)
             for name in message.stamped_headers or ()
@@ -198,7 +199,7 @@ class Revoked:
 
 
 def _nothing() -> None:
-    """Do nothing: new revocations wait for `take_new`."""
+    """Do nothing, since new revocations wait for `take_new`."""
 
 
 def _texts(given: object) -> list[str]:

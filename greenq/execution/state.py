@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.execution.tally import TaskTally
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 
 class WorkerState:
-    """The requests of one worker by delivery tag, and its totals; only changed between switches.
+    """The requests of one worker by delivery tag, and its totals; changed only between switches.
 
     Attributes:
         reserved: all unsettled requests, including running ones.

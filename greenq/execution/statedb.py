@@ -1,4 +1,4 @@
-"""StateDB: a file in which revoked tasks and the cluster's clock survive a restart of the worker.
+"""StateDB: a file that keeps revoked tasks and the cluster's clock across restarts of the worker.
 
 The file is JSON. It is replaced as a whole: written under another name, synced to disk, and
 renamed, so a crash leaves either the old file or the new one.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Time between two checks for changes; the clock alone is written less often.
+# The interval between checks for changes; the clock alone is written less often.
 _LOOK_S: Final = 5.0
 _CLOCK_EVERY_S: Final = 60.0
 
-# A file of 50,000 ids and as many stamps is smaller.
+# A file with 50,000 ids and as many stamps is smaller than this.
 _MOST_BYTES: Final = 64 * 1024 * 1024
 _FORMAT: Final = "greenq.state"
 _VERSION: Final = 1
@@ -52,7 +52,7 @@ class Saved:
 
 
 def save(path: Path | str, saved: Saved) -> None:
-    """Replace the file by one with `saved`.
+    """Replace the file with one that contains `saved`.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
@@ -72,7 +72,7 @@ def save(path: Path | str, saved: Saved) -> None:
         file.flush()
         os.fsync(number)
     os.replace(new, path)
-    # The folder, in which the name now refers to another file, must be synced, too.
+    # The folder, in which the name now refers to another file, must also be synced.
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -81,7 +81,7 @@ def save(path: Path | str, saved: Saved) -> None:
 
 
 def load(path: Path | str) -> Saved:
-    """Read the file; a missing or empty one holds nothing.
+    """Read the file; a missing or empty one yields nothing.
 
     Raises:
         ConfigError: it cannot be read, or `save` did not write it.
@@ -91,7 +91,7 @@ def load(path: Path | str) -> Saved:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         if _is_shelve(path):
-            # In files with suffixes of their own, such as .db.
+            # The database may be in files with suffixes of their own, such as .db.
             raise _problem(path, _CELERYS) from None
         return Saved()
     except OSError as exc:
@@ -125,7 +125,7 @@ def _parse(found: Any) -> Saved:
 
 
 _CELERYS: Final = (
-    "is a state file of Celery's (a shelve of pickles), which greenq does not read, since loading "
+    "is Celery's state file (a shelve of pickles), which greenq does not read, since loading "
     "one can run any code: name another file"
 )
 _DAMAGED: Final = "was not written by greenq, or is damaged: name another file, or delete this one"
@@ -136,7 +136,7 @@ def _is_shelve(path: Path | str) -> bool:
     try:
         return bool(dbm.whichdb(os.fspath(path)))
     except Exception:
-        # It fails on some files that are not databases at all.
+        # This fails on some files that are not databases at all.
         return False
 
 
@@ -163,7 +163,7 @@ class StateDB(StartStopPart):
         Raises:
             ConfigError: the file cannot be read, or greenq did not write it.
         """
-        # Absolute, since the app may change the working folder.
+        # The path is made absolute, since the app may change the working folder.
         self.path = os.path.abspath(path)
         self._state, self._timer, self._now_s = state, timer, now_s
         self._entry: TimerEntry | None = None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError
 from greenq.hub import Greenlet, sleep, spawn
-from greenq.log import OutageLog
 from greenq.transport.workflows import PAUSED
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,12 +44,12 @@ class StoppedWorkflows(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:
-        """Ask at once, before any message is taken, and then repeatedly."""
+        """Ask immediately, before any message is taken, and then repeatedly."""
         self._look()
         self._greenlet = spawn(self._run, name="stopped workflows", lasts=True)
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         if self._greenlet is not None:
             self._greenlet.kill()
             self._greenlet = None
@@ -79,7 +79,7 @@ class StoppedWorkflows(StartStopPart):
         self._stopped = stopped
         self._stop(stopped)
         if go_on:
-            # Messages that this worker put aside after the workflow had been resumed.
+            # Release messages that this worker put aside after the workflow had been resumed.
             self._outbox.wait_written(INTERVAL_S)
             for each in go_on:
                 self._workflows.release(each)

@@ -1,4 +1,4 @@
-"""Suspects: messages whose workers died each run alone, to find the one that kills its worker."""
+"""Suspects: messages whose workers died, each run alone to find the one that kills its worker."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.pool import Pool
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
-# How long a suspect waits for the others to end. No messages are taken meanwhile, so a worker with
-# long tasks would be mostly idle; after this time the suspect runs beside them.
+# How long a suspect waits for the other tasks to end. No messages are taken in the meantime, so a
+# worker with long tasks would be mostly idle; after this time, the suspect runs alongside them.
 _PATIENCE_S = 10.0
 
 
 class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
-    1. It first waits, for a limited time, until all running tasks have ended; no messages are
-       taken meanwhile.
-    2. Before the run it records on the server which message runs, so that a death of the worker
-       counts against this message only.
+    1. It first waits, for a limited time, until all running tasks have ended; no messages are taken
+       in the meantime.
+    2. Before the run, it records on the server which message is about to run, so that a death of
+       the worker counts against this message only.
     3. After the last suspect, it clears this record before other messages are taken.
     """
 
@@ -39,7 +39,7 @@ class Suspects:
         self._outbox = outbox
         self._begin = begin
         self._line: deque[Request] = deque()
-        # True while a suspect runs alone, from just before the server is informed.
+        # True while a suspect is running alone, starting just before the server is informed.
         self.alone = False
         # True from the first suspect until after the last; no other messages may be taken.
         self.busy = False
@@ -47,7 +47,7 @@ class Suspects:
         self._over.set()
 
     def __len__(self) -> int:
-        """Return how many suspects wait for their turn."""
+        """Return how many suspects are waiting for their turn."""
         return len(self._line)
 
     def wait_over(self, timeout_s: float) -> bool:
@@ -63,7 +63,7 @@ class Suspects:
             spawn(self._run, name="suspects", lasts=True)
 
     def waiting(self) -> list[Request]:
-        """Return the suspects that wait for their turn, in order."""
+        """Return the suspects that are waiting for their turn, in order."""
         return list(self._line)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
@@ -86,7 +86,7 @@ class Suspects:
                     self._announce(request.delivery.tag)
                 else:
                     _log.warning(
-                        "%s runs beside other tasks, which have not ended in time", request
+                        "%s runs alongside other tasks, which have not ended in time", request
                     )
                 self._begin(request)
                 if alone:
@@ -99,7 +99,7 @@ class Suspects:
             self._over.set()
 
     def _announce(self, tag: str) -> None:
-        """Record on the server which message runs alone, and wait for the confirmation."""
+        """Record on the server which message will run alone, and wait for the confirmation."""
         known = Event()
         self._outbox.put(Settlement(tag, RUN_ALONE, written=lambda _held: known.set()))
         known.wait()

@@ -1,7 +1,7 @@
-"""Counts of runs: how tasks ended, how long they ran, how long they waited.
+"""Counts of runs: how tasks ended, how long they ran, and how long they waited.
 
-Kept only for metrics and for the adaptive autoscaler. The hub updates them for every task, so
-an update is only a few additions; the reader computes the rest.
+Counts are kept only for metrics and for the adaptive autoscaler. The hub updates them for every
+task, so an update is only a few additions; the reader computes the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from greenq.protocol.ids import sent_at
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
 
 if TYPE_CHECKING:
-    from greenq.request import Request
+    from greenq.running.request import Request
 
 # Upper bounds of the buckets in seconds; those up to 10 are the defaults of Prometheus clients.
 RUNTIMES_S: Final = (
@@ -40,20 +40,20 @@ _TAG_CHARS: Final = 36
 
 
 class Series:
-    """Counts of one task in one queue.
+    """The counts for one task in one queue.
 
     Attributes:
         received: how many messages were taken.
-        ended: by state, how many runs ended.
+        ended: how many runs ended in each state.
         runtime_s, wait_s: sums.
-        runtimes, waits: by bucket; the last one holds everything above.
+        runtimes, waits: the counts by bucket; the last bucket contains everything above.
         prefetch_s: how long the last one waited in this worker to be started.
     """
 
     __slots__ = ("ended", "prefetch_s", "received", "runtime_s", "runtimes", "wait_s", "waits")
 
     def __init__(self) -> None:
-        """Start at zero, in all states: so the first failure shows as an increase."""
+        """Start at zero in all states, so that the first failure shows as an increase."""
         self.received = 0
         self.ended = dict.fromkeys(STATES, 0)
         self.runtime_s = self.wait_s = self.prefetch_s = 0.0
@@ -65,8 +65,8 @@ class TaskTally:
     """Counts by task and queue; only tasks registered here are named.
 
     Attributes:
-        series: by task and queue.
-        failures: by task, queue and exception.
+        series: the counts by task and queue.
+        failures: the failures by task, queue and exception.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,8 @@ class TaskTally:
         series.runtime_s += runtime_s
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
-        # Extracted from the text: parsing the envelope again would take longer than all the rest.
+        # This is extracted from the text, since parsing the envelope again would take longer than
+        # everything else.
         place = raw.rfind(_TAG) + len(_TAG)
         # Messages with an ETA wait intentionally.
         if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:

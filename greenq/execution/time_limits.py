@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.config.settings import TaskConfig
-    from greenq.outcome import Outcome
-    from greenq.request import Request
+    from greenq.running.outcome import Outcome
+    from greenq.running.request import Request
 
 
 def run_limited(request: Request, config: TaskConfig, run: Callable[[Request], Outcome]) -> Outcome:

@@ -1,6 +1,6 @@
 """What a worker enters into the index of workflows: the beginning and the end of each task in them.
 
-The calls that store states and results write these entries, too (`greenq.transport.outbox`).
+The calls that store states and results also write these entries (`greenq.transport.outbox`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Call
     from greenq.execution.revoked import Revoked
     from greenq.protocol.message import TaskMessage
-    from greenq.request import Request
+    from greenq.running.request import Request
     from greenq.transport.broker import Broker
     from greenq.transport.fetch import Delivery
 
@@ -59,7 +59,7 @@ class WorkflowIndex:
         # The node name comes last in a node's times and ends with a bar.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
-        # Groups of clients whose followers have been entered, the latest last.
+        # The groups of clients whose followers have been entered, with the latest last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod
@@ -111,7 +111,7 @@ class WorkflowIndex:
         """Return `workflow` with the end of a task; None if the task has neither.
 
         Args:
-            delivery: its message; kept if it has failed.
+            delivery: its message, which is kept if the task has failed.
             message: the same, decoded.
             state: its state.
             workflow: what its end sets in motion.
@@ -140,7 +140,7 @@ class WorkflowIndex:
         back = self._broker.requeue(*delivery, "next")
         key = self._broker.keys.workflow(message.root_id or message.id)
         move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
-        # The note makes sure that the list expires.
+        # The note ensures that the list expires.
         note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
         return Settlement.moving(move, workflow=Continuation(index=[note]))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from greenq.remote.queue_counts import QueueCounts
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 # How long a count is cached.
 KEPT_S: Final = 1.0
@@ -30,10 +30,10 @@ KEPT_S: Final = 1.0
 # Changes are measured against the oldest count within this time.
 _WINDOW_S: Final = 60.0
 
-# A server that takes longer to answer counts as unreachable.
+# A server that takes longer than this to answer counts as unreachable.
 _PATIENCE_S: Final = 1.0
 
-# How many queues are counted; remote commands can add any number of them to a worker.
+# How many queues are counted, since remote commands can add any number of them to a worker.
 MOST_QUEUES: Final = 1000
 
 
@@ -44,8 +44,8 @@ class QueueStats:
     Attributes:
         counts: its messages by place.
         workers: how many workers take from it.
-        in_flight: its share of the messages that workers hold, an estimate: the messages in flight
-            are divided among the queues by the number of their workers.
+        in_flight: an estimate of its share of the messages that workers hold: the messages in
+            flight are divided among the queues by the number of their workers.
         wanted_workers: how many workers of this one's size could run all of it at once.
     """
 
@@ -57,7 +57,7 @@ class QueueStats:
 
     @property
     def drain_s(self) -> float | None:
-        """Seconds until it is empty at the present rate; None if it does not shrink."""
+        """Seconds until it is empty at the present rate; None if it is not shrinking."""
         waiting, change = self.counts.waiting, self.change_per_s
         if not waiting:
             return 0.0
@@ -86,7 +86,7 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The cluster at one moment; `at` is unix time, `workers` counts greenq's leases."""
+    """The cluster's state at one moment; `at` is unix time, `workers` counts greenq's leases."""
 
     at: float
     workers: int
@@ -106,7 +106,7 @@ class Stats:
 
 
 class ClusterStats:
-    """Counts the cluster's queues for one worker; used by a single thread, any one."""
+    """Counts the cluster's queues for one worker; only one thread, whichever it is, may use it."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Count the queues of the app, of `parts`, and of all workers with a lease."""
@@ -118,7 +118,7 @@ class ClusterStats:
         self._last: Stats | OperationalError | None = None
 
     def read(self) -> Stats:
-        """Count, unless the last count is recent.
+        """Count the queues, unless the last count is recent.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

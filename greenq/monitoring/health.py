@@ -1,7 +1,7 @@
-"""Is this worker alive, ready, started? For probes that restart it or wait for it.
+"""Whether this worker is alive, ready and started, for probes that restart it or wait for it.
 
-    live      red if only ending the process helps. Never red because of the server of the
-              queues: a restart would not bring it back, and every worker would restart at once.
+    live      red if only ending the process helps. It is never red because of the server of the
+              queues: a restart would not bring that back, and every worker would restart at once.
     started   red until all parts have started; green from then on, whether the server answers or
               not, for the same reason.
     ready     red while no messages are taken, unless that is intended.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.consumer import Consumer
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 # The watchdog thread may wait for a silent server, so it counts as dead only after this time, even
 # if `worker_hub_blocked_limit` is smaller.
@@ -35,7 +35,7 @@ class HealthReport(NamedTuple):
     Attributes:
         reasons: why it is red, one sentence each; none if it is green.
         notes: what an operator may want to know, such as paused queues.
-        facts: numbers.
+        facts: further numbers.
     """
 
     reasons: list[str]
@@ -44,7 +44,7 @@ class HealthReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether it is green."""
+        """True if it is green."""
         return not self.reasons
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A small HTTP server on a native thread: GET and HEAD of a few fixed paths, with strict limits.
 
-Clients are strangers. A client that sends slowly, too much, or nothing holds one of a few
+Clients are not trusted. A client that sends slowly, too much, or nothing at all holds one of a few
 connections for a few seconds. A new connection replaces the oldest one, and no client waits for
 another.
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenq.errors import GreenqError
 from greenq.hub import NativeThread, sleep
-from greenq.probe import Address
+from greenq.utils.probe import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 # How many connections may be open at once.
 MOST_CONNECTIONS: Final = 32
 
-# The largest size of a request's head.
+# The maximum size of a request's head.
 MOST_REQUEST_BYTES: Final = 8192
 
 # How long a client may take to send its request, and then again to read the answer.
@@ -41,7 +41,7 @@ CLIENT_S: Final = 5.0
 # How long computing a slow answer may take.
 ANSWER_S: Final = 10.0
 
-# Pause after a connection could not be accepted, for example for lack of descriptors.
+# How long to pause after a connection could not be accepted, for example for lack of descriptors.
 _REFUSED_S: Final = 1.0
 
 _BACKLOG: Final = 64
@@ -58,7 +58,7 @@ _PHRASES: Final = {
 
 
 class Response(NamedTuple):
-    """An answer: HTTP status, body and its type."""
+    """An answer: the HTTP status, the body and its type."""
 
     status: int
     body: bytes
@@ -75,10 +75,10 @@ class CannotListen(GreenqError):
 
 
 class HttpServer:
-    """Answers on some addresses from `start` to `stop`.
+    """Answers on the given addresses from `start` to `stop`.
 
-    `quick` answers are computed at once on the thread that serves all clients. `slow` ones, which
-    query the server of the queues or take some time, are computed on a second thread, started
+    `quick` answers are computed immediately on the thread that serves all clients. `slow` ones,
+    which query the server of the queues or take some time, are computed on a second thread, started
     by the first such request; concurrent requests for the same path share the answer.
     """
 
@@ -93,7 +93,8 @@ class HttpServer:
     ) -> None:
         """Answer `quick` and `slow` paths on `addresses`.
 
-        `finish` is called at the end of the thread of slow answers, to close what they use.
+        `finish` is called at the end of the thread that computes slow answers, to close what they
+        use.
         """
         self._addresses = addresses
         self._quick = quick
@@ -102,7 +103,7 @@ class HttpServer:
         self._clock = clock
         # The addresses it listens on, with the ports that were chosen for port 0.
         self.bound: list[Address] = []
-        # Not typed: The type stubs lack `_accept`.
+        # This is not typed, since the type stubs lack `_accept`.
         self._listeners: list[Any] = []
         self._accepts_from_s = 0.0
         self._thread: NativeThread | None = None
@@ -133,7 +134,7 @@ class HttpServer:
         self._thread = NativeThread(self._serve, name="greenq http")
 
     def stop(self) -> None:
-        """Answer no more. Switches: yes."""
+        """Stop answering. Switches: yes."""
         threads = [each for each in (self._thread, self._slow_thread) if each is not None]
         self._thread = self._slow_thread = None
         for thread in threads:
@@ -147,7 +148,7 @@ class HttpServer:
         self._close_listeners()
 
     def forget(self) -> None:
-        """In a forked child: close its copies of the sockets, since it serves no requests."""
+        """Close a forked child's copies of the sockets, since it serves no requests."""
         for listener in self._listeners:
             listener.close()
         for exchange in self._exchanges:
@@ -280,7 +281,7 @@ class HttpServer:
         self._slow_thread.wake()
 
     def _hand_out(self) -> None:
-        """Give computed answers to the connections that wait for them."""
+        """Give computed answers to the connections that are waiting for them."""
         while self._computed:
             path, response = self._computed.popleft()
             self._computing.discard(path)
@@ -329,7 +330,7 @@ class _HttpExchange:
         return self.path is None and not self.rest
 
     def has_read(self) -> bool:
-        """Read on; True when the request is complete or too long."""
+        """Continue reading; return True when the request is complete or too long."""
         data = self.connection.recv(MOST_REQUEST_BYTES)
         if not data:
             raise ConnectionResetError
@@ -361,7 +362,7 @@ class _HttpExchange:
         self.ends_s = ends_s
 
     def has_written(self) -> bool:
-        """Write on; True when all is written."""
+        """Continue writing; return True when everything has been written."""
         while self.rest:
             self.rest = self.rest[self.connection.send(self.rest[:_CHUNK]) :]
         return True
@@ -414,10 +415,10 @@ def _bound_at(path: str) -> _socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a worker that was killed; one that a process listens on stays."""
+    """Remove the socket of a worker that was killed, but not one on which a process listens."""
     try:
         if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file of this name exists and is not a socket")
+            raise FileExistsError(errno.EEXIST, "a file with this name exists and is not a socket")
     except FileNotFoundError:
         return
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -427,7 +428,7 @@ def _remove_stale(path: str) -> None:
     except ConnectionRefusedError:
         os.unlink(path)
     except BlockingIOError:
-        # A process listens on it, and its queue is full.
+        # A process is listening on it, and its queue is full.
         pass
     finally:
         probe.close()

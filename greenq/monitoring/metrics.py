@@ -19,10 +19,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from greenq import __version__
 from greenq.errors import OperationalError
 from greenq.execution.tally import RUNTIMES_S, STATES, WAITS_S, Series
 from greenq.states import FAILURE, REJECTED, RETRY, REVOKED, SUCCESS
+from greenq.utils.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from greenq.execution.tally import TaskTally
     from greenq.monitoring.cluster_stats import ClusterStats, Stats
     from greenq.monitoring.health import Health
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -58,7 +58,7 @@ class Metrics:
         """Read the parts of a worker.
 
         Args:
-            parts, consumer, tally, stats, health: of the worker.
+            parts, consumer, tally, stats, health: those of the worker.
             names: the sets of names: ``greenq``, ``celery-exporter``, ``flower``.
         """
         self.registry = CollectorRegistry(auto_describe=False)
@@ -72,7 +72,7 @@ class Metrics:
 
 
 class Reading:
-    """What the collectors read. To be used by a single thread, whichever that is."""
+    """What the collectors read; only one thread, whichever it is, may use it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Reading:
         return sorted(self.tally.series.copy().items())
 
     def started(self) -> Counter[tuple[str, str]]:
-        """Return how many runs have begun by task and queue: those that have ended, or run now.
+        """Return how many runs have begun by task and queue: those that have ended or are running.
 
         A run that ends leaves one count before it enters the other; a counter must not decrease.
         """
@@ -116,7 +116,7 @@ class Reading:
         return self._started
 
     def prefetched(self) -> Counter[str]:
-        """Return how many messages wait in this worker to be started, by task."""
+        """Return, by task, how many messages are waiting in this worker to be started."""
         held = list(self.parts.state.reserved.values())
         return Counter(each.task.name for each in held if each.started_s is None)
 
@@ -154,7 +154,7 @@ class GreenqCollector(_WorkerCollector):
         )
         wait = HistogramMetricFamily(
             "greenq_task_wait_seconds",
-            "From sending to the start, of messages sent by greenq without an ETA.",
+            "Time from sending to the start, for messages sent by greenq without an ETA.",
             labels=labels,
         )
         for key, series in self._reading.series():
@@ -180,19 +180,19 @@ class GreenqCollector(_WorkerCollector):
         autoscaler = parts.autoscaler
         traffic = parts.app.transport.client.traffic
         yield _gauge("worker_start_time_seconds", "Unix time.", time.time() - parts.uptime_s)
-        yield _gauge("worker_ready", "1 if it takes messages or intentionally takes none.", ready)
+        yield _gauge("worker_ready", "1 if it takes messages, or intentionally takes none.", ready)
         yield _gauge("worker_draining", "1 if it is draining.", parts.tasks.draining)
         yield _gauge("lease_seconds", "How long the lease is still valid; 0 without one.", lease_s)
-        yield _gauge("pool_size", "How many tasks may run at once.", pool.size)
+        yield _gauge("pool_size", "Number of tasks that may run at once.", pool.size)
         most = autoscaler.most if autoscaler else pool.size
-        yield _gauge("pool_limit", "How large the pool may grow.", most)
+        yield _gauge("pool_limit", "Size to which the pool may grow.", most)
         yield _gauge("pool_running", "Tasks that run.", pool.running)
-        yield _gauge("pool_waiting", "Messages in this worker that wait for a slot.", pool.waiting)
+        yield _gauge("pool_waiting", "Messages waiting in this worker for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
-        yield _gauge("outbox_entries", "Outcomes not written yet.", len(parts.outbox))
+        yield _gauge("outbox_entries", "Outcomes not yet written.", len(parts.outbox))
         yield _counter(
             "server_interruptions",
-            "How often the connection to the server was lost.",
+            "Number of times the connection to the server was lost.",
             consumer.interruptions,
         )
         yield _counter("server_commands", "Commands sent to the server.", traffic.commands)
@@ -207,11 +207,11 @@ class GreenqCollector(_WorkerCollector):
         yield _gauge("hub_lag_p99_seconds", "The 99th percentile of the hub's delay.", p99_s)
         yield _gauge(
             "hub_blocked_seconds",
-            "How long it has been blocked.",
+            "How long the hub has been blocked.",
             blocker.for_s if blocker else 0.0,
         )
         yield _gauge("hub_longest_block_seconds", "The longest of the last 100 blocks.", longest_s)
-        yield _counter("hub_blocks", "How often it was blocked.", monitor.block_count)
+        yield _counter("hub_blocks", "Number of times the hub was blocked.", monitor.block_count)
         yield _counter(
             "hub_cpu_seconds", "CPU time of the hub's thread; its rate is the saturation.",
             hub.cpu_s(),
@@ -231,10 +231,10 @@ class GreenqCollector(_WorkerCollector):
             name: GaugeMetricFamily(f"greenq_queue_{name}", text, labels=["queue"])
             for name, text in (
                 ("oldest_seconds", "Age of the oldest waiting message."),
-                ("drain_seconds", "Until it is empty at the present rate, if it shrinks."),
-                ("workers", "Workers that take from it."),
-                ("wanted_workers", "Workers of this size that could run all of it at once."),
-                ("paused", "1 if it is paused."),
+                ("drain_seconds", "Time until the queue is empty at the present rate, if known."),
+                ("workers", "Workers that take from the queue."),
+                ("wanted_workers", "Workers of this size needed to run all messages at once."),
+                ("paused", "1 if the queue is paused."),
             )
         }
         for name, queue in stats.queues.items():
@@ -261,7 +261,7 @@ class ExporterCollector(_WorkerCollector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         parts, started = self._reading.parts, self._reading.started()
-        # As there: the node name's part after the @.
+        # As in celery-exporter, this is the part of the node name after the @.
         host = parts.hostname.rpartition("@")[2]
         labels = ["name", "hostname", "queue_name"]
         counters = {
@@ -276,11 +276,11 @@ class ExporterCollector(_WorkerCollector):
         )
         runtime = HistogramMetricFamily("celery_task_runtime", "Runtime in seconds.", labels=labels)
         wait = HistogramMetricFamily(
-            "celery_task_queue_wait_time", "From sending to the start in seconds.", labels=labels
+            "celery_task_queue_wait_time", "Seconds from sending to the start.", labels=labels
         )
         for (task, queue), series in self._reading.series():
             row = [task, host, queue]
-            # Of the messages that others send, a worker sees only those it receives.
+            # Of the messages that others send, a worker sees only those that it receives.
             counters["sent"].add_metric(row, series.received)
             counters["received"].add_metric(row, series.received)
             counters["started"].add_metric(row, started[task, queue])
@@ -338,12 +338,12 @@ class FlowerCollector(_WorkerCollector):
         )
         prefetch = GaugeMetricFamily(
             "flower_task_prefetch_time_seconds",
-            "How long the last one waited in this worker to be started.",
+            "How long the last message waited in this worker to be started.",
             labels=labels,
         )
         prefetched = GaugeMetricFamily(
             "flower_worker_prefetched_tasks",
-            "Messages in this worker that wait to start.",
+            "Messages waiting in this worker to start.",
             labels=labels,
         )
         # Flower distinguishes tasks, but not queues.
@@ -391,7 +391,7 @@ _COLLECTORS: Final[dict[str, type[_WorkerCollector]]] = {
 def _histogram(
     bounds: Sequence[float], counts: Sequence[int], total: float
 ) -> tuple[list[tuple[str, float]], float]:
-    """Return the buckets cumulative as Prometheus expects them, and the sum."""
+    """Return the buckets, cumulative as Prometheus expects them, and the sum."""
     names = [*map(str, bounds), "+Inf"]
     return list(zip(names, map(float, accumulate(list(counts))), strict=True)), total
 

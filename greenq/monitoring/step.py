@@ -1,4 +1,4 @@
-"""Monitoring: answer health probes, the cluster's backlog and metrics over HTTP."""
+"""Monitoring: answers health probes, and serves the cluster's backlog and metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from greenq.execution.tally import TaskTally
 from greenq.monitoring.cluster_stats import ClusterStats
 from greenq.monitoring.health import Health, HealthReport
 from greenq.monitoring.http_server import HttpServer, Response, json_response
-from greenq.probe import Address, parse_address
+from greenq.utils.probe import Address, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greenq.consumer import Consumer
-    from greenq.worker_parts import Parts
+    from greenq.worker_parts.parts import Parts
 
 _log = logging.getLogger(__name__)
 
 
 class Monitoring(StartStopPart):
-    """Answers probes, the cluster's backlog and metrics over HTTP, on a thread beside the hub."""
+    """Answers probes, and serves the cluster's backlog and metrics, on a thread next to the hub."""
 
     name = "Monitoring"
-    # Before the lease is taken, so a worker whose port is in use exits without having taken one.
+    # This step comes before the lease is taken, so a worker whose port is in use exits without
+    # having taken one.
     requires = ("Hub",)
 
     def __init__(self, server: HttpServer) -> None:
@@ -47,7 +48,7 @@ class Monitoring(StartStopPart):
             _log.info("health and metrics are answered at %s", address)
 
     def stop(self) -> None:
-        """Answer no more. Switches: yes."""
+        """Stop answering. Switches: yes."""
         self.server.stop()
 
     def info(self) -> dict[str, object]:
@@ -102,7 +103,7 @@ def _metrics_module(address: str) -> Any:
 
 
 def _address(text: str, node: str) -> Address:
-    """Return an address of the settings; ``%n`` and so on in a socket's path name the worker."""
+    """Return an address from the settings; ``%n`` and so on in a socket's path name the worker."""
     address = parse_address(text)
     return address._replace(path=file_name(address.path, node)) if address.path else address
 

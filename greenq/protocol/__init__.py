@@ -1,4 +1,4 @@
-"""Wire formats as pure functions: bytes and text in, values out, no input or output.
+"""Wire formats as pure functions: bytes and text go in, values come out, and there is no I/O.
 
-Used by all layers above; imports only errors and the names of states.
+All layers above use this package, which imports only errors and the names of states.
 """

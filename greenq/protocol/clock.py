@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import count
 
-# A number beyond this cannot come from counting, and is not followed.
+# A number beyond this cannot come from counting, and is not adopted.
 _MOST = 1 << 53
 
 
 class LamportClock:
-    """A counter that each send advances, and each receipt moves beyond the number received.
+    """A counter that each send advances, and that each receipt moves beyond the number received.
 
     Source: wire format, section 12.4: *forward* adds one, *adjust* takes the larger of both
         numbers and adds one.
@@ -26,7 +26,7 @@ class LamportClock:
 
     def forward(self) -> int:
         """Add one and return the new number."""
-        # A single step that no other thread can interrupt.
+        # This is a single step that no other thread can interrupt.
         self.value = number = next(self._numbers)
         return number
 

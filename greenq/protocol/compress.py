@@ -33,7 +33,7 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
-# Added compressions, by content type: functions to compress and to expand.
+# The compressions that were added, by content type: functions to compress and to expand.
 _added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
 
 # Small data may always expand to this size, larger data to this multiple of its own. Task messages
@@ -41,8 +41,8 @@ _added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
 _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
-# The memory a reader may take besides its output: the dictionary of xz's strongest preset needs
-# 65 MiB, of which it uses only the part it writes; a header can ask for 4 GiB.
+# The memory that a reader may take in addition to its output: the dictionary of xz's strongest
+# preset needs 65 MiB, of which it uses only the part it writes; a header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 
@@ -101,12 +101,12 @@ def decompress(
 ) -> bytes:
     """Expand `data`, stopping as soon as the output exceeds its limit.
 
-    Units: the output is limited to `max_bytes`, and to a hundred times the size of `data` or a MiB,
-        whichever is more.
+    Units: the output is limited to `max_bytes`, and to a hundred times the size of `data` or one
+        MiB, whichever is more.
 
     Raises:
         DecodeError: the output is too large, or the data is damaged, truncated or followed by other
-            bytes, or its compression is unknown, not in `accept`, or its package not installed.
+            bytes, or its compression is unknown, not in `accept`, or its package is not installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
     if kind not in KNOWN and kind not in _added:
@@ -122,7 +122,7 @@ def decompress(
         expanded, whole = _expand(data, kind, most + 1)
     except ImportError as exc:
         raise DecodeError(f"cannot expand {content_type}: {exc}", data) from exc
-    # Each package has its own exceptions; all of them mean that the data is damaged.
+    # Each package has its own exceptions, all of which mean that the data is damaged.
     except Exception as exc:
         raise DecodeError(f"damaged {content_type} data: {exc}", data) from exc
     if len(expanded) > most:
@@ -167,7 +167,7 @@ def _expand_brotli(data: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _package(content_type: str) -> Any:
-    """Import an optional package, by the name that Celery looks for."""
+    """Import an optional package by the name for which Celery looks."""
     if content_type == ZSTD:
         return importlib.import_module(
             "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"

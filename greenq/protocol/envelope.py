@@ -18,11 +18,11 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 
 class Envelope(NamedTuple):
-    """One list element, parsed.
+    """A parsed list element.
 
     Attributes:
         body: the bytes decoded from base64; still serialized, perhaps compressed.
-        content_type: how to read the body.
+        content_type: says how to read the body.
         content_encoding: ``utf-8`` or ``binary``.
         headers: the task's headers, see `greenq.protocol.message`.
         properties: delivery tag, priority, delivery_info and so on.
@@ -43,7 +43,7 @@ def wrap(
     headers: dict[str, Any],
     properties: dict[str, Any],
 ) -> str:
-    """Write one list element.
+    """Write a list element.
 
     Shape: body (base64), content-encoding, content-type, headers, properties, in this order;
         ``body_encoding`` is set in the properties, keeping its position if already there.
@@ -79,11 +79,11 @@ def task_properties(
 
     Args:
         queue: the routing key, unless `routing_key` is given.
-        exchange: "" sends directly to the list that the routing key names.
-        routing_key: needed to restore the message, since that uses exchange and routing key.
+        exchange: "" to send directly to the list that the routing key names.
+        routing_key: needed to restore the message, which uses the exchange and the routing key.
         priority: written as given; 0 is served first.
         correlation_id: the task's id, unless the caller chose another.
-        reply_to: id of the sender; nothing on Redis uses it.
+        reply_to: the sender's id, which nothing on Redis uses.
         delivery_tag: new for every push.
         delivery_mode: 2 persistent, 1 transient.
         expiration: whole milliseconds from sending, as text; None for none.
@@ -108,7 +108,7 @@ def task_properties(
 
 
 def unwrap(raw: bytes) -> Envelope:
-    """Parse one list element.
+    """Parse a list element.
 
     Raises:
         DecodeError: `raw` is not an envelope; the error carries it.
@@ -192,7 +192,7 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
 
 
 def header(raw: bytes, name: str) -> str | None:
-    """Return one header of a list element if it is text, else None; never raises."""
+    """Return a header of a list element if it is text, else None; never raises."""
     return text_headers(raw).get(name)
 
 
@@ -211,7 +211,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return the recorded number of workers that died running this message; 0 without one."""
+    """Return the recorded number of workers that died running this message; 0 if there is none."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
@@ -225,7 +225,7 @@ def _count(value: object) -> int:
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
     """Write the value kept in the ``unacked`` hash while a message is being worked on.
 
-    The message is inserted as text, so it is read back unchanged.
+    The message is inserted as text, so that it is read back unchanged.
     """
     return f"[{raw_envelope_text}, {json.dumps(exchange)}, {json.dumps(routing_key)}]"
 
@@ -246,7 +246,7 @@ class Held(NamedTuple):
 
     @property
     def deliveries(self) -> int:
-        """How many workers have died while running it."""
+        """The number of workers that have died while running it."""
         return _count(self._of("properties", "deliveries"))
 
     @property

@@ -48,13 +48,13 @@ _PLAIN = frozenset(
     }
 )
 
-# The fields that every event has besides its own.
+# The fields that every event has in addition to its own.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
-# Values of fields that are absent.
+# The values that stand for absent fields.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# How many kinds of events have cached envelopes; programs may send any number of kinds.
+# How many kinds of events have cached envelopes, since programs may send any number of kinds.
 _FRAMES = 100
 
 # The beginning of an envelope.
@@ -64,12 +64,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventSender(Protocol):
-    """How the parts of a worker send events about tasks; provided by the Events step.
+    """How the parts of a worker send events about tasks; the Events step provides it.
 
     None of its methods waits or fails. Those for the three events of every task are fast.
 
     Attributes:
-        tasks: True when task events are wanted: check it before building their fields.
+        tasks: True if task events are wanted; check it before building their fields.
     """
 
     tasks: bool
@@ -83,13 +83,13 @@ class EventSender(Protocol):
         """
 
     def received(self, message: TaskMessage) -> None:
-        """Send a task-received soon. Switches: no."""
+        """Send a task-received event soon. Switches: no."""
 
     def started(self, uuid: str) -> None:
-        """Send a task-started soon. Switches: no."""
+        """Send a task-started event soon. Switches: no."""
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
-        """Send a task-succeeded soon; see `EventWriter.succeeded`. Switches: no."""
+        """Send a task-succeeded event soon; see `EventWriter.succeeded`. Switches: no."""
 
 
 class NullEventSender:
@@ -98,20 +98,20 @@ class NullEventSender:
     tasks = False
 
     def send(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Drop it."""
+        """Drop the event."""
 
     def received(self, message: TaskMessage) -> None:
-        """Drop it."""
+        """Drop the event."""
 
     def started(self, uuid: str) -> None:
-        """Drop it."""
+        """Drop the event."""
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
-        """Drop it."""
+        """Drop the event."""
 
 
 class _Received(msgspec.Struct, gc=False):
-    """An event task-received; structs are built and written in half the time of dicts."""
+    """A task-received event; structs are built and written in half the time of dicts."""
 
     hostname: str
     utcoffset: float
@@ -131,7 +131,7 @@ class _Received(msgspec.Struct, gc=False):
 
 
 class _Started(msgspec.Struct, gc=False):
-    """An event task-started."""
+    """A task-started event."""
 
     hostname: str
     utcoffset: float
@@ -143,7 +143,7 @@ class _Started(msgspec.Struct, gc=False):
 
 
 class _Succeeded(msgspec.Struct, gc=False):
-    """An event task-succeeded."""
+    """A task-succeeded event."""
 
     hostname: str
     utcoffset: float
@@ -174,8 +174,8 @@ class EventWriter:
         self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
-        # By routing key: the envelope before and after its delivery tag, which is its last part
-        # besides the body.
+        # For each routing key, the envelope before and after its delivery tag, which is its last
+        # part apart from the body.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
     # These three methods are on the hot path of every task.
@@ -201,13 +201,13 @@ class EventWriter:
         )
 
     def started(self, uuid: str) -> Stamped:
-        """Stamp a task-started."""
+        """Stamp a task-started event."""
         return _Started(
             self._hostname, self._utcoffset, self._pid, self._forward(), uuid, time.time()
         )
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> Stamped:
-        """Stamp a task-succeeded; `result` is readable text, `runtime` is in seconds."""
+        """Stamp a task-succeeded event; `result` is readable text, `runtime` is in seconds."""
         return _Succeeded(
             self._hostname, self._utcoffset, self._pid, self._forward(),
             uuid, result, runtime, time.time(),
@@ -222,7 +222,8 @@ class EventWriter:
             EncodeError: a field of a program's own event has no JSON form.
         """
         if kind not in _PLAIN:
-            # Dates and similar values, which Celery tags and the fast encoder does not know.
+            # These are dates and similar values, which Celery tags and the fast encoder does not
+            # know.
             plain = json.loads(json_dumps(dict(fields)))
             fields = {name: plain[name] for name in plain if name not in _ADDED}
         return {
@@ -250,8 +251,8 @@ class EventWriter:
 
     def _wrap(self, body: bytes, key: str) -> bytes:
         before, behind = self._frames.get(key) or self._frame(key)
-        # Base64 is inserted as is: searching it for characters that JSON must escape would take
-        # longer than everything else.
+        # Base64 is inserted as it is, since searching it for characters that JSON must escape would
+        # take longer than everything else.
         text = b2a_base64(body, newline=False)
         return b"".join((_BODY, text, before, new_id().encode(), behind))
 
@@ -314,6 +315,6 @@ def _text(event: Stamped) -> bytes:
     try:
         return _encode(event)
     except ValueError:
-        # Half of a surrogate pair, in text from outside.
+        # This is half of a surrogate pair, in text from outside.
         fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
         return json_dumps(fields).encode()

@@ -1,4 +1,4 @@
-"""Decode the common message in a single typed pass, in C.
+"""Decodes common messages in a single typed pass, in C.
 
 Less common messages are left to `envelope.unwrap` and `message.decode`, which report what is wrong:
 protocol 1, other serializers, compression, the caller's own headers, Celery's tags for dates and
@@ -31,9 +31,9 @@ _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
-# The rules of greenq.protocol.limits, checked by the decoder as it goes. Some are stricter here, so
-# that a message that passes needs no further check: the four ids have at most `KEY.most` characters
-# together.
+# The rules of greenq.protocol.limits, which the decoder checks as it goes. Some are stricter here,
+# so that a message that passes needs no further check: the four ids have at most `KEY.most`
+# characters together.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
 _Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.KEY.most // 4)]
 _Shown: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_SHADOW_CHARS)]
@@ -90,7 +90,7 @@ class _Element(msgspec.Struct, forbid_unknown_fields=True):
     properties: _Properties
     content_type: str = msgspec.field(name="content-type")
     content_encoding: str = msgspec.field(name="content-encoding")
-    # Present only in a worker without a key; with a key, it has been checked and removed.
+    # This is present only in a worker without a key; with a key, it has been checked and removed.
     greenq_sig: str | None = None
 
 
@@ -132,7 +132,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         or (b"\\u00" in body and any(escape in body for escape in _ESCAPES))
     ):
         return None
-    # By position, which takes a third of the time that names would take.
+    # The arguments are passed by position, which takes a third of the time that names would take.
     return TaskMessage(
         intern(headers.task),
         headers.id,
@@ -153,7 +153,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         headers.ignore_result,
         headers.replaced_task_nesting or 0,
         headers.stamped_headers,
-        # Share values that are usually equal, since many messages are held at a time.
+        # Share values that are usually equal, since many messages are held at the same time.
         _NOTHING,
         _NOTHING,
         embed.callbacks,

@@ -1,7 +1,7 @@
-"""Task ids: random UUIDs as text, one by one, or any number derived from a few random bytes.
+"""Task ids: random UUIDs as text, created one by one or, in any number, from a few random bytes.
 
-Also delivery tags: ids that start with the time of sending (UUID version 7), so that a queue shows
-how old its messages are.
+It also makes delivery tags: ids that start with the time of sending (UUID version 7), so that a
+queue shows how old its messages are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def new_id() -> str:
 
 
 def tag_prefix(at_s: float) -> str:
-    """Return the prefix of delivery tags made at one moment, unix time."""
+    """Return the prefix of delivery tags made at a given unix time."""
     digits = f"{int(at_s * 1000):012x}"
     return f"{digits[:8]}-{digits[8:12]}-7"
 

@@ -1,4 +1,4 @@
-"""Names of all keys in Redis, and the members of binding sets."""
+"""The names of all keys in Redis, and the members of binding sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Keys:
     Attributes:
         prefix: prefix of all broker keys (`global_keyprefix`); "" for none.
         sep: separates a queue's name from its priority step.
-        steps: the priority steps, ascending, the first one 0.
+        steps: the priority steps in ascending order, starting with 0.
         result_prefix: prefix of result keys; an underscore is added unless it ends in
             one of ``: _ - .``.
         db: the database number, which the channels of fanout exchanges contain.
@@ -45,7 +45,7 @@ class Keys:
 
     @property
     def unacked(self) -> str:
-        """Hash: delivery tag to held message."""
+        """Hash: held messages by delivery tag."""
         return f"{self.prefix}unacked"
 
     @property
@@ -69,12 +69,12 @@ class Keys:
 
     @property
     def gone(self) -> str:
-        """List, greenq's own: workers that died within the last hour, the latest first, as JSON."""
+        """List, greenq's own: workers that died within the last hour, latest first, as JSON."""
         return f"{self.prefix}greenq.gone"
 
     @property
     def revoked(self) -> str:
-        """Sorted set, greenq's own: revoked ids and stamps as JSON, since when in unix seconds."""
+        """Sorted set, greenq's own: revoked ids and stamps as JSON, by unix time of revocation."""
         return f"{self.prefix}greenq.revoked"
 
     @property
@@ -96,17 +96,17 @@ class Keys:
     def stopped_workflows(self) -> str:
         """Hash, greenq's own: the workflows that are cancelled or paused.
 
-        Shape: the id to ``cancelled`` or ``paused`` and since when, unix seconds; the field "" is
-            the number of changes.
+        Shape: the id, to ``cancelled`` or ``paused`` and the time since when, in unix seconds; the
+            field "" is the number of changes.
         """
         return f"{self.prefix}greenq.workflows.stopped"
 
     def workflow(self, workflow_id: str) -> str:
         """Hash, greenq's own: what the index keeps about a whole workflow.
 
-        Others begin with this key: ``.nodes``, a hash, its tasks; ``.failed``, a hash, the messages
-        of those that failed; ``.held``, a list, the messages that wait while it is paused;
-        ``.calls``, a list, the messages to send when it has ended.
+        Other keys begin with this one: ``.nodes``, a hash of its tasks; ``.failed``, a hash of the
+        messages of those that failed; ``.held``, a list of the messages that wait while it is
+        paused; and ``.calls``, a list of the messages to send when it has ended.
         """
         return f"{self.prefix}greenq.workflow.{workflow_id}"
 
@@ -116,11 +116,11 @@ class Keys:
         return f"{self.prefix}_kombu.binding_deadlines"
 
     def queue(self, name: str, step: int = 0) -> str:
-        """Return the list of one queue at one priority step."""
+        """Return the list of a queue at a priority step."""
         return f"{self.prefix}{name}{self.sep}{step}" if step else self.prefix + name
 
     def queue_steps(self, name: str) -> tuple[str, ...]:
-        """Return all lists of one queue, most urgent first."""
+        """Return all lists of a queue, most urgent first."""
         return tuple(self.queue(name, step) for step in self.steps)
 
     def step_of(self, priority: object) -> int:
@@ -130,7 +130,7 @@ class Keys:
         """
         try:
             number: Any = int(priority) if isinstance(priority, str) else priority
-            # Clamped before the conversion to int, since Decimal("1E+999999999") would give a
+            # It is clamped before the conversion to int, since Decimal("1E+999999999") would give a
             # billion digits.
             number = int(min(max(number, 0), 9))
         except (TypeError, ValueError, ArithmeticError):
@@ -152,9 +152,9 @@ class Keys:
     def group(self, group_id: str) -> str:
         """Return the key, and the channel, of a saved group.
 
-        The keys of its chord are this one with Celery's endings: ``.j`` the parts' values, ``.d``
-        the parts counted, ``.s`` the size, ``.t`` the number added to it, ``.c`` the sender of the
-        body; and greenq's own ``.a``, the ids that were added.
+        The keys of its chord are this one with Celery's endings: ``.j`` for the parts' values,
+        ``.d`` for the parts counted, ``.s`` for the size, ``.t`` for the number added to it, ``.c``
+        for the sender of the body; and greenq's own ``.a`` for the ids that were added.
         """
         return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
@@ -169,7 +169,7 @@ class Keys:
         return f"{self.prefix}greenq.inbox.{queue}"
 
     def owner(self, incarnation: str) -> str:
-        """Hash, greenq's own: what the server knows about a worker incarnation besides its lease.
+        """Hash, greenq's own: what the server knows about a worker incarnation, except its lease.
 
         Shape: ``next``, the number of its first unused delivery tag; ``call``, the number of
             its last take; ``alone``, the tag of the message that runs alone there; ``closed``, once
@@ -186,14 +186,15 @@ class Keys:
     def relay(self, queues: Iterable[str]) -> str:
         """Text, greenq's own: the worker that relays messages from lists on which no worker waits.
 
-        One for each set of queues; expires with the lease of that worker.
+        There is one for each set of queues, and it expires with the lease of that worker.
         """
         return f"{self.prefix}greenq.relay.{_digest(queues)}"
 
     def recycling(self, queues: Iterable[str]) -> str:
         """Sorted set, greenq's own: workers that are restarting, by node name.
 
-        One for each set of queues; the score is the time until which they count, in unix seconds.
+        There is one for each set of queues; the score is the time until which they count, in unix
+        seconds.
         """
         return f"{self.prefix}greenq.recycling.{_digest(queues)}"
 
@@ -204,7 +205,7 @@ class Keys:
 
     @property
     def beat_states(self) -> str:
-        """Hash, greenq's own: periodic entry to its last due time, and what was then sent."""
+        """Hash, greenq's own: each periodic entry's last due time, and what was then sent."""
         return f"{self.prefix}greenq.beat.states"
 
     @property
@@ -224,7 +225,7 @@ class Keys:
 
     @property
     def beat_history(self) -> str:
-        """List, greenq's own: the latest periodic tasks sent, the newest first."""
+        """List, greenq's own: the latest periodic tasks sent, newest first."""
         return f"{self.prefix}greenq.beat.history"
 
     @property
@@ -241,7 +242,7 @@ class Keys:
         return f"{self.prefix}greenq.processes.leader.{group}"
 
     def group_reports(self, group: str) -> str:
-        """Hash, greenq's own: process of a supervisord group to its load, as JSON; expires."""
+        """Hash, greenq's own: the load of each process of a supervisord group, as JSON; expires."""
         return f"{self.prefix}greenq.processes.reports.{group}"
 
     def group_draining(self, group: str) -> str:
@@ -268,12 +269,12 @@ def _digest(queues: Iterable[str]) -> str:
 
 
 def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -> str:
-    """Write one member of a binding set."""
+    """Write a member of a binding set."""
     return sep.join((routing_key, pattern, queue))
 
 
 class BindingMember(NamedTuple):
-    """One parsed member of a binding set; without a pattern, not of a topic exchange."""
+    """A parsed member of a binding set; it has a pattern only for a topic exchange."""
 
     routing_key: str
     pattern: str
@@ -281,7 +282,7 @@ class BindingMember(NamedTuple):
 
 
 def read_member(member: bytes, sep: str) -> BindingMember | None:
-    """Parse one member of a binding set; None if it is malformed."""
+    """Parse a member of a binding set; return None if it is malformed."""
     parts = member.decode("utf-8", "replace").split(sep)
     return BindingMember(*parts) if len(parts) == 3 else None
 
@@ -293,7 +294,7 @@ def topic_pattern(binding_key: str) -> str:
     Celery's workers write, except for ``#``: theirs, ``media\..*?``, needs a word or at least
     a dot there. `topic_matches` is what greenq's senders use.
     """
-    # Several in a row mean the same as one.
+    # Several of these in a row mean the same as one.
     words = [
         word
         for is_any, run in groupby(binding_key.split("."), "#".__eq__)
@@ -313,15 +314,15 @@ def topic_pattern(binding_key: str) -> str:
 
 
 def _escape(word: str) -> str:
-    """Escape every character but letters and digits, as Celery does."""
+    """Escape every character except letters and digits, as Celery does."""
     return "".join(char if char.isalnum() else "\\" + char for char in word)
 
 
 def topic_matches(binding_key: str, routing_key: str) -> bool:
     """Return whether a topic exchange's binding key matches a routing key.
 
-    Each word of the binding key is compared at most once with each of the routing key, so no
-    binding can make it slow.
+    Each word of the binding key is compared at most once with each word of the routing key, so no
+    binding can make this slow.
     """
     if len(binding_key) > MOST_KEY_CHARS:
         return False
@@ -343,11 +344,11 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
 
 
 def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
-    """Return the queues that an exchange's bindings lead to, without duplicates.
+    """Return the queues to which an exchange's bindings lead, without duplicates.
 
     Without a pattern, the keys must be equal (direct); with one, the binding key has wildcards
     (topic). The pattern itself is not used: anyone may have written it, and matching a regular
-    expression can take for ever. Malformed members are ignored.
+    expression can take forever. Malformed members are ignored.
     """
     found = (read_member(member, sep) for member in sorted(members))
     return list(

@@ -1,8 +1,8 @@
 """The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
-Messages, events, control requests and results come from anyone who may write to the server. Each of
-their fields has a rule below; code that reads a field checks the rule, and refuses or skips what
-violates it. docs/hostile-input.md shows the table to users.
+Messages, events, control requests and results may come from anyone allowed to write to the server.
+Each of their fields has a rule below; code that reads a field checks the rule, and refuses or skips
+values that violate it. docs/hostile-input.md shows the table to users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Rule(Protocol):
     """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
-        """Return what is wrong with a value, to follow the field's name; "" if it is valid."""
+        """Return what is wrong with a value, to put after the field's name; "" if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Whole:
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same rule for a typed decoder, whose bounds are 64 bits wide."""
+        """Return the same rule for a typed decoder, whose bounds have 64 bits."""
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[int]:
@@ -57,7 +57,7 @@ class Number:
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same rule for a typed decoder."""
+        """Return the same rule for a typed decoder."""
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[float]:
@@ -66,7 +66,7 @@ class Number:
 
     def wrong(self, value: object) -> str:
         """Say what is wrong with a value."""
-        # Written so that NaN is refused, too.
+        # This is written so that NaN is also refused.
         is_number = type(value) in (int, float) and self.least <= value <= self.most  # type: ignore[operator]
         if is_number and not (self.above and value == self.least):
             return ""
@@ -77,14 +77,14 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of at most `most` characters; `sendable`: text that the server can store."""
+    """Text of at most `most` characters; with `sendable`, only text that the server can store."""
 
     most: int
     sendable: bool = False
 
     @property
     def meta(self) -> msgspec.Meta:
-        """The same rule for a typed decoder, which reads no lone surrogates."""
+        """Return the same rule for a typed decoder, which never reads lone surrogates."""
         return msgspec.Meta(max_length=self.most)
 
     def takes(self, value: object) -> TypeGuard[str]:
@@ -119,7 +119,7 @@ class Optional:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Any values of some types."""
+    """Any values of the given types."""
 
     types: tuple[type, ...]
 
@@ -132,7 +132,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Lists, limited in length, of values that another rule accepts."""
+    """Lists of limited length whose values another rule accepts."""
 
     rule: Rule
     most: int
@@ -164,10 +164,10 @@ class _Moment:
 
 COUNT: Final = Whole(0, 1 << 53)
 CLOCK: Final = Whole(0, (1 << 62) - 1)
-"""Limited so that code can calculate with it."""
+"""A number limited so that code can calculate with it."""
 
 MOST_SECONDS: Final = 1_000_000_000
-"""Thirty years: practically no limit. No timer is set beyond it."""
+"""Thirty years, which is practically no limit; no timer is set beyond it."""
 
 SECONDS: Final = Number(0, MOST_SECONDS)
 INTERVAL: Final = Number(0, MOST_SECONDS, above=True)
@@ -220,7 +220,7 @@ MESSAGE: Final[Mapping[str, Rule]] = {
     "redelivered": Optional(FLAG),
 }
 
-# The fields that every event must have. Other fields are only used if they satisfy their rules.
+# The fields that every event must have. Other fields are used only if they satisfy their rules.
 EVENT: Final[Mapping[str, Rule]] = {
     "type": NAME,
     "clock": CLOCK,
@@ -297,9 +297,9 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 # --- JSON as a whole ------------------------------------------------------------------------------
 
 # An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
-# and no other task runs in the process meanwhile. So the number of values is limited, too: one per
-# this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most about
-# 20 MB and 0.1 s. Smaller texts may have any density.
+# and no other task runs in the process in the meantime. So the number of values is also limited, to
+# one per this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most
+# about 20 MB and 0.1 s. Smaller texts may have any density.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
@@ -308,7 +308,7 @@ DENSE_BYTES: Final = 10_000
 BROADCAST_BYTES: Final = 16 << 20
 """The limit for messages published to all: an event or a batch of events, a request, a reply."""
 
-# The rest of a message besides its body, mostly headers.
+# The size of a message apart from its body, which is mostly headers.
 _AROUND_BYTES = 1 << 20
 
 _SIGNS = b',[{"'
@@ -351,7 +351,7 @@ def is_readable(data: bytes, max_bytes: int) -> bool:
 def has_more_items(data: bytes, most: int) -> bool:
     """Return whether a JSON text has more commas and opening brackets outside strings than `most`.
 
-    Fast for texts with fewer bytes than that, as nearly all messages have.
+    This is fast for texts with fewer bytes than that, as nearly all messages are.
     """
     if len(data) <= most or _count(data) <= most:
         return False
@@ -362,5 +362,5 @@ def has_more_items(data: bytes, most: int) -> bool:
 
 
 def _count(data: bytes) -> int:
-    # On dense data twenty times as fast as `bytes.count`.
+    # On dense data, this is twenty times as fast as `bytes.count`.
     return len(data) - len(data.translate(None, b",[{"))

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NO_REPLY: Final = object()
-"""Returned by a remote control command that sends no reply."""
+"""A remote control command that sends no reply returns this."""
 
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
 
-# A worker's report on all its tasks may be large.
+# This is large, since a worker may report on all of its tasks.
 REPLY_BYTES = 128 << 20
 
 
@@ -57,7 +57,7 @@ class ReplyTo(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlRequest:
-    """One request.
+    """One remote control request.
 
     Attributes:
         method: a command's name or alias.
@@ -83,15 +83,15 @@ class ControlRequest:
 
     @property
     def needs_regex(self) -> bool:
-        """True when a regular expression selects its nodes."""
+        """True if a regular expression selects its nodes."""
         return self.matcher == "pcre" and bool(self.pattern) and not self.destination
 
     def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
-        """Return whether it is for a node: by name, otherwise by pattern, otherwise for all.
+        """Return whether it is for a node: selected by name, or by pattern, or as one of all nodes.
 
         Raises:
-            ValueError: the pattern is too long; or it is a regular expression, and those are not
-                accepted, or matching this one could take long.
+            ValueError: the pattern is too long, or it is a regular expression, which is not
+                accepted or could take long to match.
         """
         if self.destination:
             return node in self.destination
@@ -253,4 +253,4 @@ def _read_reply_to(value: object, raw: bytes) -> ReplyTo | None:
         exchange, routing_key = value.get("exchange"), value.get("routing_key")
         if KEY.takes(exchange) and KEY.takes(routing_key):
             return ReplyTo(exchange, routing_key)
-    raise DecodeError("reply_to of a control request must name exchange and routing_key", raw)
+    raise DecodeError("reply_to of a control request must name an exchange and a routing_key", raw)

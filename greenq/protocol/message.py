@@ -1,4 +1,4 @@
-"""One call of a task: writes Celery's task protocol, version 2, and reads versions 1 and 2."""
+"""One call of a task: writes version 2 of Celery's task protocol, and reads versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
 
-# Not frozen: that would double the cost of creating one. Nothing modifies one.
+# The class is not frozen, which would double the cost of creating a message. Messages are never
+# modified.
 @dataclass(slots=True)
 class TaskMessage:
     """One call of a task, as sent.
@@ -46,7 +47,7 @@ class TaskMessage:
         expires: latest time to run, ISO 8601 text; None: no limit.
         group: id of the group it belongs to; None for none.
         group_index: place in the group, from 0; None outside a group.
-        retries: how often it was retried before; 0 the first time.
+        retries: how many times it was retried before; 0 the first time.
         timelimit: hard and soft time limit in seconds; None for no limits of its own.
         root_id: first call of the workflow; None means `id` when encoding.
         parent_id: the call that sent this one; None if no task did.
@@ -54,9 +55,9 @@ class TaskMessage:
         kwargsrepr: likewise for the keyword arguments.
         origin: node name of the sender; None if not given.
         ignore_result: store no result; None: the task decides.
-        replaced_task_nesting: how often the call was replaced; 0 for never.
+        replaced_task_nesting: how many times the call was replaced; 0 for never.
         stamped_headers: names of the stamps; None for none.
-        stamps: name of a stamp to its value or list of values.
+        stamps: a mapping from the name of a stamp to its value or list of values.
         headers: the caller's own headers.
         callbacks: signatures to send on success; None for none.
         errbacks: signatures to call on failure; None for none.
@@ -98,7 +99,7 @@ def has_successors(message: TaskMessage) -> bool:
     return bool(message.callbacks or message.errbacks or message.chain or message.chord)
 
 
-# Placeholder for the signature of a chord's body in a message whose own body cannot be read.
+# A placeholder for the signature of a chord's body, for a message whose own body cannot be read.
 UNREADABLE: dict[str, Any] = {
     "task": "", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False,
 }  # fmt: skip
@@ -120,13 +121,13 @@ def encode(
     compression: str | None = None,
     max_bytes: int | None = None,
 ) -> Encoded:
-    """Write one task call in task protocol 2.
+    """Write a task call in version 2 of the task protocol.
 
     Shape: the body is (args, kwargs, embed), embed has callbacks, errbacks, chain, chord; the
         headers are all present, in Celery's order, then the caller's, then ``compression``, then,
         if set, ``redelivered``.
 
-    Units: `max_bytes` limits the body before compression; None for no limit.
+    Units: `max_bytes` limits the body before compression; None means no limit.
 
     Raises:
         EncodeError: an argument cannot be serialized, or the body would be too large.
@@ -167,8 +168,8 @@ def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
         )
     if len(body) > DENSE_BYTES and is_json and has_more_items(body, most_items(max_bytes)):
         raise EncodeError(
-            f"the arguments have more than {most_items(max_bytes):,} values, the most workers read "
-            f"with task_max_body_bytes = {max_bytes:,}: store the data elsewhere and send "
+            f"the arguments have more than {most_items(max_bytes):,} values, the most that workers "
+            f"read with task_max_body_bytes = {max_bytes:,}: store the data elsewhere and send "
             "its name, or raise that setting here and in the workers"
         )
 
@@ -220,7 +221,7 @@ def decode(
     max_body_bytes: int,
     accept_compression: frozenset[str] = KNOWN,
 ) -> TaskMessage:
-    """Read one task call: protocol 2, protocol 1, or protocol 1's body under protocol 2's headers.
+    """Read a task call: protocol 2, protocol 1, or protocol 1's body under protocol 2's headers.
 
     Units: `max_body_bytes` limits the body as received and as expanded, and thereby the number
         of its values.
@@ -244,14 +245,14 @@ def decode(
 def _build(
     envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
 ) -> TaskMessage:
-    """Combine checked headers and an unchecked body; one long call, because it is hot."""
+    """Combine checked headers and an unchecked body, in one long call, as this is a hot path."""
     get = headers.get
     task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:
         raise _wrong(envelope, "it has no task name or no id")
     args, kwargs, embed = body
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
-        raise _wrong(envelope, "args is not a list, or kwargs not an object")
+        raise _wrong(envelope, "args is not a list, or kwargs is not an object")
     callbacks, errbacks, chain, chord = _read_embed(envelope, embed)
     eta, expires = get("eta"), get("expires")
     delivery_info = envelope.properties.get("delivery_info") or {}
@@ -289,7 +290,7 @@ def part_of(envelope: Envelope) -> TaskMessage | None:
     """Return the place in a group given by the headers of a message with an unreadable body.
 
     The headers do not tell whether the group is the header of a chord: `UNREADABLE` represents the
-    chord. None if there is no group, or a header is invalid.
+    chord. Return None if there is no group, or if a header is invalid.
     """
     get = envelope.headers.get
     task, task_id = get("task"), get("id")
@@ -378,7 +379,8 @@ def parse_time(text: str, field: str = "a time") -> datetime:
     """Parse an eta or an expiry as an aware UTC datetime; a text without an offset is in UTC.
 
     Raises:
-        DecodeError: not ISO 8601, or beyond the range of datetime; it names the `field`.
+        DecodeError: it is not ISO 8601, or is outside the range of datetime; the error names the
+            `field`.
     """
     try:
         moment = datetime.fromisoformat(text)
@@ -395,9 +397,9 @@ def parse_time(text: str, field: str = "a time") -> datetime:
 def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     """Describe `value` in about `max_chars` characters; never raises.
 
-    Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are hex;
-        containers nested deeper than `max_levels` and anything beyond `max_chars` become three
-        dots.
+    Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are shown
+        in hex; containers nested deeper than `max_levels` and anything beyond `max_chars` become
+        three dots.
     """
     if value is None:
         # The most common return value.
@@ -405,7 +407,8 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
     pieces: list[str] = []
     try:
         if max_levels > 0 and _is_plain(value):
-            # For these, `repr` (in C) gives the same, unless characters are escaped or left out.
+            # For these, `repr` (in C) gives the same result unless characters are escaped or left
+            # out.
             text = repr(value)
             if len(text) < max_chars and "\\" not in text and '"' not in text:
                 return text

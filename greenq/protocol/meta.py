@@ -28,7 +28,7 @@ from greenq.states import EXCEPTION_STATES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Precedes a compressed payload; the content type, a zero byte and the data follow.
+# The prefix of a compressed payload; the content type, a zero byte and the data follow it.
 COMPRESSED_MARK = b"\x00celery-compressed\x00"
 DEFAULT_MAX_BYTES = 256 << 20
 
@@ -37,19 +37,19 @@ _TWINS = {name: cls for cls, name in CELERY_NAMES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultMeta:
-    """One stored result.
+    """A stored result.
 
     Attributes:
         task_id: the call's id.
         status: a state of `greenq.states`, or a custom one.
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
-        traceback: text; None for none.
+        traceback: the traceback as text; None for none.
         children: result tuples of the tasks it sent; None or empty for none.
         date_done: ISO 8601 text; None unless the state is final.
         group_id: None outside a group.
         parent_id: None if no task sent it.
-        extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue, stamps.
+        extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue and stamps.
     """
 
     task_id: str
@@ -71,7 +71,7 @@ _last_second = (0, "")
 
 
 def utc_now() -> str:
-    """Return the time in the form of `date_done`: ISO 8601, UTC, with microseconds.
+    """Return the time in the form of `date_done`: ISO 8601 in UTC, with microseconds.
 
     The text is cached for each second, since a busy worker needs it many times a second.
     """
@@ -88,8 +88,8 @@ def utc_now() -> str:
 def encode_success(task_id: str, result: Any) -> bytes:
     """Write, as JSON, what `encode_result` writes for most tasks, in a third of the time.
 
-    These tasks have succeeded, have sent no tasks, and belong to no group or other task; the id
-    `is_plain`.
+    These tasks have succeeded, have not sent any tasks, and belong to no group or other task; the
+    id `is_plain`.
 
     Raises:
         EncodeError: the result cannot be serialized.
@@ -117,7 +117,7 @@ def encode_result(
     """Write the payload of a result.
 
     Shape: status, result, traceback, children, date_done, then group_id, parent_id and `extended`
-        if given, then task_id. An exception becomes data, see `exception_to_wire`.
+        if given, then task_id. An exception becomes data; see `exception_to_wire`.
 
     Raises:
         EncodeError: the result, or a value of `extended`, cannot be serialized.
@@ -158,7 +158,7 @@ def encode_part(
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
-    """Write one part of a chord: the outcome of a task of its header.
+    """Write a part of a chord: the outcome of a task in its header.
 
     Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
 
@@ -178,15 +178,15 @@ def decode_part(
     max_bytes: int = DEFAULT_MAX_BYTES,
     accept_compression: frozenset[str] = KNOWN,
 ) -> tuple[str, str, Any]:
-    """Parse one part of a chord: the task's id, its state, and its value or exception.
+    """Parse a part of a chord: the task's id, its state, and its value or exception.
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: damaged, too large, or not a part.
+        DecodeError: it is damaged, too large, or not a part.
     """
     part = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     if not isinstance(part, (list, tuple)) or len(part) != 4:
-        raise DecodeError("a part of a chord is not a list of four", payload)
+        raise DecodeError("a part of a chord is not a list of four items", payload)
     _, task_id, status, result = part
     if not isinstance(task_id, str) or not isinstance(status, str):
         raise DecodeError("a part of a chord has no task id or no status", payload)
@@ -218,7 +218,7 @@ def decode_result(
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: damaged, too large, or not a result.
+        DecodeError: it is damaged, too large, or not a result.
         SecurityError: the stored exception names something that is not an exception class.
     """
     meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
@@ -237,7 +237,7 @@ def decode_group(
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: damaged, too large, or not a saved group.
+        DecodeError: it is damaged, too large, or not a saved group.
     """
     meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     if not isinstance(meta, dict) or "result" not in meta:
@@ -292,7 +292,7 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 
 
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
-    """Turn an exception into data: its class, its arguments, its module.
+    """Turn an exception into data: its class, its arguments and its module.
 
     If a reader could not rebuild the same exception from its arguments, the text is included:
     as ``exc_text``, and as the only argument if the constructor refuses the original ones.
@@ -324,7 +324,7 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
     text = text.encode(errors="backslashreplace").decode()
     try:
         again = str(cls(*args))
-    # The constructor takes arguments different from those it stores in ``args``.
+    # The constructor's arguments differ from those that it stores in ``args``.
     except Exception:
         wire["exc_message"] = [text] if text else args
         again = ""
@@ -342,7 +342,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
 
     Raises:
         SecurityError: the name refers to an object that is not an exception class.
-        DecodeError: not the data of an exception.
+        DecodeError: it is not the data of an exception.
     """
     if isinstance(data, Exception) and not isinstance(data, UnpicklableException):
         return data
@@ -426,7 +426,7 @@ def _require_name(module: str | None, name: str) -> None:
     """Refuse text that cannot be the name of a class.
 
     Raises:
-        DecodeError: it cannot.
+        DecodeError: it cannot be one.
     """
     try:
         type(name.rpartition(".")[2] or "Exception", (), {"__module__": module or ""})
@@ -436,7 +436,7 @@ def _require_name(module: str | None, name: str) -> None:
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
-    """Choose the form: with pickle, the exception itself if possible."""
+    """Choose the form of an exception: with pickle, it is the exception itself if possible."""
     if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
         return exc
     check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
@@ -453,7 +453,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can be pickled and unpickled; many exceptions can only be pickled."""
+    """Check that a value can be unpickled, since many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)
@@ -466,7 +466,7 @@ def _args(exc: BaseException) -> tuple[Any, ...]:
     args: Any
     try:
         args = exc.args
-    # A class may override ``args`` by a property that raises.
+    # A class may override ``args`` with a property that raises.
     except Exception:
         return ()
     return args if isinstance(args, tuple) else (args,)
@@ -481,12 +481,12 @@ def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
 
 
 def _exception_class(module: str | None, name: str) -> type[BaseException] | None:
-    """Find a class in the modules already imported; None if it is not there."""
+    """Find a class in the modules already imported; return None if it is not there."""
     twin = _TWINS.get((module or "", name))
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # Not getattr, which would run a lazy module's code for an untrusted name.
+    # This does not use getattr, which would run a lazy module's code for an untrusted name.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:

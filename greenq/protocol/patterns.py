@@ -1,7 +1,7 @@
-"""Patterns of node names in remote control requests, which anyone who may publish can send.
+"""Patterns for node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: the time to match a glob is limited by the lengths of pattern
-and name, and a regular expression is refused unless its time is limited, too.
+None of them may keep a worker busy: the time to match a glob is limited by the lengths of the
+pattern and the name, and a regular expression is refused unless its time is also limited.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final
 # Longer patterns are refused.
 MOST_CHARS: Final = 200
 
-# The most ways to match a regular expression against a name. Each repeat may end anywhere in the
-# name, and each bar doubles the choices; these numbers multiply.
+# The maximum number of ways to match a regular expression against a name. Each repeat may end
+# anywhere in the name, and each bar doubles the number of choices; these numbers are multiplied.
 _MOST_WAYS: Final = 100_000
 
 _REPEATS: Final = frozenset("*+?{")
@@ -105,10 +105,10 @@ def _too_much(name: str, pattern: str) -> str:
     """
     if len(pattern) > MOST_CHARS:
         return f"a pattern has at most {MOST_CHARS} characters"
-    # A character after a backslash, or in a set, is not a repeat.
+    # A character after a backslash or in a set is not a repeat.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
-        # Refuse these: Python warns about these on stderr, since their meaning may change.
+        # Refuse these, since Python warns about them on stderr, and their meaning may change.
         return "a set must not hold [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")

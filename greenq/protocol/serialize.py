@@ -19,7 +19,7 @@ from greenq.protocol.limits import MOST_ITEMS, has_more_items
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Readable by every Python since 3.4; Celery writes the same protocol.
+# Every Python since 3.4 can read this; Celery writes the same protocol.
 PICKLE_PROTOCOL = 4
 _YAML_MAX_DEPTH = 500
 
@@ -48,7 +48,7 @@ class UnpicklableException(Exception):
 def json_dumps(value: object) -> str:
     """Write `value` as JSON, with Celery's tags for dates, times, decimals, UUIDs and bytes.
 
-    An object with a ``__json__()`` method is replaced by the result of that.
+    An object with a ``__json__()`` method is replaced by that method's result.
 
     Raises:
         EncodeError: the value, or something in it, has no JSON form.
@@ -64,7 +64,8 @@ def json_loads(text: str | bytes) -> Any:
     """Read JSON, turning Celery's tags back into Python values.
 
     Raises:
-        DecodeError: not UTF-8, not JSON, nested too deeply, or an unknown or broken tag.
+        DecodeError: it is not UTF-8, not JSON or nested too deeply, or has an unknown or broken
+            tag.
     """
     try:
         decode = _decode_json if len(text) < _LARGE else _decode_large
@@ -154,15 +155,16 @@ def _json_encoder() -> Callable[[object], str]:
         try:
             return "".join(fast(value, 0))
         except RecursionError:
-            # The fast encoder does not track its path; this one distinguishes cycles from deep
-            # nesting.
+            # The fast encoder does not track its path, whereas this one distinguishes cycles from
+            # deep nesting.
             return checking(value)
 
     return encode
 
 
 _encode_json = _json_encoder()
-# The hook costs 0.06 µs an object, 5 % of reading an envelope: not worth a second decoder.
+# The hook costs 0.06 µs per object, or 5 % of reading an envelope, which does not justify a second
+# decoder.
 _decode_json = json.JSONDecoder(object_hook=_untag).decode
 
 # Characters from which a text can have so many values that collecting garbage between them takes
@@ -185,7 +187,7 @@ def _decode_large(text: str) -> Any:
 
 
 def _optional(module: str, extra: str) -> Any:
-    """Import an optional package; cheap once it is loaded."""
+    """Import an optional package; this is cheap once it is loaded."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
@@ -201,13 +203,13 @@ def _dump_pickle(value: object) -> bytes:
 
 
 def _dump_yaml(value: object) -> bytes:
-    # The C dumper folds long lines at other places than Celery's dumper.
+    # The C dumper folds long lines in different places from Celery's dumper.
     text: str = _optional("yaml", "yaml").safe_dump(_plain(value))
     return text.encode()
 
 
 def _plain(value: Any) -> Any:
-    """Replace objects with a ``__json__()``, such as signatures, by its result."""
+    """Replace objects with a ``__json__()``, such as signatures, with its result."""
     kind = value.__class__
     if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -222,7 +224,7 @@ def _dump_msgpack(value: object) -> bytes:
     return packed
 
 
-# Celery's name → our class.
+# A mapping from Celery's names to our classes.
 _TWINS: dict[tuple[str, str], type[BaseException]] = {
     **{name: cls for cls, name in CELERY_NAMES.items()},
     ("celery.utils.serialization", "UnpickleableExceptionWrapper"): UnpicklableException,
@@ -244,7 +246,7 @@ def _load_yaml(data: bytes) -> Any:
     yaml = _optional("yaml", "yaml")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = data.decode()
-    # The C loader recurses without checking the stack: deep nesting would crash the process.
+    # The C loader recurses without checking the stack, so deep nesting would crash the process.
     # Iterating over the events first does not recurse.
     depth = 0
     for event in yaml.parse(text, Loader=loader):
@@ -255,7 +257,7 @@ def _load_yaml(data: bytes) -> Any:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.ScalarEvent) and _is_merge(event):
-            # Nested merges of aliases copy their pairs: a few lines could fill the memory.
+            # Nested merges of aliases copy their pairs, so a few lines could fill the memory.
             raise ValueError("merge keys (<<) are not supported")
     return yaml.load(text, Loader=loader)
 
@@ -299,7 +301,7 @@ def register(
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
-    """Add a serializer, or replace an added one.
+    """Add a serializer, or replace one that was added.
 
     Args:
         encoder: turns a value into bytes, or into text of this encoding.
@@ -337,7 +339,7 @@ def dumps(value: object, serializer: str) -> Serialized:
     """Serialize `value`: ``json``, ``pickle``, ``yaml``, ``msgpack`` or ``raw``.
 
     Raises:
-        EncodeError: the value cannot be represented, the serializer is unknown or not installed.
+        EncodeError: the value cannot be represented, or the serializer is unknown or not installed.
     """
     form = _FORMATS.get(serializer)
     if form is None:
@@ -361,7 +363,7 @@ def loads(
 
     Raises:
         ContentDisallowed: the content type is not in `accept`.
-        DecodeError: the bytes do not match their type, have too many values, or the package
+        DecodeError: the bytes do not match their type, have too many values, or need a package that
             is not installed.
     """
     if content_type not in accept:
@@ -375,7 +377,7 @@ def loads(
         return loader(data)
     except DecodeError:
         raise
-    # Unpickling runs whatever code the bytes name, which may raise any exception.
+    # Unpickling runs whatever code the bytes name, and that code may raise any exception.
     except Exception as exc:
         raise DecodeError(f"not readable as {content_type}: {_why(exc)}", data) from exc
 
@@ -383,10 +385,10 @@ def loads(
 def accepted(names: Iterable[str]) -> frozenset[str]:
     """Turn serializer names and content types into the content types to accept.
 
-    ``application/data`` is always among them: its bytes are passed on unchanged.
+    ``application/data`` is always among them, and its bytes are passed on unchanged.
 
     Raises:
-        ValueError: a name is neither.
+        ValueError: a name is neither a serializer nor a content type.
     """
     types = {DATA_TYPE}
     for name in names:

@@ -1,7 +1,7 @@
-"""What a signature in a message may be: it is untrusted data, and a worker sends the tasks in it.
+"""What a signature in a message may contain: it is untrusted data, and a worker sends its tasks.
 
 A message contains the signatures of what follows it: callbacks, errbacks, the rest of its chain,
-the body of its chord. All of them are checked when the message is read, so that later code can
+and the body of its chord. All of them are checked when the message is read, so that later code can
 rely on their shape.
 """
 
@@ -36,8 +36,8 @@ _SIGNATURE: Final[Mapping[str, Rule]] = {
     "subtask_type": Optional(NAME),
 }
 
-# Options that become part of a key, or are used in calculations; the others are checked when they
-# are used, as in any sending.
+# The options that become part of a key, or are used in calculations; the others are checked when
+# they are used, as for any sending.
 _OPTIONS: Final[Mapping[str, Rule]] = {
     "task_id": Optional(KEY),
     "group_id": Optional(KEY),
@@ -51,7 +51,7 @@ _OPTIONS: Final[Mapping[str, Rule]] = {
 
 _TYPES: Final = (None, "chain", "group", "chord")
 
-# Tasks that are always a kind of workflow, whatever else their signature contains.
+# The tasks that are always a kind of workflow, whatever else their signatures contain.
 _ITEMS = ("celery.chunks",)
 
 
@@ -77,7 +77,7 @@ class _PlainOptions(msgspec.Struct):
 class _PlainSignature(msgspec.Struct):
     """A signature of one task without nested signatures, as in most steps of chains.
 
-    Checked in C: a message contains all remaining steps of its chain.
+    It is checked in C, since a message contains all remaining steps of its chain.
     """
 
     task: _Key
@@ -101,7 +101,7 @@ def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:
     """Check the signatures in a message.
 
     Returns:
-        The message without the fields that are wrong, and the problem of the first of them, ""
+        The message without the fields that are wrong, and the problem with the first of them, or ""
         if there is none.
     """
     reasons = {}
@@ -131,12 +131,12 @@ def _wrong_field(field: str, value: Any) -> str:
 
 def wrong_signature(signature: object) -> str:
     """Return what is wrong with a signature; "" if it is valid."""
-    # No recursion, since the depth is untrusted.
+    # This does not recurse, since the depth is untrusted.
     left: list[tuple[object, int]] = [(signature, 1)]
     while left:
         found, depth = left.pop()
         if depth > MOST_DEPTH:
-            return f"signatures are nested more than {MOST_DEPTH} deep"
+            return f"signatures are nested more than {MOST_DEPTH} levels deep"
         if not isinstance(found, dict):
             return f"it is {type(found).__name__}, not an object"
         reason = _wrong_shape(found)

@@ -1,15 +1,15 @@
-"""Signatures: an HMAC over the data acted on, stored in the JSON object that it signs.
+"""Signatures: an HMAC over the data that is acted on, stored in the JSON object that it signs.
 
 Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
-    hexadecimal digits that name the key, then 32 of the HMAC-SHA-256, which are its first 128 bits.
-    A result in another format is followed by a line feed, ``greenq_sig``, a space and the same
-    digits.
+    hexadecimal digits that name the key, then 32 digits of the HMAC-SHA-256, which are its first
+    128 bits. A result in another format is followed by a line feed, ``greenq_sig``, a space and the
+    same digits.
 
 The HMAC covers all bytes except the signature, preceded by a heading: the version, the kind, and
 the length and the text of the place. Because of the kind, a result cannot pass as a message;
-because of the place, a message cannot pass on another queue. A result names its task itself, which
-its reader compares. The heading marks its own end, so that different contents are never signed
-as the same bytes.
+because of the place, a message cannot pass on another queue. A result itself names its task, which
+its reader compares. The heading marks its own end, so that different contents are never signed as
+the same bytes.
 
 A worker that changes a signed message, such as by marking it as redelivered, signs it again. So
 nothing is left out of the signature, and no canonical form of JSON is needed.
@@ -37,10 +37,10 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# How many kinds and places have a cached beginning of the computation.
+# The number of kinds and places for which the beginning of the computation is cached.
 _PLACES = 1000
 
-# RFC 2104: the key fills one block of the hash, whose bits are changed in two ways.
+# As in RFC 2104, the key fills one block of the hash, whose bits are changed in two ways.
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
@@ -69,7 +69,7 @@ class Signer:
     ) -> None:
         """Sign with `key`; accept this key and the keys `accepted`.
 
-        With `required` False, unsigned data is accepted, too.
+        If `required` is False, unsigned data is also accepted.
         """
         self._key = key
         self._name = _name_of(key)
@@ -100,7 +100,7 @@ class Signer:
             raise
 
     def trusts(self, kind: Kind, place: str, data: bytes) -> bool:
-        """Return whether `open` would accept this; count nothing."""
+        """Return whether `open` would accept this, without counting refusals."""
         try:
             self._open(kind, place, data)
         except SignatureError:

@@ -1,4 +1,4 @@
-"""A task's message as text with gaps: the common part of many messages is encoded only once."""
+"""A task's message as text with gaps, so that what many messages share is encoded only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# The parts that differ between messages, in the order in which `Template.fill` provides it.
+# The parts that differ between messages, in the order in which `Template.fill` provides them.
 _GAPS = (
     "body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag", "group_index",
 )  # fmt: skip
@@ -75,7 +75,7 @@ class Template:
         self._embed = embed_of(message)
         self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
         secret = os.urandom(8).hex()
-        # 30 bytes each, which base64 encodes without padding.
+        # Each mark has 30 bytes, which base64 encodes without padding.
         marks = {gap: f"{gap:_<{_GAP_CHARS}}{secret}" for gap in _GAPS}
         model = replace(
             message,
@@ -102,8 +102,8 @@ class Template:
             properties=task_properties(**named),
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
-        # Each part but the last ends in a gap. Without a regular expression: a step of a chain has
-        # its own template, and compiling an expression takes longer than everything else.
+        # Each part except the last ends in a gap. No regular expression is used: a step of a chain
+        # has its own template, and compiling an expression takes longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Precedes each line of a record but the first, so that no line can look like a record.
+# The indent of all lines of a record except the first, so that no line can look like a record.
 _INDENT: Final = "    "
 
-# No record is longer: text from outside must not fill a disk.
+# The maximum length of a record, since text from outside must not fill a disk.
 _MOST_CHARS: Final = 100_000
 
 
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def record(text: str) -> str:
-    """Turn text into one log record: lines stay lines, but are indented; tabs stay."""
+    """Turn text into one log record: lines remain separate but are indented, and tabs are kept."""
     if len(text) > _MOST_CHARS:
         text = cut(text, _MOST_CHARS)
     if text.isprintable():

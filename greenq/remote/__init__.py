@@ -1,4 +1,4 @@
-"""Remote control of a cluster's workers, for programs: `app.control`.
+"""Remote control of a cluster's workers from programs: `app.control`.
 
 Used by the app, which creates it, and by the command line.
 """

@@ -1,4 +1,4 @@
-"""Remote control for programs: `app.control`, with Celery's names and shapes of replies.
+"""Remote control for programs: `app.control`, with Celery's names and reply formats.
 
 Every method works with both Celery and greenq workers unless it says otherwise. A call returns as
 soon as all workers have replied; `timeout` matters only if some do not.
@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
 class Control:
     """Commands to the workers of an app. Switches: yes, all methods.
 
-    They return None, or with ``reply=True`` a list of ``{node name: reply}``.
+    They return None or, with ``reply=True``, a list of ``{node name: reply}``.
 
     Raises:
         EncodeError: an argument cannot be serialized; nothing was sent.
@@ -87,7 +87,7 @@ class Control:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> Inspect:
-        """Return an object that asks workers about themselves; options as for `broadcast`."""
+        """Return an object that queries workers; the options are those of `broadcast`."""
         return Inspect(
             self,
             destination,
@@ -115,7 +115,7 @@ class Control:
         """Send a command to all workers, or to some.
 
         Args:
-            command: its name; commands added by a program work, too.
+            command: its name, which may also be that of a command added by a program.
             arguments: its arguments by name.
             destination: node names, or one name; None means all.
             reply: whether to wait for replies.
@@ -194,7 +194,7 @@ class Control:
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Make workers elect one that performs `action` (for topic ``task``, a signature)."""
+        """Make workers elect one that performs `action` (a signature if the topic is ``task``)."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -271,7 +271,7 @@ class Control:
         signal: str | int = TERM,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Revoke all tasks that carry one of these stamps; each has one value, or a list."""
+        """Revoke all tasks that have one of these stamps; each has a value or a list of values."""
         arguments = {"headers": headers, "terminate": terminate, "signal": signal}
         return self.broadcast("revoke_by_stamped_headers", arguments, destination, **options)
 
@@ -330,10 +330,10 @@ class Control:
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Stop all greenq workers, even later ones, from taking from a queue until `resume`.
+        """Stop all greenq workers, even those started later, from using a queue until `resume`.
 
         Each worker learns of the pause at its next lease renewal, within a second or two. Celery
-        workers keep taking.
+        workers continue to take messages.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
@@ -342,7 +342,7 @@ class Control:
         self._app.transport.broker.resume(queue)
 
     def purge(self) -> int:
-        """Delete all messages waiting in the app's queues and return how many there were.
+        """Delete all messages waiting in the app's queues, and return how many there were.
 
         The queues are those of ``task_queues``, or the default one. Messages that a worker has
         taken or parked for their ETA are not included, and those of a Broadcast never wait.
@@ -358,8 +358,8 @@ class Control:
 class Inspect:
     """Questions to workers. Switches: yes, all methods.
 
-    Each returns ``{node name: reply}``, or None when no worker replied; if the destination is one
-    name, not a list, only that worker's reply.
+    Each returns ``{node name: reply}``, or None if no worker replied; if the destination is a
+    single name rather than a list, it returns only that worker's reply.
     """
 
     def __init__(
@@ -412,7 +412,7 @@ class Inspect:
         return self.ask("status")
 
     def stats(self) -> Any:
-        """Ask for totals, pool, broker and resource usage."""
+        """Ask for totals, and for data about the pool, the broker and resource usage."""
         return self.ask("stats")
 
     def report(self) -> Any:
@@ -438,13 +438,13 @@ class Inspect:
         return self.ask("active", safe=safe)
 
     def reserved(self, safe: bool | None = None) -> Any:
-        """Ask for the tasks that were taken but do not run yet; `safe` has no effect."""
+        """Ask for the tasks that were taken but have not started; `safe` has no effect."""
         return self.ask("reserved")
 
     def scheduled(
         self, safe: bool | None = None, *, limit: int | None = None, offset: int | None = None
     ) -> Any:
-        """Ask for the tasks that wait for their ETA; `safe` has no effect.
+        """Ask for the tasks that are waiting for their ETA; `safe` has no effect.
 
         A greenq worker that has many returns `limit` of them, starting at `offset`.
         """
@@ -458,7 +458,7 @@ class Inspect:
         return self.ask("query_task", ids=ids)
 
     def revoked(self) -> Any:
-        """Ask for the revoked ids, the oldest first."""
+        """Ask for the revoked ids, oldest first."""
         return self.ask("revoked")
 
     def registered(self, *taskinfoitems: str) -> Any:
@@ -468,17 +468,17 @@ class Inspect:
     registered_tasks = registered
 
     def active_queues(self) -> Any:
-        """Ask for the queues that are consumed."""
+        """Ask for the queues from which workers take."""
         return self.ask("active_queues")
 
     # --- internals --------------------------------------------------------------------------------
 
     def greenlets(self, limit: int | None = None) -> Any:
-        """Ask greenq workers for the greenlets of their tasks, the oldest first."""
+        """Ask greenq workers for the greenlets of their tasks, oldest first."""
         return self.ask("greenlets") if limit is None else self.ask("greenlets", limit=limit)
 
     def records(self) -> Any:
-        """Ask greenq workers how the server's records differ from the messages they hold."""
+        """Ask greenq workers how the server's records differ from the messages that they hold."""
         return self.ask("records")
 
     def hub(self) -> Any:

@@ -1,6 +1,6 @@
-"""How many messages wait in each queue, how old the oldest is, and how fast that changes.
+"""How many messages are waiting in each queue, how old the oldest is, and how fast that changes.
 
-Counted on the server; used by the commands about queues, and by a worker's HTTP endpoint.
+The messages are counted on the server, for the commands about queues and a worker's HTTP endpoint.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class QueueCounts:
         inbox: messages on their way to a waiting worker.
         parked: messages with a far ETA.
         dead: dead letters.
-        held: messages that wait in workers for their ETA, a retry or a rate limit; None if
-            unknown.
+        held: messages waiting in workers for their ETA or a retry, or held back by a rate limit;
+            None if unknown.
         consumers: nodes that take from it.
-        untaken: True if certainly no worker takes from it.
+        untaken: True if it is certain that no worker takes from it.
         paused: who paused it and when; None if it is not paused.
         oldest_s: the age of the oldest waiting message; None if unknown.
         change_per_s: growth of the waiting messages per second; None after a single count.
@@ -52,12 +52,12 @@ class QueueCounts:
 
     @property
     def waiting(self) -> int:
-        """How many messages a worker could take now."""
+        """The number of messages that a worker could take now."""
         return sum(self.depth.values()) + self.inbox
 
     @property
     def drained_in_s(self) -> float | None:
-        """Seconds until the queue is empty at the present rate; None if it does not shrink."""
+        """Seconds until the queue is empty at the present rate; None if it is not shrinking."""
         if not self.waiting or self.change_per_s is None or self.change_per_s >= 0:
             return None
         return self.waiting / -self.change_per_s
@@ -89,7 +89,7 @@ class QueuesSnapshot:
 
     Attributes:
         at_s: monotonic time.
-        queues: by name.
+        queues: the queues by name.
         incomplete: True if a worker has not replied.
         unsealed: chords whose header has been in transmission for a long time.
     """
@@ -103,7 +103,7 @@ class QueuesSnapshot:
 def app_queues(task: TaskConfig) -> list[str]:
     """Return the queues that the app's workers consume by default.
 
-    Broadcasts are left out: no messages wait in them.
+    Broadcasts are left out, since no messages wait in them.
     """
     if not task.task_queues:
         return [task.task_default_queue]

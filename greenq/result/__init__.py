@@ -1,4 +1,7 @@
-"""Handles of sent tasks: `AsyncResult` for one task, `GroupResult` for a group."""
+"""Handles of sent tasks: `AsyncResult` for one task, `GroupResult` for a group.
+
+Used by everything that sends or reads results, and by applications.
+"""
 
 from __future__ import annotations
 

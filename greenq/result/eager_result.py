@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class EagerResult(AsyncResult[R]):
-    """The outcome of `Task.apply`: it has ended, and nothing is read from a server."""
+    """The outcome of `Task.apply`: the task has ended, and nothing is read from a server."""
 
     is_eager = True
     final: ResultMeta
@@ -46,9 +46,9 @@ class EagerResult(AsyncResult[R]):
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
     ) -> Any:
-        """Return the value; None if the task neither returned nor failed, as when ignored."""
+        """Return the value; None if the task neither returned nor failed, such as when ignored."""
         if propagate and meta.status in PROPAGATE_STATES:
-            # With the traceback from this process.
+            # The exception is raised with the traceback from this process.
             raise meta.result
         value = meta.result if meta.status in READY_STATES else None
         if callback is not None:
@@ -56,10 +56,10 @@ class EagerResult(AsyncResult[R]):
         return value
 
     def forget(self) -> None:
-        """Do nothing: nothing is stored for it."""
+        """Do nothing, since nothing is stored for it."""
 
     def revoke(self, **how: Any) -> None:
-        """Replace its outcome by that of a revoked task, although it has already run."""
+        """Replace its outcome with that of a revoked task, although it has already run."""
         self.final = ResultMeta(
             task_id=self.id, status=REVOKED, result=TaskRevokedError("revoked"), traceback=None
         )

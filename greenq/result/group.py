@@ -1,4 +1,4 @@
-"""`ResultSet` and `GroupResult`: the handles of many tasks, read and waited for together."""
+"""`ResultSet` and `GroupResult`: the handles of many tasks, which are read and awaited together."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class ResultSet(ResultBase):
     """Handles of tasks, or of groups, whose outcomes are read together.
 
-    Each query reads the states of all in portions of 1,000, and waiting for them
-    takes one subscription. All results must be on one server.
+    Each query reads the states of all tasks in portions of 1,000, and waiting for them takes one
+    subscription. All results must be on one server.
 
     Attributes:
         results: the handles, in order.
@@ -39,7 +39,7 @@ class ResultSet(ResultBase):
 
     TimeoutError = ResultTimeout
 
-    # On the classes that an app offers: that app.
+    # On the classes that an app offers, this is that app.
     own_app: Any = None
     id: str | None = None
     parent: ResultBase | None = None
@@ -77,7 +77,7 @@ class ResultSet(ResultBase):
                 own.append(result)
 
     def remove(self, result: ResultBase | str) -> None:
-        """Remove a handle, given as such or as an id.
+        """Remove a handle, given as a handle or as an id.
 
         Raises:
             KeyError: it is not present.
@@ -127,11 +127,11 @@ class ResultSet(ResultBase):
         return [[states[each.id].status for each in result.handles()] for result in self.results]
 
     def ready(self) -> bool:
-        """Return whether all tasks have ended, in success or failure."""
+        """Return whether all tasks have ended, whether they succeeded or failed."""
         return all(status in READY_STATES for statuses in self._statuses() for status in statuses)
 
     def waiting(self) -> bool:
-        """Return whether a task has not ended."""
+        """Return whether any task has not ended."""
         return not self.ready()
 
     def successful(self) -> bool:
@@ -139,7 +139,7 @@ class ResultSet(ResultBase):
         return all(status == SUCCESS for statuses in self._statuses() for status in statuses)
 
     def failed(self) -> bool:
-        """Return whether a task has raised."""
+        """Return whether any task has raised an exception."""
         return any(status == FAILURE for statuses in self._statuses() for status in statuses)
 
     def completed_count(self) -> int:
@@ -179,19 +179,19 @@ class ResultSet(ResultBase):
         The value of a group among the results is the list of its values.
 
         Args:
-            timeout: longest wait in seconds, for all together; None means without a limit.
-            propagate: raise the exception of the first task that fails; False returns it among
+            timeout: the longest wait in seconds, for all together; None means no limit.
+            propagate: raise the exception of the first task that fails; if False, return it among
                 the values.
             interval: as for `AsyncResult.get`.
-            callback: called with the id and the value of each result when it has ended, in any
-                order; then the list returned is empty.
+            callback: called with the id and the value of each result when its task has ended, in
+                any order; the list returned is then empty.
             no_ack: accepted for compatibility with Celery, no effect.
             on_message: called with each state that is announced, as for `AsyncResult.get`.
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
             on_interval: called after each silence of `interval` (half a second by default).
 
         Raises:
-            RuntimeError: a task waits for others, which may need the slot that it holds.
+            RuntimeError: a task is waiting for others, which may need the slot that it holds.
             ResultTimeout: they did not all end in time.
             Exception: a task's exception, with the worker's traceback as its cause.
         """
@@ -223,7 +223,7 @@ class ResultSet(ResultBase):
         propagate: bool = True,
         interval: float | None = None,
     ) -> Iterator[Any]:
-        """Yield the value of each result when it has ended; the arguments are as for `get`."""
+        """Yield the value of each result once its task has ended; arguments as for `get`."""
         refuse_in_task(str(self))
         states: dict[str, ResultMeta] = {}
         for result in self._wait(states, timeout, interval, propagate=propagate):
@@ -237,7 +237,7 @@ class ResultSet(ResultBase):
         on_message: Callable[[dict[str, Any]], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[tuple[str, Any]]:
-        """Yield the id of each result when it has ended, with its state as a dictionary.
+        """Yield the id of each result when its task has ended, with its state as a dictionary.
 
         A group among the results comes with the list of its handles instead.
         """
@@ -258,7 +258,7 @@ class ResultSet(ResultBase):
         *,
         propagate: bool = False,
     ) -> Generator[Any]:
-        """Yield each result when all its tasks have ended, whose states are then in `states`."""
+        """Yield each result when all its tasks have ended and their states are in `states`."""
         if on_interval is not None and interval_s is None:
             interval_s = INTERVAL_S
         needed, left = self._needs()
@@ -294,7 +294,7 @@ class ResultSet(ResultBase):
     def _ends(
         self, needed: Mapping[str, Sequence[tuple[AsyncResult[Any], int]]], **how: Any
     ) -> Iterator[ResultMeta]:
-        """Yield the final state of each task: known ones first, then those that are waited for."""
+        """Yield the final state of each task: first those already known, then those awaited."""
         waiting = []
         for task_id, handles in needed.items():
             known = handles[0][0].known()
@@ -343,7 +343,7 @@ class ResultSet(ResultBase):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Prevent all tasks from running, with one message; see `AsyncResult.revoke`."""
+        """Prevent all tasks from running with a single message; see `AsyncResult.revoke`."""
         ids = [handle.id for handle in self.handles()]
         if ids:
             first = next(self.handles())
@@ -367,12 +367,12 @@ class ResultSet(ResultBase):
         return self.results[index]
 
     def __eq__(self, other: object) -> bool:
-        """Sets of the same results are equal."""
+        """Return whether the other is a set of the same results."""
         if isinstance(other, ResultSet):
             return list(other.results) == list(self.results)
         return NotImplemented
 
-    # As for other mutable collections.
+    # This is as for other mutable collections.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -399,11 +399,11 @@ class GroupResult(ResultSet):
         self.parent = parent
 
     def as_tuple(self) -> tuple[Any, Any]:
-        """Return ids and parents as plain data, in Celery's format."""
+        """Return the ids and the parents as plain data, in Celery's format."""
         return self._own_tuple(), [result.as_tuple() for result in self.results]
 
     def save(self) -> GroupResult:
-        """Store which tasks belong to it, for `restore`, as long as results are kept."""
+        """Store, for `restore`, which tasks belong to it, for as long as results are kept."""
         self.backend.save_group(self.id, self.as_tuple())
         return self
 
@@ -428,7 +428,7 @@ class GroupResult(ResultSet):
         return True
 
     def __eq__(self, other: object) -> bool:
-        """Groups of the same id, results and parent are equal; so are a group and its id."""
+        """Groups with the same id, results and parent are equal; so are a group and its id."""
         if isinstance(other, GroupResult):
             same = other.id == self.id and other.parent == self.parent
             return same and list(other.results) == list(self.results)
@@ -439,7 +439,7 @@ class GroupResult(ResultSet):
         return hash(self.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it without its app: unpickled, it belongs to the newest one."""
+        """Pickle it without its app; when unpickled, it belongs to the newest one."""
         return GroupResult, (self.id, list(self.results), self.parent)
 
     def __str__(self) -> str:

@@ -16,8 +16,8 @@ R = TypeVar("R")
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
     """The handles of tasks that were sent together, in order, created on access.
 
-    It has a length, an index and slices, and takes no memory for its handles; each access returns
-    a new one.
+    It has a length and supports indexes and slices, and its handles take no memory; each access
+    returns a new one.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
         *,
         app: Any = None,
     ) -> None:
-        """Create the handles of the tasks `ids`; the other arguments are as for `AsyncResult`."""
+        """Create the handles of the tasks `ids`; the other arguments are those of `AsyncResult`."""
         self.ids = ids
         self.name = name
         self._transport = transport

@@ -8,16 +8,17 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from greenq.errors import ConfigError, IncompleteStream, Problem, RemoteTraceback
-from greenq.log import task_log_context
 from greenq.result.result_graph import ResultGraph
 from greenq.states import PENDING, PROPAGATE_STATES
+from greenq.utils.log import task_log_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from greenq.protocol.meta import ResultMeta
 
-# Whether waiting for results is allowed in this context; None: only if no task runs in it.
+# Whether waiting for results is allowed in this context; None means only if no task is running in
+# it.
 _joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
 
 
@@ -46,7 +47,7 @@ def _set_joins(may: bool) -> Iterator[None]:
 
 @contextmanager
 def join_as_here() -> Iterator[None]:
-    """In a ``with`` statement, keep the rule from outside it, even if a task begins there."""
+    """In a ``with`` statement, keep the rule from outside it even if a task begins there."""
     with _set_joins(_may_wait()):
         yield
 
@@ -62,7 +63,7 @@ def refuse_in_task(what: str) -> None:
         return
     raise RuntimeError(
         f"a task must not wait for the result of another one ({what}): "
-        "when all slots of the workers wait like this, none is left for the other tasks. "
+        "when all slots of the workers are waiting like this, none is left for the other tasks. "
         "End the task and continue in the other one, or, where there is always a free slot, "
         "call get(disable_sync_subtasks=False) or use allow_join_result()"
     )
@@ -80,35 +81,35 @@ def newest_app() -> Any:
         ConfigError: no app has been created.
     """
     if not _newest:
-        reason = "a result is used before any Greenq app was created"
+        reason = "a result was used before any Greenq app was created"
         raise ConfigError([Problem("app", None, reason)])
     return _newest[-1]()
 
 
-# Provided by the module of apps, which is in a layer above this one.
+# The module of apps, which is in a layer above this one, provides this.
 _newest: list[Callable[[], Any]] = []
 
 
 class ResultBase:
-    """Base class of all handles.
+    """The base class of all handles.
 
     Attributes:
         id: the task's or the group's; None for a `ResultSet`.
         parent: the handle of its predecessor in a chain, or None.
     """
 
-    # As in Celery: results are waited for without polling.
+    # This is as in Celery: results are awaited without polling.
     supports_native_join = True
 
     id: str | None
     parent: ResultBase | None
 
     def as_tuple(self) -> tuple[Any, Any]:
-        """Return ids and parents as plain data, in Celery's format; see `result_from_tuple`."""
+        """Return ids and parents as plain data in Celery's format; see `result_from_tuple`."""
         raise NotImplementedError
 
     def __json__(self) -> tuple[Any, Any]:
-        """Let a task return a handle: the result holds its tuple."""
+        """Let a task return a handle, as the tuple that the result then contains."""
         return self.as_tuple()
 
     @property
@@ -142,7 +143,7 @@ class ResultBase:
 
         Raises:
             IncompleteStream: a task has not ended, so its children are not known yet;
-                `intermediate` skips that.
+                `intermediate` skips such tasks.
         """
         level: deque[tuple[ResultBase | None, ResultBase]] = deque([(None, self)])
         while level:
@@ -154,7 +155,7 @@ class ResultBase:
                 raise IncompleteStream(f"{node} has not ended: its children are not known yet")
 
     def collect(self, intermediate: bool = False, **how: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield each handle of `iterdeps` with its value, waiting for it; `how` is as for `get`."""
+        """Yield each handle from `iterdeps` with its value, once known; `how` is as for `get`."""
         for _, node in self.iterdeps(intermediate):
             yield node, node.get(**how)
 
@@ -187,20 +188,20 @@ class ResultBase:
             node = node.parent
 
 
-# Functions that create a handle from its tuple; the two classes register here, since each may
-# contain the other.
+# The functions that create a handle from its tuple; the two classes register themselves here, since
+# each may contain the other.
 makers: dict[str, Callable[..., ResultBase]] = {}
 
 
 def result_from_tuple(value: Any, app: Any = None) -> Any:
-    """Return the handle that `as_tuple` has written: an `AsyncResult` or a `GroupResult`.
+    """Return the handle that `as_tuple` wrote: an `AsyncResult` or a `GroupResult`.
 
     A handle is returned unchanged.
 
     Raises:
-        ValueError: it is not such a tuple.
+        ValueError: `as_tuple` did not write it.
     """
-    # Without recursion for parents: a chain may be long.
+    # Parents are read without recursion, since a chain may be long.
     line, above = [], value
     while not isinstance(above, ResultBase):
         found_id, above, members = _read_tuple(above)
@@ -218,7 +219,7 @@ def result_from_tuple(value: Any, app: Any = None) -> Any:
 
 
 def _read_tuple(value: Any) -> tuple[str, Any, Any]:
-    """Return the id, the parent and the members of a tuple of `as_tuple`."""
+    """Return the id, the parent and the members of a tuple from `as_tuple`."""
     try:
         own, members = value
         found_id, parent = own if isinstance(own, (list, tuple)) else (own, None)

@@ -1,4 +1,4 @@
-"""The tree of tasks and the tasks they sent, as a graph."""
+"""The tree of tasks and the tasks that they sent, as a graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ResultGraph(dict[Any, list[Any]]):
-    """Handle → the handles of the tasks it has sent."""
+    """A mapping from each handle to the handles of the tasks that it has sent."""
 
     def add_arc(self, node: Any) -> None:
         """Add a handle if it is not yet present."""
@@ -28,7 +28,7 @@ class ResultGraph(dict[Any, list[Any]]):
         return ((parent, child) for parent, children in self.items() for child in children)
 
     def topsort(self) -> list[Any]:
-        """Return the handles, each after all its children."""
+        """Return the handles, each one after all of its children."""
         return list(TopologicalSorter(self).static_order())
 
     def to_dot(self, file: TextIO) -> None:

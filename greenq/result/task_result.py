@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# How often `on_interval` is called.
+# The interval at which `on_interval` is called.
 INTERVAL_S = 0.5
 
 
 class AsyncResult(ResultBase, Generic[R]):
     """The outcome of one task, read from the result server on demand.
 
-    A final state is remembered, so reading it again costs nothing. Works in plain threads and in
-    greenlets; all waiting callers of a process share one connection.
+    A final state is remembered, so reading it again costs nothing. It works in plain threads and in
+    greenlets; all waiting callers in a process share one connection.
     """
 
-    # As in Celery: ``except result.TimeoutError``.
+    # This allows ``except result.TimeoutError``, as in Celery.
     TimeoutError = ResultTimeout
 
-    # Ran in this process, so the server does not know it: `EagerResult`.
+    # True if it ran in this process, so that the server does not know it: see `EagerResult`.
     is_eager = False
     id: str
 
@@ -64,27 +64,28 @@ class AsyncResult(ResultBase, Generic[R]):
             name: the task's name, if known.
             app: whose transport to use.
             parent: the handle of its predecessor in a chain.
-            ignored: the sender wants no result, so there is nothing to wait for.
+            ignored: True if the sender does not want a result, so that there is nothing to wait
+                for.
         """
         self.id = id
         self._name = name
         self.parent = parent
         self.ignored = ignored
-        # The backend is looked up on demand: tasks can be sent even without one.
+        # The backend is looked up on demand, since tasks can be sent even without one.
         self._own_transport = transport
         self._app = app
         self.final: ResultMeta | None = None
 
     @property
     def transport(self) -> Transport:
-        """The way to the server that holds the result."""
+        """The connection to the server that holds the result."""
         if self._own_transport is None:
             self._own_transport = self.app.transport
         return self._own_transport
 
     @property
     def app(self) -> Any:
-        """The app it was created for, otherwise the newest one.
+        """The app for which it was created, or otherwise the newest one.
 
         Raises:
             ConfigError: no app has been created.
@@ -93,7 +94,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def backend(self) -> Any:
-        """The reader of results from the server."""
+        """The object that reads results from the server."""
         return self.transport.backend
 
     @property
@@ -122,12 +123,12 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def date_done(self) -> str | None:
-        """When the task ended, ISO 8601, or None."""
+        """When the task ended, in ISO 8601, or None."""
         return self._read().date_done
 
     @property
     def children(self) -> list[Any]:
-        """Handles of the tasks and groups that this one sent; known once it has ended."""
+        """The handles of the tasks and groups that this one sent, known once it has ended."""
         return children_of(self._read(), self._app)
 
     @property
@@ -135,11 +136,11 @@ class AsyncResult(ResultBase, Generic[R]):
         """The first of its ancestors, or itself."""
         return next(reversed([self, *self.ancestors()]))
 
-    # Stored only with result_extended; otherwise None.
+    # These are stored only with result_extended; otherwise they are None.
 
     @property
     def name(self) -> str | None:
-        """The task's name: known in the sending process, elsewhere read from the stored result."""
+        """The task's name, known to the sending process, and elsewhere read from the result."""
         return self._read().extra.get("name") if self._name is None else self._name
 
     @property
@@ -159,16 +160,16 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def retries(self) -> int | None:
-        """How often it was retried."""
+        """The number of times that it was retried."""
         return self._read().extra.get("retries")
 
     @property
     def queue(self) -> str | None:
-        """The queue it was taken from."""
+        """The queue from which it was taken."""
         return self._read().extra.get("queue")
 
     def as_tuple(self) -> tuple[Any, None]:
-        """Return id and parents as plain data, in Celery's format."""
+        """Return the id and the parents as plain data, in Celery's format."""
         return self._own_tuple(), None
 
     def as_list(self) -> list[str]:
@@ -187,15 +188,15 @@ class AsyncResult(ResultBase, Generic[R]):
     maybe_reraise = maybe_throw
 
     def ready(self) -> bool:
-        """True when the task has ended, in success or failure."""
+        """Return True if the task has ended, whether it succeeded or failed."""
         return self.state in READY_STATES
 
     def successful(self) -> bool:
-        """True when the task has returned."""
+        """Return True if the task has returned."""
         return self.state == SUCCESS
 
     def failed(self) -> bool:
-        """True when the task has raised."""
+        """Return True if the task has raised an exception."""
         return self.state == FAILURE
 
     def get(
@@ -213,11 +214,11 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> R:
         """Wait for the task and return its value. Switches: yes.
 
-        Returns None at once if the result is `ignored`.
+        It returns None immediately if the result is `ignored`.
 
         Args:
-            timeout: longest wait in seconds; None means without a limit.
-            propagate: raise the task's exception; False returns it.
+            timeout: the longest wait in seconds; None means no limit.
+            propagate: raise the task's exception; if False, return it.
             interval: also read the stored result after this many seconds of silence; the
                 notification makes that unnecessary.
             on_message: called with each state that is announced: task_id, status, result,
@@ -230,8 +231,8 @@ class AsyncResult(ResultBase, Generic[R]):
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
 
         Raises:
-            RuntimeError: a task waits for another one, which may need the slot that it holds.
-            ResultTimeout: it did not end in time.
+            RuntimeError: a task is waiting for another one, which may need the slot that it holds.
+            ResultTimeout: the task did not end in time.
             Exception: the task's exception, with the worker's traceback as its cause.
         """
         if self.ignored:
@@ -289,11 +290,11 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> None:
         """Prevent the task from running; with `terminate`, end it if it is running.
 
-        Running workers are notified; workers that start later learn of the revoke.
+        Running workers are notified; workers that start later learn of the revocation.
 
         Args:
             signal: a name shown in events; greenlets receive no signal.
-            wait: until every worker has answered, `timeout` seconds at most (1).
+            wait: wait until every worker has answered, for at most `timeout` seconds (1).
 
         Raises:
             OperationalError: the server could not be reached.
@@ -305,17 +306,17 @@ class AsyncResult(ResultBase, Generic[R]):
         forget([self], self.backend)
 
     def known(self) -> ResultMeta | None:
-        """Return the final state without reading it: if it is known, or will not be stored."""
+        """Return the final state, without reading it, if it is known or will not be stored."""
         if self.final is None and self.ignored:
             return ResultMeta(task_id=self.id, status=SUCCESS)
         return self.final
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
-        """Yield the handles of the tasks that this one represents: itself."""
+        """Yield the handles of the tasks that this one represents, which is only itself."""
         yield self
 
     def exists(self) -> bool:
-        """Return whether a state is stored; the state PENDING alone does not tell this."""
+        """Return whether a state is stored, which the state PENDING alone does not tell."""
         found: bool = self.backend.exists(self.id)
         return found
 
@@ -325,11 +326,11 @@ class AsyncResult(ResultBase, Generic[R]):
         on_error: Callable[[Exception], object] | None = None,
         weak: bool = False,
     ) -> AsyncResult[R]:
-        """Call `callback` with this handle when the task has ended, in success or failure.
+        """Call `callback` with this handle when the task has succeeded or failed.
 
-        At once if it is known to have ended, otherwise later in a thread (under gevent, a greenlet)
-        that calls all such callbacks of the process, one after another. A program that ends does
-        not wait for it.
+        It is called immediately if the task is known to have ended, and otherwise later, in a
+        thread (under gevent, a greenlet) that calls all such callbacks in the process, one after
+        another. A program that ends does not wait for it.
 
         Args:
             on_error: called with the exception that the callback raises, such as the task's own
@@ -368,7 +369,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.id
 
     def __eq__(self, other: object) -> bool:
-        """Handles of the same task are equal; so are a handle and its id."""
+        """Return whether the other is a handle of the same task, or its id."""
         if isinstance(other, AsyncResult):
             return other.id == self.id
         return other == self.id if isinstance(other, str) else NotImplemented

@@ -1,6 +1,6 @@
 """Messages that receivers of before_task_publish may change before they are written.
 
-Only used while that signal or after_task_publish has receivers.
+This is used only while that signal or after_task_publish has receivers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# Properties that determine where a message goes; receivers get them as separate arguments.
+# The properties that determine where a message goes; receivers get them as separate arguments.
 _PLACES = frozenset({"exchange", "queue", "routing_key"})
 
 
@@ -30,9 +30,9 @@ class Announced(NamedTuple):
 
     Attributes:
         text: the list element.
-        priority: decides which list the message goes to.
+        priority: decides to which list the message goes.
         retry_policy: how the sending is retried.
-        arguments: of after_task_publish.
+        arguments: those of after_task_publish.
     """
 
     task: str
@@ -42,7 +42,7 @@ class Announced(NamedTuple):
     arguments: dict[str, Any]
 
     def sent(self) -> None:
-        """Send after_task_publish. Switches: if its receivers do."""
+        """Send after_task_publish. Switches: if a receiver does."""
         after_task_publish.send(self.task, **self.arguments)
 
 
@@ -59,11 +59,11 @@ def announce(
     """Send before_task_publish, then write the message with its receivers' changes.
 
     Args:
-        message: complete, with its id and arguments.
+        message: the complete message, with its id and arguments.
         properties: those of the envelope (`task_properties`), without a delivery tag.
         retry_policy: how the sending is retried.
-        serializer, compression, max_bytes: as for `encode`.
-        may_move: False ignores a changed priority.
+        serializer, compression, max_bytes: the arguments of `encode`.
+        may_move: if False, a changed priority is ignored.
 
     Raises:
         EncodeError: an argument, or a value added by a receiver, cannot be written.

@@ -1,6 +1,7 @@
-"""Checks arguments on sending: whether they fit, and which value cannot be written.
+"""Checks arguments when they are sent: whether they fit, and which value cannot be written.
 
-Both errors should be raised in the caller; a worker could only report them later and elsewhere.
+Both errors should be raised in the caller, since a worker could report them only later and
+elsewhere.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        # Written in C without a signature.
+        # It is written in C, and has no signature.
         return ACCEPT_ALL
     parameters = [*signature.parameters.values()]
     if bound and parameters and parameters[0].kind in _POSITIONAL:
@@ -109,7 +110,7 @@ def _fitter(
         for each in parameters
         if each.kind in _BY_NAME
     }
-    # By number of positional arguments: how many required parameters must be passed by name.
+    # For each number of positional arguments, how many required parameters must be passed by name.
     left = [
         len(required - {each.name for each in positional[:count]})
         for count in range(len(positional) + 1)
@@ -184,7 +185,7 @@ def _article(name: str) -> str:
 def _excerpt(value: object) -> str:
     try:
         text = repr(shown("", value))
-    # The user's own code.
+    # This runs the user's own code.
     except Exception:
         return "which has no repr"
     return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,23 +1,109 @@
-"""Checks the options of tasks and sendings: an invalid one is refused where it is set."""
+"""The options of sendings, and checks of those and of tasks: refused where they are set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
-from greenq.config import validators
+from greenq.config import celery_names, validators
 from greenq.config.queues import Exchange, check_type
 from greenq.config.settings import RetryPolicy
 from greenq.errors import ConfigError, WrongOption
 from greenq.protocol.limits import KEY, MESSAGE, SECONDS, Rule
+from greenq.utils.suggest import suggestion
 
 MOST_URGENT, LEAST_URGENT = 0, 9
 
 
+class SendOptions(TypedDict, total=False):
+    """Options of one sending of a task; each may be left out or None.
+
+    countdown: seconds from now.
+    eta: a datetime; the task does not run before it.
+    expires: seconds from now or a datetime; the task does not run after it.
+    queue: where to send, or exchange (a name or an `Exchange`) with routing_key.
+    exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
+    priority: 0 (first) to 9; other numbers are clamped.
+    serializer, compression: names.
+    time_limit, soft_time_limit: seconds.
+    retry, retry_policy: whether and how to retry the sending itself.
+    headers: extra headers, which the task sees.
+    shadow: a name to show instead of the task's.
+    link, link_error: signatures to call when it returns or fails.
+    stamped_headers, stamps: names and values of its stamps.
+    add_to_parent: False leaves it out of the children of the task that sends it.
+    group_id, group_index, chain, chord, replaced_task_nesting: its place in a workflow.
+    """
+
+    task_id: str | None
+    countdown: float | None
+    eta: datetime | str | None
+    expires: float | datetime | str | None
+    queue: str | None
+    exchange: str | Exchange | None
+    exchange_type: str | None
+    routing_key: str | None
+    priority: int | None
+    serializer: str | None
+    compression: str | None
+    headers: Mapping[str, Any] | None
+    ignore_result: bool | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    shadow: str | None
+    retry: bool | None
+    retry_policy: Mapping[str, Any] | None
+    root_id: str | None
+    parent_id: str | None
+    group_id: str | None
+    group_index: int | None
+    reply_to: str | None
+    correlation_id: str | None
+    delivery_mode: int | None
+    argsrepr: str | None
+    kwargsrepr: str | None
+    link: Any
+    link_error: Any
+    chain: Sequence[Any] | None
+    chord: Mapping[str, Any] | None
+    stamped_headers: Sequence[str] | None
+    stamps: Mapping[str, Any] | None
+    replaced_task_nesting: int | None
+    add_to_parent: bool | None
+
+
+SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
+
+
+def with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather the stamps, which are given as separate options, as by Celery's senders."""
+    names = set(options["stamped_headers"])
+    kept = {name: value for name, value in options.items() if name not in names}
+    kept["stamps"] = {name: options[name] for name in names if name in options}
+    return kept
+
+
+def without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out Celery-only options that have no effect.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    kept = {option: value for option, value in options.items() if option in SEND_OPTIONS}
+    for option in sorted(options.keys() - kept.keys()):
+        foreign = celery_names.SEND_OPTIONS.get(option)
+        if foreign is None:
+            hint = suggestion(option, SEND_OPTIONS)
+            raise TypeError(f"task {task}: no send option {option!r}{hint}")
+        if celery_names.asks_for_something(foreign, options[option]):
+            raise TypeError(f"task {task}: send option {option!r}: {foreign.advice}")
+    return kept
+
+
 def check_task_option(task: str, option: str, value: Any) -> Any:
-    """Return the value of a task's option; a `timedelta` becomes seconds.
+    """Return the value of a task's option, with a `timedelta` turned into seconds.
 
     Raises:
         WrongOption: the value is invalid; task and option are named.
@@ -26,7 +112,7 @@ def check_task_option(task: str, option: str, value: Any) -> Any:
 
 
 def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of one sending, with priorities clamped to 0..9 and durations in seconds.
+    """Return a task's send options, with priorities clamped to 0..9 and durations in seconds.
 
     Raises:
         WrongOption: a value is invalid; task and option are named.
@@ -43,7 +129,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise keep the value as given: a whole number of seconds stays whole on the wire.
+    # Otherwise keep the value as given, since a whole number of seconds stays whole on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -66,7 +152,7 @@ def _moment(value: object) -> object:
         try:
             datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("is not an ISO 8601 time, as in 2030-01-31T12:00:00+00:00") from None
+            raise ValueError("is not an ISO 8601 time, such as 2030-01-31T12:00:00+00:00") from None
         return value
     hint = "; for seconds from now use countdown" if _is_number(value) else ""
     raise ValueError(f"must be a datetime, or text in ISO 8601{hint}")
@@ -90,7 +176,7 @@ def clamped(priority: int) -> int:
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name in this attribute, kombu's Broadcast in its alias.
+    # A Queue has its name in this attribute; kombu's Broadcast has it in its alias.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
@@ -117,7 +203,7 @@ def _mapping(value: object) -> object:
 
 
 def _signature(value: object) -> object:
-    # The exact type first, since a message may have a thousand of them.
+    # The exact type is checked first, since a message may have a thousand of them.
     found = value if type(value) is dict or isinstance(value, Mapping) else {}
     if not isinstance(found.get("task"), str):
         raise ValueError("must be a signature, such as add.s(2)")
@@ -150,7 +236,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Accept what `accept` accepts, if workers can read it in a message's header."""
+    """Accept what `accept` accepts if workers can read it in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)
@@ -164,7 +250,7 @@ def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
 
 _limit = _readable(validators.seconds().accept, SECONDS)
 
-# Options whose normal form replaces the given value.
+# The options whose normal form replaces the given value.
 _NORMALISED: Final = frozenset({"exchange", "priority", "queue"})
 
 _OF_TASKS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -8,16 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from greenq.protocol.message import parse_time, saferepr
-from greenq.sending.options import check_send_options
-from greenq.sending.producer import SendOptions
-from greenq.suggest import suggestion
+from greenq.sending.options import SendOptions, check_send_options
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
     from greenq.protocol.message import TaskMessage
 
-# Send options that are copied into the message unchanged, and the names of its fields.
+# The send options that are copied into the message unchanged, with the names of its fields.
 _FIELDS = {
     "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
     "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",
@@ -47,7 +46,7 @@ def check(
         if name not in known:
             raise TypeError(f"retry() has no option {name!r}{suggestion(name, known)}")
     if options.get("task_id") is not None:
-        raise TypeError("retry() has no option 'task_id': the next run keeps the id of this one")
+        raise TypeError("retry() has no option 'task_id': the next run keeps this one's id")
     for name in sorted(_KEPT & options.keys()):
         if options[name] is not None:
             raise TypeError(
@@ -69,10 +68,10 @@ def following(
     zone: tzinfo,
     clock_offset_s: float,
 ) -> TaskMessage:
-    """Return the next run's message: same id, one more retry, unset options as before.
+    """Return the next run's message: the same id, one more retry, and unset options as before.
 
-    `clock_offset_s`: how far the server's clock, which workers use for times, is ahead of this
-      machine's.
+    `clock_offset_s` is how far the server's clock, which workers use for times, is ahead of this
+    machine's.
     """
     now = datetime.now(UTC) + timedelta(seconds=clock_offset_s)
     changes = {field: options[name] for name, field in _FIELDS.items() if name in options}
@@ -102,7 +101,7 @@ def following(
 
 
 def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None) -> str | None:
-    """Return the property for an expiry that was set: whole milliseconds from now."""
+    """Return the property for an expiry that was set, in whole milliseconds from now."""
     if "expires" not in options or expires is None:
         return kept
     left_s = (parse_time(expires) - datetime.now(UTC)).total_seconds()

@@ -1,6 +1,6 @@
 """The destination of a task: the caller's choice, then `task_routes`, then the default queue.
 
-Also the queues that a worker takes from.
+It also determines the queues from which a worker takes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.config.imports import import_object
-from greenq.config.queues import Broadcast, Exchange, Queue, declared
+from greenq.config.queue_table import declared
+from greenq.config.queues import Broadcast, Exchange, Queue
 from greenq.config.routes import Table, route
 from greenq.errors import ConfigError, Problem
 from greenq.protocol.keys import DIRECT_SUFFIX
-from greenq.suggest import suggestion
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# For how many names routes are cached; a program may send tasks by any name.
+# The number of names for which routes are cached, since a program may send tasks by any name.
 _KNOWN = 10_000
 
 # The options of a route that determine the destination.
@@ -41,10 +42,10 @@ class Target(NamedTuple):
     """Where messages go.
 
     Attributes:
-        queue: the queue; "" if the bindings of the exchange decide.
-        exchange: "" sends directly to the queue.
-        routing_key: as written in the message.
-        is_fanout: publish to listeners instead of pushing.
+        queue: the queue's name; "" if the bindings of the exchange decide.
+        exchange: the exchange's name; "" sends directly to the queue.
+        routing_key: the routing key as written in the message.
+        is_fanout: whether to publish to listeners instead of pushing.
     """
 
     queue: str
@@ -58,7 +59,7 @@ class Router:
 
     Attributes:
         queues: the names of the queues in the settings.
-        asks: True if a function decides: it is called for each message.
+        asks: True if a function decides, which is then called for each message.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Router:
     # --- routes -----------------------------------------------------------------------------------
 
     def route(self, task: str) -> Mapping[str, Any]:
-        """Return the route of a task name: exact entries before patterns, earlier routers first."""
+        """Return a task name's route: exact entries before patterns, earlier routers first."""
         found = self._known.get(task)
         if found is None:
             if len(self._known) >= _KNOWN:
@@ -144,7 +145,7 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge a caller's send options with a route's; the caller's come first, None is unset.
+        """Merge a caller's send options with a route's; the caller's win, and None means unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
         alone goes with the route's exchange, or with that of its queue; on a direct exchange it is
@@ -239,7 +240,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_direct(hostname: str) -> str:
-    """Return the name of a worker's own queue by its node name; see setting `worker_direct`."""
+    """Return the name of a worker's own queue, given its node name; see `worker_direct`."""
     return f"{hostname}{DIRECT_SUFFIX}"
 
 
@@ -249,12 +250,12 @@ def select_queues(
     """Return the queues that a worker takes from.
 
     Args:
-        config: names the existing queues, and whether others may be created.
-        wanted: names; if empty, all that the settings name, or the default queue.
+        config: the names of the existing queues, and whether others may be created.
+        wanted: names of queues; if empty, all that the settings name, or the default queue.
         excluded: names to leave out; an unknown name only causes a warning.
 
     Raises:
-        ConfigError: a wanted queue is unknown, and `task_create_missing_queues` is off.
+        ConfigError: a wanted queue is unknown and `task_create_missing_queues` is off.
     """
     known = {
         name: queue if isinstance(queue, Broadcast) else name

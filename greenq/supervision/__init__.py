@@ -1,4 +1,5 @@
-"""Workers under supervisord: number of processes, rolling restarts, unresponsive workers.
+"""Workers under supervisord: the number of processes, rolling restarts and unresponsive workers.
 
-Used by a worker with ``--processes``, ``greenq deploy restart`` and ``greenq supervisor-listener``.
+A worker with ``--processes``, ``greenq deploy restart`` and ``greenq supervisor-listener`` use this
+package.
 """

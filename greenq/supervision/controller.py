@@ -1,10 +1,10 @@
 """The second level of autoscaling: it starts and stops processes of a supervisord group.
 
-Each process reports its load to the server; one of them leads, asks supervisord which processes
-run, decides (`sizing.decide`), and starts or drains one at a time. A process is stopped only after
-it has drained: it takes no more messages and its tasks have ended, so a stop neither loses nor
-repeats a task. The server stores which process must drain, so a new leader can continue after the
-old one dies.
+Each process reports its load to the server; one of them leads, asks supervisord which processes are
+running, decides (`sizing.decide`), and starts or drains one at a time. A process is stopped only
+after it has drained: it takes no more messages and its tasks have ended, so a stop neither loses
+nor repeats a task. The server stores which process must drain, so a new leader can continue after
+the old one dies.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, SupervisorError
 from greenq.hub import Event, join_all, spawn
-from greenq.log import OutageLog
 from greenq.supervision.sizing import GroupSample, decide
 from greenq.transport.group_store import LoadReport
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 # How many changes the history keeps.
 _HISTORY: Final = 1000
 
-# How many of them `stats` shows.
+# How many of the changes `stats` shows.
 _SHOWN: Final = 20
 
 # At shutdown, at most one call to the server and one to supervisord have to finish.
@@ -53,14 +53,14 @@ class Taking(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether the worker takes no messages."""
+        """True while the worker is not taking messages."""
 
     def drain(self, on: bool) -> None:
-        """Take no more messages, or take them again."""
+        """Stop taking messages, or take them again."""
 
 
 class Change(NamedTuple):
-    """A change of the number of processes, or the reason for none; `at_s` is Unix time."""
+    """A change in the number of processes, or the reason for none; `at_s` is Unix time."""
 
     at_s: float
     workers: int
@@ -69,7 +69,7 @@ class Change(NamedTuple):
 
 
 class Processes(StartStopPart):
-    """Keeps the number of processes in a group between two limits; see the module's docstring."""
+    """Keeps the number of processes in a group within limits; see the module's docstring."""
 
     name = "Processes"
     requires = ("Hub", "Pool")
@@ -93,9 +93,9 @@ class Processes(StartStopPart):
         Args:
             place: the group, and this process's name in it.
             store: what the group's processes share.
-            rules: the limits; more processes than cores would not be faster, so there are never
-                more, unless the minimum says so.
-            interval_s: seconds between two reports.
+            rules: the limits; since more processes than cores would not be faster, there are never
+                more unless the minimum demands it.
+            interval_s: seconds between reports.
             pool, tasks, broker: those of the worker.
             queues: returns the queues whose backlog counts.
             cores: how many cores this process may use; by default, the machine is asked.
@@ -113,7 +113,7 @@ class Processes(StartStopPart):
         self._samples: deque[GroupSample] = deque()
         # When the hub measured its times for the last report.
         self._times = (0.0, 0.0)
-        # True while this process drains because the leader has asked it to.
+        # True while this process is draining because the leader has asked it to.
         self._drains = False
         self._outage = OutageLog(_log)
         self._said: set[str] = set()
@@ -169,7 +169,7 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load stays on the server for some seconds: %s", exc)
+            _log.info("this process's load stays on the server until it expires: %s", exc)
 
     def tick(self) -> None:
         """Report, then follow the leader's order, or lead. Switches: yes.
@@ -234,7 +234,7 @@ class Processes(StartStopPart):
             age_s=0.0,
         )
         if not sample.is_saturated and sample.workers <= self.rules.least:
-            # A group with little load at its minimum: the queues do not matter.
+            # The group has little load and is at its minimum, so the queues do not matter.
             return sample
         queues = self._queues()
         oldest = self._broker.oldest(queues).values()
@@ -293,7 +293,7 @@ class Processes(StartStopPart):
                 return self._store.mark(process.name, drain=False)
         for process in group:
             if process.is_spare and not (process.is_up or process.is_stopping or process.is_fatal):
-                # It may have been killed while draining.
+                # The process may have been killed while draining.
                 if not self._store.mark(process.name, drain=False):
                     return False
                 _log.info("starting process %s: %s", process.name, reason)
@@ -303,7 +303,7 @@ class Processes(StartStopPart):
         self._say_once(
             "another process is needed, but there is none to start: "
             + (
-                f"{', '.join(failed)} could not be started before, see its log and "
+                f"{', '.join(failed)} could not be started before; see its log and "
                 f"`supervisorctl start {self._place.group}:{failed[0]}`"
                 if failed
                 else f"--processes allows {self.rules.most}, but group {self._place.group} has no "

@@ -1,8 +1,7 @@
 """An event listener of supervisord: restarts a worker that does not answer or uses too much memory.
 
-A worker is asked with a ping, which the thread beside its hub answers even while a task blocks the
-hub. So a silent one is frozen: a call holds the GIL, the process was suspended, or it hangs during
-its start.
+A worker is pinged, and the thread next to its hub answers even while a task blocks the hub. So a
+silent one is frozen: a call holds the GIL, the process is suspended, or it hung while starting.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from greenq.errors import OperationalError, SupervisorError
-from greenq.log import OutageLog
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,10 +28,10 @@ _OK: Final = b"RESULT 2\nOK"
 
 
 def events(source: IO[bytes], sink: IO[bytes]) -> Iterator[Mapping[str, str]]:
-    """Yield the header of each event, and acknowledge it afterwardsand end at the end of the input.
+    """Yield the header of each event, and acknowledge it afterwards, until the input ends.
 
-    The protocol: the listener writes READY, supervisord writes one line of headers and `len` bytes,
-    the listener writes a result.
+    In the protocol, the listener writes READY, supervisord writes one line of headers and `len`
+    bytes, and the listener writes a result.
     """
     while True:
         sink.write(_READY)
@@ -49,15 +48,15 @@ def events(source: IO[bytes], sink: IO[bytes]) -> Iterator[Mapping[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A running process of the group, as seen at one check.
+    """A running process of the group, as seen in one check.
 
     Attributes:
         name: its name in the group.
         pid: its process id.
-        age_s: for how long it has run.
+        age_s: how long it has been running.
         node: its node name if it holds a lease.
         answers: whether it has answered the ping.
-        used_bytes: its resident memory, 0 if unknown.
+        used_bytes: its resident memory; 0 if unknown.
     """
 
     name: str
@@ -82,14 +81,14 @@ class Judge:
         """Restart a process that has been silent for `mute_after_s`, or larger than `max_bytes`."""
         self._mute_after_s = mute_after_s
         self._max_bytes = max_bytes
-        # When each process became silent, by process id; and the processes that have answered at
+        # When each process became silent, by process id, and the processes that have answered at
         # least once.
         self._silent_since: dict[int, float] = {}
         self._known: set[int] = set()
         self._said: set[int] = set()
 
     def judge(self, now_s: float, seen: Collection[Seen]) -> Verdict | None:
-        """Return the one process to restart: the longest silent comes first."""
+        """Return the one process to restart; the one that has been silent longest comes first."""
         self._note(now_s, seen)
         mute = [each for each in seen if self._is_mute(now_s, each)]
         if mute:
@@ -103,7 +102,7 @@ class Judge:
         return None
 
     def forgive(self) -> None:
-        """Start counting silence at the next check: no worker could be asked."""
+        """Start counting silence at the next check, since no worker could be asked."""
         self._silent_since.clear()
 
     def _note(self, now_s: float, seen: Collection[Seen]) -> None:
@@ -122,7 +121,7 @@ class Judge:
         if each.age_s < self._mute_after_s:
             return False
         if each.node is not None and each.pid not in self._known:
-            # Its lease is held, and it has never answered: it takes no commands.
+            # It holds its lease but has never answered, so it takes no commands.
             if each.pid not in self._said:
                 self._said.add(each.pid)
                 _log.warning(
@@ -166,7 +165,7 @@ class EventListener:
             verdict = self._judge.judge(self._clock(), self._seen())
             self._outage.recovered("the workers can be asked again")
         except OperationalError as exc:
-            # Without the server no worker can answer, which is not the workers' fault.
+            # Without the server, no worker can answer, which is not the workers' fault.
             self._judge.forgive()
             self._outage.failed("the workers cannot be asked, so none is restarted", exc)
             return

@@ -1,7 +1,7 @@
 """A rolling restart: the workers of a group are drained and restarted one after another.
 
-A worker that does not come up ends the rolling restart: the others keep running the code they have
-loaded.
+A worker that does not come up ends the rolling restart, and the others keep running the code that
+they have loaded.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class RollingRestart:
         """Restart all running workers and return their number.
 
         Raises:
-            SupervisorError: there are none, or one did not come up; the others were not restarted.
+            SupervisorError: there are none, or one did not come up, in which case the others were
+                not restarted.
             OperationalError: the server cannot be reached, or refuses to answer.
         """
         running = self._running()
@@ -97,7 +98,7 @@ class RollingRestart:
                 "just been started?"
             )
         if not running:
-            raise SupervisorError(f"no process of group {self._group} runs: supervisorctl start it")
+            raise SupervisorError(f"no process of group {self._group} is running; start one")
         return running
 
     def _restart(self, process: Process) -> None:
@@ -127,7 +128,7 @@ class RollingRestart:
         except BaseException:
             self._nodes.ask(node, "drain", {"on": False})
             raise
-        self._say(f"{name}: tasks still run after {self._drain_s:g} s")
+        self._say(f"{name}: tasks are still running after {self._drain_s:g} s")
 
     def _wait_ready(self, name: str) -> None:
         """Wait until a restarted worker holds a lease and answers."""

@@ -1,9 +1,9 @@
 """How many processes a group needs: a pure function of samples.
 
 One process uses one core. A second one helps when the hub of the first is busy nearly all the time
-and messages wait; it does not help when the tasks wait for other services. The thresholds for
-growing and shrinking
-are far apart: after a change by one process, the same load reaches neither.
+and messages are waiting; it does not help when the tasks are waiting for other services. The
+thresholds for growing and shrinking are far apart: after a change by one process, the same load
+reaches neither.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# A hub that is busy for this share of the time is saturated.
+# A hub that is busy for this fraction of the time is saturated.
 SATURATED: Final = 0.8
 
-# One process fewer is enough if the others would be busy for no more than this share.
+# One process fewer is enough if the others would be busy for no more than this fraction of the
+# time.
 RELAXED: Final = 0.5
 
 
@@ -26,12 +27,12 @@ class GroupSample:
     """The load of a group at one moment.
 
     Attributes:
-        at_s: when, monotonic.
+        at_s: the time, by the monotonic clock.
         workers: how many processes take messages.
         coming: how many more have been started but have not reported yet.
-        busy: the sum of the shares of time for which their hubs were busy.
-        backlog: how many messages wait, in the queues and in the workers.
-        age_s: for how long the oldest message in the queues has waited.
+        busy: the sum of the fractions of time for which their hubs were busy.
+        backlog: how many messages are waiting in the queues and in the workers.
+        age_s: how long the oldest message in the queues has waited.
     """
 
     at_s: float
@@ -43,7 +44,7 @@ class GroupSample:
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the hubs are busy nearly all the time."""
+        """True if the hubs are busy nearly all the time."""
         return self.workers > 0 and self.busy >= SATURATED * self.workers
 
 

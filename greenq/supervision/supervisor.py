@@ -1,4 +1,4 @@
-"""supervisord's XML-RPC interface: list, start and stop the processes of a group."""
+"""supervisord's XML-RPC interface: lists, starts and stops the processes of a group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # How long a call may take, unless it waits for a process to stop.
 _TIMEOUT_S: Final = 10.0
 
-# supervisord kills a process after its stopwaitsecs, so this ends.
+# Waiting for a process to stop ends, since supervisord kills it after its stopwaitsecs.
 _STOP_TIMEOUT_S: Final = 24 * 3600.0
 
 # States of a process, as supervisord numbers them.
@@ -45,11 +45,11 @@ class Process:
     Attributes:
         name: its name within the group.
         state: supervisord's word for its state, such as RUNNING.
-        is_up: it runs, starts, or is about to be started again.
-        is_stopping: it was asked to end and still runs.
-        is_fatal: it could not be started.
+        is_up: True if it is running, starting, or about to be started again.
+        is_stopping: True if it was asked to end and is still running.
+        is_fatal: True if it could not be started.
         is_spare: ``autostart=false``: supervisord does not start it by itself.
-        pid: 0 if it does not run.
+        pid: its process id; 0 if it is not running.
         began_s: when it was started, unix seconds.
     """
 
@@ -92,7 +92,7 @@ class Supervisor:
         """Return the processes of a group, in the order of their names.
 
         Raises:
-            SupervisorError: supervisord does not answer, or refuses.
+            SupervisorError: supervisord does not answer, or it refuses.
         """
         spare = {
             each["name"]
@@ -115,7 +115,7 @@ class Supervisor:
         ]
 
     def start(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Start a process unless it runs; with `wait`, return once it has run for its startsecs.
+        """Start a process unless it is running; if `wait`, return once it has run for startsecs.
 
         Raises:
             SupervisorError: it cannot be started.
@@ -126,10 +126,10 @@ class Supervisor:
         )  # fmt: skip
 
     def stop(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Stop a process if it runs: a warm shutdown; supervisord kills it after its stopwaitsecs.
+        """Stop a process if it is running, by a warm shutdown; after its stopwaitsecs it is killed.
 
         Raises:
-            SupervisorError: supervisord does not answer, or refuses.
+            SupervisorError: supervisord does not answer, or it refuses.
         """
         self._call(
             "stopProcess", f"{group}:{process}", wait, fine=_NOT_RUNNING,
@@ -168,7 +168,7 @@ class Supervisor:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What supervisord has passed to this process in its environment: group, name, supervisord."""
+    """What supervisord passes to this process in its environment: group, name and address."""
 
     group: str
     process: str
@@ -188,7 +188,7 @@ def membership(environment: Mapping[str, str] = os.environ) -> Membership:
     """Return this process's place under supervisord.
 
     Raises:
-        SupervisorError: supervisord has not started it, or has no socket.
+        SupervisorError: supervisord has not started this process, or has no socket.
     """
     for name in ("SUPERVISOR_GROUP_NAME", "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_SERVER_URL"):
         if not environment.get(name):

@@ -1,4 +1,4 @@
-"""Results: store, read, wait for, forget.
+"""Results: storing, reading, awaiting and forgetting them.
 
 A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same
 name. All waiting callers receive them through the process's one `ChannelListener`: ten thousand
@@ -66,14 +66,14 @@ _READ_AGAIN_S = 1.0
 _LISTENED = 256
 _SAMPLE = 64
 
-# The others are read after this silence, or less often if that takes more than a twentieth of the
-# time.
+# The other tasks are read after this much silence, or less often if that takes more than a
+# twentieth of the time.
 _LOOK_S = 0.5
 _LOOK_SHARE = 20
 
 
 class Backend:
-    """The results on one server. Switches: yes, every method except `stored`."""
+    """The results on one server. Switches: yes, in every method except `stored`."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class Backend:
             client: the server.
             keys: its key names.
             config: the result section of the settings.
-            accept_content: content accepted unless ``result_accept_content`` is set.
-            accept_compression: compressions accepted in addition to ``result_compression``.
-            max_bytes: limit on a result's size before it is decoded.
+            accept_content: the content types accepted unless ``result_accept_content`` is set.
+            accept_compression: the compressions accepted in addition to ``result_compression``.
+            max_bytes: the limit on a result's size before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
             signer: signs and checks results; None for neither.
         """
-        # Whether results contain more than Celery's usually do: see `stored`.
+        # Whether results contain more than Celery's usually do; see `stored`.
         self.extends = config.result_extended
         self._client = client
         self._keys = keys
@@ -107,7 +107,7 @@ class Backend:
         expiry = failure_expiry = int(config.result_expires or 0)
         if config.result_failure_expires is not None:
             failure_expiry = int(config.result_failure_expires)
-        # The rules for each final state, then the one for all other states.
+        # The rules for each final state, followed by the one for all other states.
         self._rules = {
             SUCCESS: f"{KIND_SUCCESS}{expiry}",
             FAILURE: f"{KIND_FINAL}{failure_expiry}",
@@ -121,7 +121,7 @@ class Backend:
         self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._max_bytes = max_bytes
-        # How all stored values are decoded.
+        # The options with which all stored values are decoded.
         self._reading: dict[str, Any] = {
             "serializer": config.result_serializer,
             "accept": serialize.accepted(accept_content if names is None else names),
@@ -202,8 +202,8 @@ class Backend:
 
         Returns:
             The worker that is to send its body; the parts that have ended, in their order, as
-            `decode_part` returns them; and the group as saved, None unless its members are groups,
-            too.
+            `decode_part` returns them; and the group as saved; None unless its members are also
+            groups.
 
         Raises:
             ProtocolError: a part cannot be read.
@@ -224,7 +224,7 @@ class Backend:
         return None if claim is None else claim.decode(errors="replace")
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
-        """Store a state at once; `fields` are those of `stored`."""
+        """Store a state immediately; `fields` are those of `stored`."""
         state = self.stored(task_id, status, result, **fields)
         settle(self._client, self._keys, [Settlement("", KEEP, result=state)])
 
@@ -241,7 +241,7 @@ class Backend:
     def get_readable(self, task_ids: Iterable[str]) -> list[ResultMeta]:
         """Read the stored states of tasks, in order; one that cannot be read counts as PENDING.
 
-        For lists of many tasks, in which one bad result must not hide the others.
+        This is for lists of many tasks, in which one bad result must not hide the others.
         """
         found = []
         for portion in portions(task_ids):
@@ -260,14 +260,14 @@ class Backend:
         return bool(self._client.call("EXISTS", self._keys.result(task_id)))
 
     def _payloads(self, keys: Sequence[str], timeout_s: float = math.inf) -> list[bytes | None]:
-        """Read keys, in two attempts that get half of the time each."""
+        """Read keys in two attempts, each of which gets half of the time."""
         whole_s = min(max(timeout_s, _LEAST_READ_S), self._client.call_timeout_s)
         if len(keys) == 1:
             return [self._reads.one(keys[0], whole_s)]
         return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
 
     def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
-        """Read the keys of different callers, as if each were alone."""
+        """Read the keys of different callers as if each caller were alone."""
         return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
 
     def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
@@ -275,7 +275,8 @@ class Backend:
         try:
             return self._client.pipeline(commands, optional=each, timeout_s=half_s)
         except ConnectionLost:
-            # The pooled connection died while idle, as after a restart; reading twice is harmless.
+            # The pooled connection died while idle, for example because of a restart; reading twice
+            # is harmless.
             return self._client.pipeline(commands, optional=each, timeout_s=half_s)
 
     def forget(self, *task_ids: str) -> None:
@@ -329,14 +330,14 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task as it ends, first of those already ended.
+        """Yield the final state of each task as it ends, starting with those already ended.
 
         Args:
             task_ids: the tasks' ids; each is yielded once.
-            timeout_s: longest wait for all of them; None means without a limit.
+            timeout_s: the longest wait for all of them; None means no limit.
             interval_s: read the stored states again after this much silence; None relies on the
                 notifications only.
-            on_message: called with each state announced meanwhile, including the final ones.
+            on_message: called with each state announced in the meantime, including the final ones.
             on_interval: called after each silence of `interval_s`.
 
         Raises:
@@ -369,7 +370,7 @@ class Backend:
             ResultTimeout: a task did not end in time.
         """
         ends_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        # The tasks known to have ended.
+        # The tasks that are known to have ended.
         known = bytearray(len(task_ids))
         pause_s, position = _LOOK_S, 0
         for portion in portions(task_ids):
@@ -439,7 +440,7 @@ class Backend:
 
         Announcing a state costs the server, the worker and this process as much as storing it. So
         only the last few of a portion are listened to: once they have ended, most of the others
-        have, too, and are read together.
+        have also ended, and are read together.
         """
         pause_s = _LOOK_S
         while len(waiting) > _LISTENED and time.monotonic() < ends_s:
@@ -461,7 +462,8 @@ class Backend:
     ) -> None:
         """Call a function with the final state of each of these tasks, in a thread.
 
-        One thread calls all of them, so `call` must be short, or at least not wait for another one.
+        One thread makes all of these calls, so `call` must be short, or at least must not wait for
+        another one.
         """
         self._callbacks.add({self._keys.result(each): each for each in task_ids}, call)
 
@@ -484,8 +486,8 @@ class Backend:
                 return
             if not news and on_interval is not None:
                 on_interval()
-            # A subscription has just begun (again), or no news came for an interval: read the
-            # stored states.
+            # A subscription has just begun (again), or nothing was announced for an interval, so
+            # read the stored states.
             unread.update((each.channel for each in news if not each.payload) if news else waiting)
             for portion in portions([key for key in list(unread) if key in waiting]):
                 try:
@@ -502,7 +504,7 @@ class Backend:
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`; during an outage return nothing: a later read follows."""
+        """Read like `_read_stored`; during an outage return nothing, since a later read follows."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:
@@ -517,7 +519,7 @@ class Backend:
     ) -> Iterator[ResultMeta]:
         """Yield the final states among the news, and remove their keys from those `waiting`.
 
-        Anyone may publish: of announcements, those without a valid signature only add their keys to
+        Anyone may publish, so announcements without a valid signature only add their keys to
         `forged`. Without such a set, the news comes from the stored states.
         """
         for key, payload in news:
@@ -541,7 +543,7 @@ class Backend:
                 yield meta
 
     def close(self) -> None:
-        """Stop listening, and call no further functions."""
+        """Stop listening, and make no further calls."""
         self._callbacks.close()
         self._listener.close()
 

@@ -1,4 +1,4 @@
-"""A bounded queue for items that others produce at any rate."""
+"""A bounded queue for items that others may produce at any rate."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Backlog(Generic[T]):
     """A queue that drops its oldest items when it holds too many, or too many bytes.
 
-    One thread may add and remove while another one pops: each counts the bytes by itself, so no
-    lock is needed.
+    One thread may add and remove items while another one pops them: each counts the bytes by
+    itself, so no lock is needed.
 
     Attributes:
         dropped: the number of dropped items.
@@ -74,7 +74,7 @@ class Backlog(Generic[T]):
         """Remove and return the oldest item.
 
         Raises:
-            IndexError: nothing waits.
+            IndexError: no item is waiting.
         """
         item = self._items.popleft()
         self._popped_bytes += self._size(item)

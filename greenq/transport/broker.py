@@ -56,12 +56,12 @@ _PAUSED = 1000
 # declared again and names computed again.
 _DECLARED = 10_000
 
-# The death counts a message may carry, for finding it on the server while it is sent again.
+# The death counts that a message may carry, for finding it on the server while it is sent again.
 _DEATHS = (None, 1, 2)
 
 
 # As in Celery: the bindings of an expiring queue outlive it by the same time, and last at least
-# an hour. A third of the expiry is the pause between two renewals.
+# an hour. A third of the expiry is the pause between renewals.
 _BINDING_LIVES = 2
 _LEAST_BINDING_S = 3600.0
 _RENEWALS = 3
@@ -82,7 +82,7 @@ def own_binding(queue: str) -> Binding:
 
 
 class Broker:
-    """Queues on one server: declare, publish, inspect, requeue, bury. Switches: yes."""
+    """Queues on one server: declares, publishes, inspects, requeues and buries. Switches: yes."""
 
     def __init__(
         self,
@@ -106,16 +106,17 @@ class Broker:
         self._dead_limits = dead_limits
         declared = (queues or {}).values()
         self._queues = {queue.name: queue for queue in declared if isinstance(queue, Queue)}
-        # Queues with limits; pushing to any other queue is one plain command.
+        # The queues with limits; pushing to any other queue is one plain command.
         self._limited = {
             name: queue
             for name, queue in self._queues.items()
             if queue.expires is not None or queue.max_length is not None
         }
-        # Queues whose binding this process has written. Writing twice is harmless, so no lock.
+        # Queues whose binding this process has written. Writing twice is harmless, so there is no
+        # lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
-        # Cached, since senders use the same few lists repeatedly.
+        # These are cached, since senders use the same few lists repeatedly.
         self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
             lambda queue, priority: keys.queue(queue, keys.step_of(priority))
         )
@@ -187,7 +188,7 @@ class Broker:
         return min(*lives, _LEAST_BINDING_S) / _RENEWALS if lives else None
 
     def renew(self, queues: Iterable[str]) -> None:
-        """Keep the queues that expire, and their bindings: a worker takes from them. Switches: yes.
+        """Keep expiring queues and their bindings while a worker takes from them. Switches: yes.
 
         Raises:
             OperationalError: the server could not be reached; they remain for a while.
@@ -242,13 +243,15 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The first push declares the queue, unless this user may not: the workers declare it, too.
-        From time to time, the same round trip also asks which workers take from the queue.
+        The first push declares the queue unless this user may not, since the workers also declare
+        it. From time to time, the same round trip also asks which workers take from the queue.
 
         Raises:
             QueueFull: the queue has a length limit and no room for the messages.
         """
-        declare, question = self.declare_commands(queue), self._takers.question(queue)
+        declare, takers = self.declare_commands(queue), self._takers
+        is_known = takers.clock() < takers.ask_at_s.get(queue, 0.0)
+        question = [] if is_known else takers.question(queue)
         key = self._list(queue, priority)
         with self.client.pooled(timeout_s, patient=True) as connection:
             if queue in self._limited:
@@ -281,10 +284,10 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages unless an earlier push delivered them; False if there are traces of it.
+        """Push messages unless an earlier push delivered them; False if it has left traces.
 
         They are pushed together or not at all, so a trace of one proves that all arrived. `new_ids`
-        are their task ids if generated for this sending: then a result counts as a trace, too.
+        are their task ids if generated for this sending: then a result also counts as a trace.
         """
         keys = self.keys
         step = keys.step_of(priority)
@@ -293,8 +296,8 @@ class Broker:
             *(keys.unacked, keys.eta(queue), *map(keys.result, new_ids)),
         ]
         newest = texts[-1]
-        # The forms the message may have if it was requeued, including after workers died running
-        # it.
+        # The forms that the message may have if it was requeued, including after workers died
+        # running it.
         marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
             *(f', "", {json.dumps(queue)}]', f"{keys.steps.index(step) + 1}|"),
@@ -327,7 +330,7 @@ class Broker:
         return int(min(answers[-1]))
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
-        """Count the messages waiting in queues, all priorities together."""
+        """Count the messages waiting in queues, with all priorities together."""
         commands: list[Command] = [("LLEN", key) for key in self.lists(queues)]
         return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
 
@@ -358,7 +361,7 @@ class Broker:
     ) -> list[tuple[float, str, bytes]]:
         """Return a page of the parked messages, queue by queue.
 
-        Shape: due time (unix), queue, and bytes of each; the soonest of a queue first.
+        Shape: the due time (unix), the queue and the bytes of each; within a queue, soonest first.
         """
         names = tuple(dict.fromkeys(queues))
         if limit <= 0 or not names:
@@ -369,7 +372,7 @@ class Broker:
             last = min(size, offset + limit - len(page)) - 1
             if offset <= last:
                 found = self.client.call("ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES")
-                # Each message is preceded by the number of the list it goes back to.
+                # Each message is preceded by the number of the list to which it goes back.
                 page += [
                     (float(due), queue, text.partition(b"|")[2])
                     for text, due in zip(found[::2], found[1::2], strict=True)
@@ -378,10 +381,10 @@ class Broker:
         return page
 
     def oldest(self, queues: Iterable[str]) -> dict[str, float]:
-        """Return when the oldest message waiting in each queue was sent, unix time.
+        """Return when the oldest message waiting in each queue was sent, in unix time.
 
-        Empty queues are left out, and those whose next messages carry no time: greenq's senders
-        write it into the delivery tag, Celery's do not.
+        Empty queues are left out, and so are those whose next messages have no time: greenq's
+        senders write it into the delivery tag, but Celery's do not.
         """
         names = tuple(dict.fromkeys(queues))
         commands: list[Command] = [
@@ -415,11 +418,11 @@ class Broker:
         note = json.dumps({"by": by[: KEPT_NAME.most], "at": time.time()})
         if not self.client.script(_PAUSE, [self.keys.paused], [queue, note, _PAUSED]):
             raise ValueError(
-                f"{_PAUSED:,} queues are paused already; resume one first: greenq control resume"
+                f"{_PAUSED:,} queues are already paused; resume one first: greenq control resume"
             )
 
     def resume(self, queue: str) -> bool:
-        """Let workers take from a paused queue again; False if it was not paused."""
+        """Let workers take from a paused queue again; return False if it was not paused."""
         return bool(self.client.call("HDEL", self.keys.paused, queue))
 
     def paused(self) -> dict[str, dict[str, Any]]:
@@ -432,7 +435,7 @@ class Broker:
         return {queue.decode(errors="replace"): _parse_note(text) for queue, text in pairs}
 
     def purge(self, queue: str) -> int:
-        """Delete all waiting messages of a queue and return their number."""
+        """Delete all waiting messages in a queue, and return their number."""
         lists = self.lists([queue])
         commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
         answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
@@ -440,7 +443,7 @@ class Broker:
 
     @staticmethod
     def move(tag: str, key: str, text: str | bytes) -> Move:
-        """Build the move that replaces a reserved message by a new one."""
+        """Build the move that replaces a reserved message with a new one."""
         return Move(tag, key, "last", text)
 
     def requeue(
@@ -519,7 +522,7 @@ class Broker:
         return not held and int(first_unused or 0) > int(number)
 
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
-        """Return the queues that an exchange's bindings lead to for a routing key.
+        """Return the queues to which an exchange's bindings lead for a routing key.
 
         Queues of the settings are declared first: messages sent before their workers have run for
         the first time wait there.

@@ -1,4 +1,4 @@
-"""Call functions when tasks have ended."""
+"""Calls functions when tasks have ended."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ class Callbacks:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._ear: Ear = queue.SimpleQueue()
-        # Protected by the lock: the awaited ids by channel; by id, the channel and the functions to
-        # call.
+        # The lock protects these: the awaited ids by channel and, by id, the channel and the
+        # functions to call.
         self._waiting: dict[str, str] = {}
         self._calls: dict[str, tuple[str, list[Callable[[ResultMeta], object]]]] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, tasks: dict[str, str], call: Callable[[ResultMeta], object]) -> None:
-        """Call a function at the end of each of these tasks, which are ids by channel."""
+        """Call a function when each of these tasks ends; they are given as ids by channel."""
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             for channel, task_id in tasks.items():
                 self._calls.setdefault(task_id, (channel, []))[1].append(call)
             self._waiting.update(tasks)
-            # Even for a channel that it already listens to: each confirmation causes the stored
-            # state to be read.
+            # Do this even for a channel to which it already listens, since each confirmation causes
+            # the stored state to be read.
             self._listener.subscribe(self._ear, list(tasks))
             if self._thread is None:
-                # In an empty context, so that tasks sent by a callback are not children of a
+                # The context is empty, so that tasks sent by a callback are not children of a
                 # running task.
                 self._thread = threading.Thread(
                     target=Context().run, args=(self._run,), name="greenq callbacks", daemon=True

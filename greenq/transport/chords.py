@@ -1,9 +1,9 @@
-"""Chords on the server, as senders write them: sizes, and those not yet sent completely.
+"""Chords on the server, as senders write them: their sizes, and those not yet sent completely.
 
-The parts of a chord are counted where its tasks end. A worker compares their number with the size,
+The parts of a chord are counted when its tasks end. A worker compares their number with the size,
 so the size is written just before the last part of the header is sent. A header that takes several
-pushes is meanwhile listed in ``greenq.unsealed``: if its sender dies, the entry stays and shows
-that the body will never run.
+pushes is listed in the meantime in ``greenq.unsealed``: if its sender dies, the entry stays and
+shows that the body will never run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
-# Entries of senders that died are dropped after this, when another chord is listed.
+# After this time, entries of senders that died are dropped when another chord is listed.
 _KEPT_S = 7 * 86400
 
 
@@ -27,7 +27,7 @@ class Unsealed(NamedTuple):
     """A chord whose header has not been sent completely.
 
     Attributes:
-        since: when its sending began, unix time by the server's clock.
+        since: when its sending began, in unix time by the server's clock.
         size: how many parts it will have, or None if its sender does not know.
     """
 
@@ -39,10 +39,10 @@ class Unsealed(NamedTuple):
 
 
 class Chords:
-    """The writes of a chord's sender on the server for results and on the one for messages."""
+    """What a chord's sender writes on the server for results and on the one for messages."""
 
     def __init__(self, broker: Client, results: Client | None, keys: Keys, expires_s: int) -> None:
-        """Keep sizes on `results` for `expires_s` seconds, 0 for no limit."""
+        """Keep sizes on `results` for `expires_s` seconds; 0 means no limit."""
         self._broker = broker
         self._results = results
         self._keys = keys
@@ -68,7 +68,7 @@ class Chords:
         """
         if self._results is None:
             raise ResultsDisabled(
-                "a chord collects results, and they are disabled: set result_backend"
+                "a chord collects results, but they are disabled: set result_backend"
             )
         commands: list[tuple[object, ...]] = []
         expiry = ("EX", self._expires_s) if self._expires_s else ()
@@ -79,11 +79,11 @@ class Chords:
             self._results.pipeline(commands)
 
     def close(self, entry: str) -> None:
-        """Take a chord off the list: its header has been sent."""
+        """Take a chord off the list, since its header has been sent."""
         self._broker.call("ZREM", self._keys.unsealed, entry)
 
     def unsealed(self, older_s: float = 0) -> list[Unsealed]:
-        """Return the chords on the list for at least `older_s` seconds, the oldest first."""
+        """Return the chords listed for at least `older_s` seconds, oldest first."""
         now_s = int(self._broker.call("TIME")[0])
         found = self._broker.call(
             "ZRANGEBYSCORE", self._keys.unsealed, "-inf", now_s - older_s, "WITHSCORES"

@@ -3,8 +3,8 @@
 1. `Client` has one server address and a small pool of connections for callers that only run a
    command. A caller waits if no connection is free.
 2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
-   one batch of reads, scripts go by their SHA.
-3. redis-py's errors are translated here and nowhere else; the cause stays chained.
+   one batch of reads, scripts are sent by their SHA.
+3. redis-py's errors are translated here and nowhere else; the cause remains chained.
 
 redis-py's own pool and pipeline are not used: its pool polls the socket at each checkout, and its
 pipeline wraps each command in three objects; together they cost more than the command itself.
@@ -76,7 +76,7 @@ _SCHEMES = {
 
 
 class Script(NamedTuple):
-    """A Lua script with the SHA1 that the server knows it by."""
+    """A Lua script with the SHA1 by which the server knows it."""
 
     name: str
     source: str
@@ -91,7 +91,7 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts of a process's traffic to one server; a round trip is one write and its answers."""
+    """Counts of a process's traffic to one server; a round trip is a write and its answers."""
 
     commands: int = 0
     round_trips: int = 0
@@ -114,7 +114,8 @@ class Published(NamedTuple):
     data: bytes
 
 
-# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest.
+# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest
+# messages.
 _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
@@ -127,7 +128,7 @@ class Connection:
     """One connection to the server, for one greenlet or thread at a time.
 
     It connects on first use, and again after a failure; a forked process gets its own socket.
-    Switches: yes, every method.
+    Switches: yes, in every method.
     """
 
     __slots__ = (
@@ -153,10 +154,11 @@ class Connection:
         self.number: int | None = None
         self.used_at = time.monotonic()
         # How the connection's holder waits for a descriptor: a function of (number, seconds)
-        # that returns whether it is readable. A thread beside the hub has its own cheap way; None
-        # uses the socket's.
+        # that returns whether it is readable. A thread alongside the hub has its own cheap way;
+        # None uses the socket's.
         self.poll: Callable[[int, float], bool] | None = None
-        # The deadline of the current operation (monotonic); None: each read has its own limit.
+        # The deadline of the current operation (monotonic); None means that each read has its own
+        # limit.
         self.ends_s: float | None = None
 
     @property
@@ -165,13 +167,14 @@ class Connection:
         return bool(self._link.is_connected)
 
     def connect(self) -> bool:
-        """Open the socket if it is closed; True when it had to be opened.
+        """Open the socket if it is closed; return True if it had to be opened.
 
         Raises:
-            ConnectFailed, AccessRefused, OperationalError: with the address, never the password.
+            ConnectFailed, AccessRefused, OperationalError: the text contains the address, but never
+                the password.
         """
         if self._pid != os.getpid():
-            # This is the parent's socket: drop it without shutting it down for the parent.
+            # This is the parent's socket, so drop it without shutting it down for the parent.
             self._link = self._client.make_link(pushes=self.pushes)
             self._pid = os.getpid()
         if self._link.is_connected:
@@ -266,7 +269,7 @@ class Connection:
         return _MESSAGE
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Receive messages published from now on, on channels given by name and by glob pattern.
+        """Receive the messages published from now on, on channels given by name or by glob pattern.
 
         This needs a connection created with `pushes`, which can still carry out commands. A new
         socket has no subscriptions.
@@ -274,7 +277,7 @@ class Connection:
         Raises:
             AccessRefused: this user may not subscribe to them; the connection stays usable.
         """
-        # One by one: a user may be refused one channel and allowed another.
+        # Subscribe one by one, since a user may be refused one channel and allowed another.
         self._announce(
             [
                 *(("SUBSCRIBE", channel) for channel in channels),
@@ -287,7 +290,7 @@ class Connection:
         self._announce([("UNSUBSCRIBE", *channels), ("PUNSUBSCRIBE", *patterns)])
 
     def _announce(self, commands: Sequence[Command]) -> None:
-        """Carry out commands whose success only pushes confirm."""
+        """Carry out commands whose success is confirmed only by pushes."""
         named = [command for command in commands if len(command) > 1]
         if not named:
             return
@@ -297,7 +300,7 @@ class Connection:
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
         if isinstance(refusal, AccessRefused):
-            # The server does not say which of them it refused.
+            # The server does not say which of the channels it refused.
             channels = [f"&{channel}" for _name, *them in named for channel in them]
             raise _add_lacking_right(refusal, " or ".join(channels))
         if refusal is not None:
@@ -306,7 +309,7 @@ class Connection:
     def messages(self, timeout_s: float = 0.0) -> list[Published]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
-        Returns nothing after the timeout. If the other end has vanished silently, this looks the
+        It returns nothing after the timeout. If the other end has vanished silently, this looks the
         same, so send a `PING` from time to time.
 
         Raises:
@@ -356,7 +359,8 @@ class Connection:
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
-            ConnectionLost: it broke on the way; any part of it may have been carried out.
+            ConnectionLost: the connection broke; any part of the pipeline may have been carried
+                out.
         """
         answers = self.try_pipeline(commands)
         for answer in answers[: len(answers) - optional]:
@@ -390,7 +394,7 @@ class Connection:
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next answer, or with `push` also the next push; `timeout_s` is for this read.
+        """Read the next answer or, with `push`, also the next push; `timeout_s` is for this read.
 
         A refused command's error is returned; the error of a broken connection is raised.
         """
@@ -407,15 +411,15 @@ class Connection:
             else:
                 answer = read()
         except redis_errors.ResponseError as exc:
-            # Close it even when redis-py has disconnected already (for a script error it has not):
+            # Close it even if redis-py has disconnected already (for a script error it has not);
             # the next use reconnects.
             return _translate(exc, name, self._client.address)
         except (Exception, redis_errors.RedisError) as exc:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed before its answer arrived, which the next caller would then
-            # read.
+            # The greenlet was killed before its answer arrived; the next caller would then read
+            # that answer.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -445,7 +449,7 @@ class Connection:
         return self.poll(sock.fileno(), timeout_s)
 
     def has_answer(self) -> bool:
-        """True if data can be read without waiting, or arrived with an earlier answer.
+        """Return True if data can be read without waiting, or arrived with an earlier answer.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -453,7 +457,7 @@ class Connection:
         return bool(self._published) or (self.connected and self._can_read(0.0))
 
     def _can_read(self, timeout_s: float) -> bool:
-        """Wait until data can be read; False after the timeout or without a socket.
+        """Wait until data can be read; return False after the timeout or without a socket.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -471,7 +475,7 @@ class Connection:
             raise _translate(exc, "read", self._client.address) from exc
 
     def fileno(self) -> int:
-        """Return the socket's descriptor for a poll; -1 when there is none."""
+        """Return the socket's descriptor for a poll; -1 if there is none."""
         if not self.connected:
             return -1
         number: int = self._link._get_socket().fileno()  # noqa: SLF001  redis-py has no public way
@@ -494,7 +498,7 @@ class Connection:
 
 
 def nothing() -> None:
-    """Do nothing: the server is not embedded."""
+    """Do nothing, since the server is not embedded."""
 
 
 def own_socket(url: str) -> str:
@@ -537,7 +541,7 @@ class Client:
                 answer.
         """
         self.address = mask_url(url)
-        # It includes the password: never show it.
+        # It includes the password, so never show it.
         self.url = url
         self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
@@ -563,7 +567,7 @@ class Client:
         self._reset()
 
     def is_plain_not_tls(self, failure: Exception) -> bool:
-        """Return whether connecting over TLS failed because the server speaks without it.
+        """Return whether connecting over TLS failed because the server does not use it.
 
         Such a server takes the handshake for a command and waits for its end.
         """
@@ -685,7 +689,8 @@ class Client:
 
     def close(self) -> None:
         """Close the pooled connections that are not in use."""
-        # Take all out before returning the first, since the pool hands out the latest one first.
+        # Take out all connections before returning the first, since the pool hands out the latest
+        # one first.
         resting: list[Connection | None] = []
         with suppress(queue.Empty):
             while True:
@@ -720,7 +725,7 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# Everything needed to open a connection without TLS or options.
+# The fields needed to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
@@ -733,7 +738,7 @@ def plain_address(url: str) -> dict[str, Any] | None:
     return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
-# redis-py strips the code from replies that have their own class. Narrower classes first.
+# redis-py strips the code from replies that have their own class. Narrower classes come first.
 _CODES = (
     (redis_errors.NoScriptError, "NOSCRIPT "),
     (redis_errors.OutOfMemoryError, "OOM "),
@@ -749,7 +754,7 @@ _CODES = (
 )
 
 
-# The wording since version 7, and the older one.
+# These are the wording since version 7 and the older one.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
 # Before version 7, a server wraps the refusal of a script's command in its own text.

@@ -1,7 +1,7 @@
-"""Dead letters: messages that no worker may run, with the reason; inspected, replayed, purged.
+"""Dead letters: messages that no worker may run, to be inspected, replayed or purged.
 
 A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
-so that non-text bytes are preserved, too. Workers write them (`Broker.bury`); operators
+so that non-text bytes are also preserved. Workers write them (`Broker.bury`); operators
 decide what to do with them.
 """
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How many bytes are kept of a message that no worker can read: enough to recognise it.
+# How many bytes are kept of a message that no worker can read; this is enough to recognise it.
 _UNREADABLE_BYTES = 65_536
 
-# One letter may take at most this share of the memory allowed for all letters of a queue.
+# One letter may take at most this fraction of the memory allowed for all letters of a queue.
 _SHARE = 2
 
 # The limit for a reason, which may quote untrusted text.
 _REASON_CHARS = 2000
 
-# Letters read at a time; each may be as large as the largest message.
+# The number of letters read at a time; each may be as large as the largest message.
 _PORTION = 20
 
 _REPLAY = load_script("replay")
@@ -52,8 +52,8 @@ class DeadLimits(NamedTuple):
     """How much memory the dead letters of one queue may take.
 
     Attributes:
-        most_bytes: of the server's memory.
-        expires_s: how long each of them is kept; 0 means without a limit.
+        most_bytes: the limit on the server's memory.
+        expires_s: how long each of them is kept; 0 means no limit.
     """
 
     most_bytes: int
@@ -61,7 +61,7 @@ class DeadLimits(NamedTuple):
 
     @property
     def most_letter_bytes(self) -> int:
-        """The most bytes of a message that one letter keeps; base64 adds a third."""
+        """The maximum number of bytes of a message that one letter keeps; base64 adds a third."""
         return self.most_bytes * 3 // 4 // _SHARE
 
     def side(self, now: datetime) -> str:
@@ -107,7 +107,7 @@ class DeadLetter:
 
     @property
     def is_cut(self) -> bool:
-        """True when only the beginning of the message was kept; then it cannot be replayed."""
+        """True if only the beginning of the message was kept, so that it cannot be replayed."""
         return len(self.raw) < self.size
 
     @property
@@ -193,7 +193,7 @@ class DeadLetters:
         self._keys = keys
 
     def queues(self) -> tuple[str, ...]:
-        """Return the queues that have dead letters, sorted. Scans all keys."""
+        """Return the queues that have dead letters, sorted; this scans all keys."""
         prefix = self._keys.dead("")
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
         found: set[str] = set()
@@ -218,7 +218,7 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        Yields each letter that was moved. Truncated letters stay. At any moment, a message is
+        It yields each letter that was moved. Truncated letters stay. At any moment, a message is
         either still a dead letter or back on its queue.
 
         Args:
@@ -240,12 +240,13 @@ class DeadLetters:
         wanted: Callable[[DeadLetter], bool] = anything,
         limit: int | None = None,
     ) -> Iterator[DeadLetter]:
-        """Delete letters for good, in the order and with the arguments of `replay`; yields them."""
+        """Delete letters for good, and yield them; order and arguments are those of `replay`."""
         return self._remove(queues, wanted, limit, self._purge_command)
 
     def _list(self, queue: str) -> Iterator[DeadLetter]:
         key = self._keys.dead(queue)
-        # Count from the end of the list, so that letters arriving meanwhile shift no positions.
+        # Count from the end of the list, so that letters arriving in the meantime do not shift any
+        # positions.
         left = self._client.call("LLEN", key)
         while left > 0:
             portion = self._client.call("LRANGE", key, -left, min(-left + _PORTION - 1, -1))

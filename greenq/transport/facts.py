@@ -1,4 +1,4 @@
-"""Facts about the server itself: version, memory, eviction policy, persistence."""
+"""Facts about the server itself: version, memory, eviction policy and persistence."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Facts(NamedTuple):
     Attributes:
         name, version: such as ``valkey`` and ``8.0.1``.
         mode: ``standalone``, ``cluster`` or ``sentinel``.
-        uptime_s: since its start.
-        clients: number of connections.
+        uptime_s: the time since its start.
+        clients: the number of connections.
         policy: the treatment of keys when memory is full (maxmemory-policy).
         memory_bytes, limit_bytes: memory in use, and its limit; 0 means no limit.
         append_only: whether every write is logged (AOF).
-        saved_s: since its last snapshot (RDB).
-        unsaved: writes since then.
+        saved_s: the time since its last snapshot (RDB).
+        unsaved: the number of writes since then.
         skew_s: how far this machine's clock is ahead of the server's.
     """
 

@@ -1,4 +1,4 @@
-"""Taking messages in one atomic script, and waiting for work without losing any or waking too many.
+"""Takes messages in one atomic script, and waits for work without losing any or waking too many.
 
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
@@ -7,10 +7,10 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
   has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker
   of the queue empties first. So it is always in a durable place: if the woken worker dies, the next
   take by any other worker finds it.
-* The other lists (less urgent priority steps; queues beyond the first few) are watched by one idle
-  worker among those with the same queues: its watchdog thread makes the server announce changes
-  (client-side caching) and moves a message to the first list of its queue, where the others wait
-  (lua/relay.lua). So such a push wakes only one worker, too.
+* The other lists (those of less urgent priority steps, and of queues beyond the first few) are
+  watched by one idle worker among those with the same queues: its watchdog thread makes the server
+  announce changes (client-side caching) and moves a message to the first list of its queue, where
+  the others wait (lua/relay.lua). So such a push also wakes only one worker.
 * The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
   long waits are safe even if a connection is dead, and messages that a dead worker left in an inbox
   are found.
@@ -39,18 +39,19 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Connection
 
-# The most messages that one script call moves, so that the call blocks the server for at most a few
-# ms.
+# The maximum number of messages that one script call moves, so that the call blocks the server for
+# at most a few ms.
 TAKE_LIMIT = 1000
 
-# After this many bytes a take stops; one message may be larger.
+# A take stops after this many bytes; a single message may be larger.
 TAKE_BYTES = 4_000_000
 
-# The server forgets an owner after a week of silence: far longer than a call can be delayed,
-# or than a process is likely to be cut off.
+# The server forgets an owner after a week of silence, which is far longer than a call can be
+# delayed or a process is likely to be cut off.
 KNOWN_S = 7 * 86400
 
-# The most messages in one call that sends them from the worker, so that the call takes a few ms.
+# The maximum number of messages in one call that sends them from the worker, so that the call takes
+# only a few ms.
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
@@ -61,11 +62,12 @@ _BLOCK_S = 60
 _ANSWER_S = 3.5
 
 # How long ending a BLMOVE may take, whether on request or by its timeout. Together with the
-# preceding lease renewal and the following pause, work that arrives meanwhile starts within five
-# seconds.
+# preceding lease renewal and the following pause, work that arrives in the meantime starts within
+# five seconds.
 _GRACE_S = 1.5
 
-# First and longest pause before trying again to unblock a BLMOVE that was not found waiting.
+# The first and the longest pause before trying again to unblock a BLMOVE that was not found
+# waiting.
 _RETRY_FIRST_S = 0.0005
 _RETRY_MOST_S = 0.05
 
@@ -84,7 +86,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery(NamedTuple):
-    """One reserved message: its delivery tag, the queue it came from, its bytes."""
+    """A reserved message: its delivery tag, the queue from which it came, and its bytes."""
 
     tag: str
     queue: str
@@ -97,12 +99,12 @@ def tag_number(tag: str) -> int:
 
 
 def _ending(queue: str) -> str:
-    """Return the ending of the records of a queue's messages."""
+    """Return the text that ends the records of a queue's messages."""
     return f', "", {json.dumps(queue)}]'
 
 
 def taken_apart(record: bytes) -> tuple[str, bytes]:
-    """Split a record that a take has joined into queue and message; any bytes are safe."""
+    """Split a record that a take has joined into the queue and the message; any bytes are safe."""
     ending = _ENDING.search(record)
     if ending is None:
         return "celery", record
@@ -112,7 +114,7 @@ def taken_apart(record: bytes) -> tuple[str, bytes]:
 def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
     """Split items into portions, limited in number and in bytes.
 
-    An item over the limit becomes a separate portion.
+    An item above the limit becomes a separate portion.
     """
     portion: list[_T] = []
     left = PORTION_BYTES
@@ -130,10 +132,10 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
 def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
     """Return each queue as often as its weight, with its turns spread evenly.
 
-    In each round all queues gain their weight, and the one with the most credit gets the turn and
+    In each round, all queues gain their weight, and the one with the most credit gets the turn and
     pays for it.
     """
-    # A common divisor of all weights would only make the rounds longer.
+    # Without this, a common divisor of all weights would only make the rounds longer.
     divisor = math.gcd(*weights.values()) or 1
     gains = {name: weight // divisor for name, weight in weights.items()}
     gained = dict.fromkeys(gains, 0)
@@ -216,7 +218,7 @@ class Fetcher:
         self._calls = 0
         # True while it is unknown which messages the last take reserved.
         self.unsure = False
-        # The first turn of the next take; negative: the queues have no turns.
+        # The first turn of the next take; negative if the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
         # The first connection takes, and waits on the first queue.
@@ -225,10 +227,10 @@ class Fetcher:
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
-        # Set to end a wait that has no queue.
+        # This is set to end a wait that has no queue.
         self._rested = Event()
-        # `_woken`: the current wait must end. `_look`: a take may find messages of which no wait
-        # was notified.
+        # `_woken` means that the current wait must end, and `_look` that a take may find messages
+        # of which no wait was notified.
         self._woken = self._look = False
         # True during a wait; any thread may read this.
         self.waiting = False
@@ -238,12 +240,12 @@ class Fetcher:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queues of the next take."""
+        """The queues for the next take."""
         return self._plan.queues
 
     @property
     def connections(self) -> list[Connection]:
-        """The connections this fetcher waits on: one for each of the first few queues."""
+        """The connections on which this fetcher waits: one for each of the first few queues."""
         return [waiter.connection for waiter in self._waiters]
 
     @property
@@ -265,7 +267,7 @@ class Fetcher:
     def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0, return only messages whose reservation was lost with an answer.
+        With 0, return only messages whose reservations were lost with an answer.
 
         Raises:
             OperationalError: no message is lost; the next call returns those that this one
@@ -353,10 +355,10 @@ class Fetcher:
         )
 
     def wait(self) -> bool:
-        """Wait for work, for `wake`, or for at most a minute; True when a take may find messages.
+        """Wait for work, for `wake`, or for a minute; return True if a take may find messages.
 
-        Call it after a take that left no messages; a message that has arrived since ends the wait
-        at once. Switches: yes. Raises OperationalError when the server cannot be reached.
+        Call it after a take that left no messages; a message that has arrived since then ends the
+        wait immediately. Switches: yes. It raises OperationalError if the server cannot be reached.
         """
         plan = self._plan
         self._woken = False
@@ -402,7 +404,7 @@ class Fetcher:
         """End the wait in progress, if any. Switches: yes.
 
         With `look` it reports that a take may find messages; if no wait is in progress, the next
-        one ends at once.
+        one ends immediately.
         """
         self._look = self._look or look
         self._wake_others(None)
@@ -420,7 +422,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """From another thread, with this one blocked: end the waits, put back their messages.
+        """End the waits and put back their messages, from another thread while this one is blocked.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.
@@ -453,7 +455,7 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait ends, for any reason, all end.
+            # When one wait ends, for any reason, all of them end.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
@@ -479,7 +481,8 @@ class Fetcher:
             limit_s = _GRACE_S
         answer = connection.receive("BLMOVE", timeout_s=limit_s)
         if isinstance(answer, OperationalError):
-            # A server out of memory accepts takes that find nothing, but refuses to wait.
+            # A server that has run out of memory still accepts takes that find nothing, but refuses
+            # the blocking BLMOVE.
             self.working = False
             raise answer
         moved: bytes | None = answer
@@ -502,7 +505,7 @@ class Fetcher:
                 return
 
     def _end(self, waiter: _Waiter) -> bool:
-        """End a BLMOVE from outside; True when its greenlet has read the answer, whatever that is.
+        """End a BLMOVE from outside; return True if its greenlet has read the answer.
 
         Raises:
             OperationalError: the server could not be reached.
@@ -518,8 +521,8 @@ class Fetcher:
     def _unblock(self, waiter: _Waiter) -> bool:
         """Unblock one BLMOVE; it returns nil, or a message that arrived just before.
 
-        False when the server did not find it blocked: it has already answered, or has not read the
-        BLMOVE yet, which was sent on another socket.
+        Return False if the server did not find it blocked: it has already answered, or has not read
+        the BLMOVE yet, which was sent on another socket.
         """
         number = waiter.connection.number
         # Patient, since the tasks use the same connections.
@@ -546,6 +549,6 @@ class _Waiter:
         self.connection = connection
         self.source = source
         self.inbox = inbox
-        # Set unless a BLMOVE is in progress.
+        # This is set unless a BLMOVE is in progress.
         self.ended = Event()
         self.ended.set()

@@ -1,4 +1,4 @@
-"""What the processes of a supervisord group share on the server: a leader, loads, drain marks.
+"""What the processes of a supervisord group share on the server: a leader, loads and drain marks.
 
 One process leads. The leader alone decides how many run; the others report their load and drain
 when they are marked.
@@ -32,9 +32,9 @@ class LoadReport:
     """The load of one process.
 
     Attributes:
-        busy: the share of time for which any greenlet ran, 0 to 1.
+        busy: the fraction of time for which any greenlet ran, from 0 to 1.
         running: how many tasks run.
-        waiting: how many messages wait in this process for a slot.
+        waiting: how many messages are waiting in this process for a slot.
         draining: whether it takes no messages.
     """
 
@@ -50,7 +50,7 @@ class GroupAnswer(NamedTuple):
     Attributes:
         leads: whether it leads.
         draining: the processes that must drain; for a process that does not lead, only itself or
-          none.
+            none.
         reports: the recent reports by process; empty unless it leads.
     """
 
@@ -97,7 +97,7 @@ class GroupStore:
         self._call("")
 
     def mark(self, process: str, *, drain: bool) -> bool:
-        """Make a process drain, or take messages again; False if this process no longer leads.
+        """Make a process drain, or take messages again; return False if this one no longer leads.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.

@@ -1,4 +1,4 @@
-"""Keeps a worker's lease while no Python runs in the worker, and ends it when the worker dies.
+"""Keeps a worker's lease while no Python code runs in it, and ends the lease when the worker dies.
 
 `greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
 of each worker, in its own session, so signals to the worker's process group do not reach it. Until
@@ -10,8 +10,8 @@ plain socket.
 1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
 2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
    process is suspended), the guard extends the lease on its behalf, up to the silence limit.
-3. When the worker's process has died, the guard ends the lease at once and then exits. Waiting for
-   the lease to expire would cost its tasks three more seconds.
+3. When the worker's process has died, the guard ends the lease immediately and then exits. Waiting
+   for the lease to expire would cost its tasks three more seconds.
 4. When the worker signs off, or is alive but has closed the pipe (another program now runs
    in its process), the guard exits without contacting the server.
 
@@ -36,26 +36,27 @@ if TYPE_CHECKING:
 BEAT = b"!"
 FAREWELL = b"."
 
-# The guard acts after the worker has been silent for this share of the lease, and then extends the
-# lease at this interval.
+# The guard acts after the worker has been silent for this fraction of the lease, and then extends
+# the lease at this interval.
 _SILENT_AFTER = 0.5
 _EXTEND_EVERY = 0.4
 
-# Pause between two attempts to reach a server that does not answer.
+# The pause between attempts to reach a server that does not answer.
 _RETRY_S = 0.25
 
 # How long to try to end a lease; after that it has expired by itself.
 _END_S = 5.0
 
-# How often to check where the kernel cannot report that a process has ended.
+# How often to check on systems whose kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
-# A dying process closes its end of the pipe shortly before it has ended.
+# How long to wait for a process that has closed its end of the pipe, since a dying one does so
+# shortly before it has ended.
 _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return seconds of a clock that runs on while the machine is suspended, if any."""
+    """Return seconds of a clock that, if possible, runs on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -74,7 +75,7 @@ class GuardedWorker:
 
     @property
     def is_dead(self) -> bool:
-        """True as soon as the process has ended, reaped or not."""
+        """Return True as soon as the process has ended, whether reaped or not."""
         if os.getppid() != self._pid:
             return True
         if self._process < 0:
@@ -84,7 +85,7 @@ class GuardedWorker:
         return bool(poll.poll(0))
 
     def read(self, timeout_s: float | None) -> bytes | None:
-        """Wait until the worker writes or dies; None when the pipe has been closed permanently."""
+        """Wait until the worker writes or dies; return None if the pipe is permanently closed."""
         if self._process < 0:
             timeout_s = _LOOK_S if timeout_s is None else min(timeout_s, _LOOK_S)
         ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
@@ -174,7 +175,7 @@ class Lease:
         self._run: Callable[[str, tuple[object, ...]], int] | None = None
 
     def extend(self, lease_s: float) -> bool:
-        """Extend the lease; False when it has ended or does not exist."""
+        """Extend the lease; return False if it has ended or does not exist."""
         return bool(self._script("extend", lease_s))
 
     def end(self) -> None:
@@ -209,7 +210,7 @@ class Lease:
                     return int(plain.call("EVAL", file.read(), 1, key, member, *args))
 
             return run
-        # The last entry is needed where greenq is found by a hook that only ``site`` sets up.
+        # The last entry is needed if greenq is found by a hook that only ``site`` sets up.
         sys.path[:] = [*description["path"], description["home"]]
         module = importlib.import_module("greenq.transport.client")
         url = description["url"]
@@ -227,7 +228,7 @@ class Lease:
 
 
 class Guard:
-    """Guards one worker for its whole life."""
+    """Guards a worker for its whole life."""
 
     def __init__(self, worker: GuardedWorker, lease: Lease, lease_s: float, limit_s: float) -> None:
         """Guard `lease`, which is valid for `lease_s`, for up to `limit_s` of silence."""
@@ -235,9 +236,9 @@ class Guard:
         self._lease = lease
         self._lease_s = lease_s
         self._limit_s = limit_s
-        # The time of the worker's last byte; None before the first one: there is no lease yet.
+        # The time of the worker's last byte; None before the first one, when there is no lease yet.
         self._renewed_s: float | None = None
-        # The time of the next extension of the lease; None: not before the worker has written
+        # The time of the next extension of the lease; None means not before the worker has written
         # again.
         self._extend_at_s: float | None = None
         self._is_failing = False
@@ -276,7 +277,8 @@ class Guard:
             self._lease.disconnect()
             if self._limit_s:
                 log(
-                    f"no Python has run in the worker for {silent_s:.0f} s (worker_silence_limit): "
+                    f"no Python code has run in the worker for {silent_s:.0f} s "
+                    f"(worker_silence_limit): "
                     "its lease is no longer extended, and other workers will run its tasks"
                 )
             return

@@ -32,12 +32,13 @@ _LEASE = load_script("lease")
 _LEAVE = load_script("leave")
 _RELAY = load_script("relay")
 
-# The most parked messages one script call moves, so that the call blocks the server for at most a
-# few ms.
+# The maximum number of parked messages that one script call moves, so that the call blocks the
+# server for at most a few ms.
 _PROMOTED = 1000
 
 # The mutex is Celery's, so that Celery's workers and greenq's do not scan at the same time. A
-# process that dies holding it must not keep the others waiting: moving is safe without it.
+# process that dies while holding it must not keep the others waiting, since moving is safe without
+# it.
 _MUTEX_MS = 10_000
 
 # How long the server remembers that an owner has left.
@@ -48,16 +49,16 @@ class Renewal(NamedTuple):
     """The answer to a lease renewal.
 
     Attributes:
-        held: False when the lease had ended meanwhile or did not exist.
+        held: False if the lease had ended in the meantime or did not exist.
         server_time: unix seconds.
         work: True when this worker's queues or inboxes have messages.
         next_due: the time at which the next parked message of this worker's queues is due, unix
-          seconds.
+            seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
-        unpublished: the reason why `publication` could not be published, "" if it was.
-        first_unused: the number of this owner's first unused tag; 0 when the server does not know
-            this owner: it is new, or the server has lost its data.
+        unpublished: the reason why `publication` could not be published; "" if it was.
+        first_unused: the number of this owner's first unused tag; 0 if the server does not know
+            this owner, which is new, or the server has lost its data.
         question: the challenge that it must then return when it registers.
         relays: True if this worker should relay messages from lists on which no worker waits.
         lead: the answer to its beat; None if it has not asked, or was refused.
@@ -77,7 +78,7 @@ class Renewal(NamedTuple):
 
 
 class _Looks(NamedTuple):
-    """The data that a renewal checks besides the leases.
+    """The data that a renewal checks in addition to the leases.
 
     Attributes:
         queues: this worker's queues.
@@ -124,7 +125,7 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server should know, and those that it knows.
+        # The queues that the server should know, and those that it does know.
         self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
@@ -135,11 +136,12 @@ class Leases:
         The parked messages of a queue left out are promoted by another worker that takes from it.
         """
         self._looks = self._looks_at(queues)
-        # In the reverse order of `relay`. The server has announced no change of the new lists yet.
+        # This is in the reverse order of `relay`. The server has not announced any change to the
+        # new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
-        """From the next renewal on, report to the server the queues taken from, paused or not.
+        """From the next renewal on, report to the server the worker's queues, paused or not.
 
         So the server knows which workers take from a queue even while they are blocked or silent.
         Any thread may call it.
@@ -181,7 +183,7 @@ class Leases:
         (
             held, now, work, due, paused, unpublished, first_unused, question, relays, led, *expired
         ) = self.connection.script(_LEASE, keys, args)  # fmt: skip
-        # A server that does not know this owner has lost its queues, too.
+        # A server that does not know this owner has also lost its queues.
         self._reported_json = queues if first_unused else ""
         return Renewal(
             held=bool(held),
@@ -214,7 +216,7 @@ class Leases:
         """Relay messages from lists on which no worker waits, and request the next announcement.
 
         Returns:
-            True when a queue that has no waiting connection at all has messages.
+            True if a queue that has no waiting connection at all has messages.
 
         Raises:
             ServerError, AccessRefused: this server does not announce changes.
@@ -234,7 +236,7 @@ class Leases:
         return self._relay() if there else beyond
 
     def _relay(self) -> bool:
-        """Relay the messages in these lists; True when a queue without a connection has some."""
+        """Relay the messages in these lists; True if a queue without a connection has some."""
         steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
         connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])
@@ -261,7 +263,7 @@ class Leases:
         return [owner for owner in owners if owner != self._owner]
 
     def uptime_s(self) -> float:
-        """Return how long the server has been up, seconds."""
+        """Return how long the server has been up, in seconds."""
         for line in self.connection.call("INFO", "server").decode().splitlines():
             name, _, value = line.partition(":")
             if name == "uptime_in_seconds":

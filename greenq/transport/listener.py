@@ -1,4 +1,4 @@
-"""Listen to channels over one connection, for all callers in this process."""
+"""Listens to channels over one connection, for all callers in this process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greenq.backoff import Backoff
 from greenq.errors import OperationalError
-from greenq.log import OutageLog
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 _RETRY_MOST_S = 1.0
 
-# A listening connection that does not answer for this long is dead.
+# A listening connection that does not answer for this long is considered dead.
 _ANSWER_S = 2.0
 
 # A thread without subscriptions checks at this interval whether it must end.
 _IDLE_S = 60.0
 
 
-# The most keys or channels in one command.
+# The maximum number of keys or channels in one command.
 PORTION = 1000
 
 T = TypeVar("T")
@@ -77,13 +77,13 @@ class ChannelListener:
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # Used only by the thread: when the server last sent data (monotonic).
+        # When the server last sent data (monotonic); only the thread uses this.
         self._heard_s = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Protected by the lock: the listeners of each channel, and the changes since the thread
+        # The lock protects these: the listeners of each channel, and the changes since the thread
         # last checked.
         self._channels: dict[str, list[Ear]] = {}
         self._changes: list[tuple[str, ...]] = []
@@ -116,7 +116,7 @@ class ChannelListener:
             self._change("SUBSCRIBE", channels)
 
     def unsubscribe(self, ear: Ear, channels: Iterable[str]) -> None:
-        """Put no more messages from these channels into `ear`."""
+        """Stop putting messages from these channels into `ear`."""
         with self._lock:
             unused = []
             for channel in channels:
@@ -188,15 +188,15 @@ class ChannelListener:
         self._heard_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send the changes, then read the answers; True if there were any."""
+        """Send the changes, then read the answers; return True if there were any."""
         with self._lock:
             changes, self._changes = self._changes, []
         if changes:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # Long silence: a dead server does not answer the PING, and the read times out. Callers
-            # that start waiting meanwhile say nothing about the connection.
+            # After a long silence, a dead server does not answer the PING, and the read times out.
+            # Callers that start waiting in the meantime say nothing about the connection.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True
@@ -211,7 +211,7 @@ class ChannelListener:
         return heard
 
     def _hear(self, answer: Any) -> None:
-        """Pass one pub/sub answer to its listeners."""
+        """Pass a pub/sub answer to its listeners."""
         if isinstance(answer, OperationalError):
             raise answer
         self._heard_s = time.monotonic()

@@ -1,10 +1,10 @@
-"""The mailbox on the server: ask all workers, or some of them, and read their replies.
+"""The mailbox on the server: asks all workers, or some of them, and reads their replies.
 
 requester binds its own list and publishes the request, in one script (lua/ask.lua) that returns
          the number of subscribers; then reads its list until that many have replied
 worker   pushes its reply on that list if the requester still waits (lua/reply.lua)
 
-Works the same in threads and in greenlets; reading blocks on one of the client's pooled
+It works the same in threads and in greenlets; reading blocks on one of the client's pooled
 connections.
 """
 
@@ -23,7 +23,6 @@ from greenq.errors import (
     ProtocolError,
     SignatureError,
 )
-from greenq.log import Repeated
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.ids import new_id
 from greenq.protocol.keys import binding_member
@@ -39,6 +38,7 @@ from greenq.protocol.mailbox import (
 )
 from greenq.protocol.serialize import accepted
 from greenq.transport.client import load_script
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,17 +52,18 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# After this much silence, all but busy workers have replied.
+# After this much silence, all workers except busy ones have replied.
 _QUIET_S = 0.05
 
-# How long Celery processes must leave the requester's binding alone; Celery's own figure.
+# How long Celery processes must leave the requester's binding alone; this is Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
-# Nothing reads the list of a dead requester; a live one reads a reply within milliseconds.
+# How long replies are kept: nothing reads the list of a dead requester, and a live one reads a
+# reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
-# The most requesters whose bindings are kept, and the most waiting replies per requester.
+# The maximum number of requesters whose bindings are kept, and of waiting replies per requester.
 _ASKERS = 1000
 _REPLIES = 10_000
-# The most nodes whose replies are accepted.
+# The maximum number of nodes whose replies are accepted.
 _NODES = 10_000
 # For the server, 0 means no limit.
 _LEAST_WAIT_S = 0.001
@@ -71,11 +72,11 @@ _MOST_AT_ONCE = 1000
 # Log at most one line a minute about data that other programs may push.
 _forged = Repeated(_log)
 
-_TWINS = "several workers are named %s, so their replies hide each other: name them with -n"
+_TWINS = "several workers are named %s, so their replies hide each other: give each its own with -n"
 
 
 class Mailbox:
-    """Remote control over one server. Switches: yes, all methods."""
+    """Remote control over one server. Switches: yes, in all methods."""
 
     def __init__(
         self,
@@ -131,14 +132,14 @@ class Mailbox:
             matcher: ``glob`` or ``pcre``.
             timeout_s: how long to wait for replies after publishing the request.
             limit: stop after this many replies.
-            on_reply: called with node name and reply as each one arrives, including all of those
-                from workers that share a name, of which only one is returned.
+            on_reply: called with the node name and the reply as each one arrives, including all
+                those from workers that share a name, of which only one is returned.
             on_quiet: called once with the replies when none has arrived for a moment; True stops
                 waiting.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
-            OperationalError: the server could not be reached, or was lost meanwhile.
+            OperationalError: the server could not be reached, or was lost in the meantime.
         """
         to = ReplyTo(REPLY_EXCHANGE, new_id())
         request = ControlRequest(
@@ -176,7 +177,7 @@ class Mailbox:
                         break
             except (ConnectFailed, ConnectionLost) as exc:
                 # If the server cannot be reached, there is nothing to remove from it. The requester
-                # reports it once.
+                # reports this once.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:
@@ -226,7 +227,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; False if the requester no longer waits.
+        """Answer a request as the worker `node`; return False if the requester no longer waits.
 
         Raises:
             EncodeError: the reply cannot be serialized.
@@ -271,7 +272,7 @@ class Mailbox:
     ) -> Iterator[Reply]:
         """Yield the replies to a request as they arrive, until the time is over.
 
-        Or until none have arrived for a moment and `may_end` agrees.
+        They also end when none have arrived for a moment and `may_end` agrees.
         """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s

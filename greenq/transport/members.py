@@ -1,4 +1,4 @@
-"""What greenq's workers know about each other through the server: names, and the shared clock.
+"""What greenq's workers know about each other through the server: their names and the shared clock.
 
 Any program with a client may read this.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _LOOK_AROUND = load_script("look_around")
 _RECYCLE = load_script("recycle")
 
-# How long a death is reported.
+# For how long a death is reported.
 _GONE_S = 3600
 
-# An election is decided after two seconds even without an answer.
+# The timeout of this query, since an election is decided after two seconds even without an answer.
 _TIMEOUT_S = 2.0
 
 # The only member of the clock's set, and how long it is kept when no worker is left.
@@ -53,13 +53,14 @@ class Roll(NamedTuple):
     """The workers that hold a lease, and those that no longer do.
 
     Attributes:
-        living: by node, for how many more seconds its lease is valid.
-        ended: by node, how many seconds ago its lease ended, if it has not been recovered yet.
+        living: for each node, for how many more seconds its lease is valid.
+        ended: for each node, how many seconds ago its lease ended, if it has not been recovered
+            yet.
         twins: node names that two workers share.
-        gone: workers that died lately, the latest first, without nodes that are alive again.
+        gone: workers that died recently, latest first, without nodes that are alive again.
         skew_s: how far this machine's clock is ahead of the server's.
-        queues: by node with a lease, the queues it takes from; omitting nodes that have
-            not reported any yet.
+        queues: for each node with a lease, the queues from which it takes; nodes are omitted that
+            have not reported any yet.
         strangers: the nodes of Celery workers that listen for commands, including any that were
             killed.
     """
@@ -140,7 +141,7 @@ def _parse_queues(text: Any) -> list[str] | None:
 def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
     """Parse the nodes that are bound to the command exchange, as Celery's are."""
     if isinstance(members, OperationalError):
-        # A user without permission to check must assume that a Celery worker exists.
+        # A user who may not check must assume that a Celery worker exists.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
@@ -162,7 +163,7 @@ def _parse_dead(entries: list[bytes], now: float) -> dict[str, Gone]:
 
 
 def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
-    """Return the nodes whose lease has not ended, and the highest clock any of them reported.
+    """Return the nodes whose lease has not ended, and the highest clock that any of them reported.
 
     Args:
         clock: this worker's clock, reported to the others in the same call.
@@ -198,7 +199,7 @@ def nodes_here(client: Client, keys: Keys) -> dict[int, str]:
 def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
     """Return how many workers with a lease take from exactly these queues.
 
-    The private queue that each worker may have (`worker_direct`) does not count.
+    The private queue that each worker may have (`worker_direct`) is not counted.
 
     Raises:
         OperationalError: the server cannot be reached, or refuses to answer.
@@ -213,12 +214,12 @@ def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
 
 
 def shared_queues(queues: Iterable[str]) -> frozenset[str]:
-    """Return these queues, without the queues of single workers."""
+    """Return these queues without those of single workers."""
     return frozenset(queue for queue in queues if not queue.endswith(DIRECT_SUFFIX))
 
 
 class Recycling:
-    """The restarting workers of one group, whose workers have the same queues."""
+    """The workers of one group (those with the same queues) that are restarting."""
 
     def __init__(
         self, client: Client, keys: Keys, node: str, queues: Callable[[], Collection[str]]
@@ -233,7 +234,8 @@ class Recycling:
         """Ask to restart; return which workers are restarting if this one must wait. Switches: yes.
 
         Args:
-            most: how many of the group may restart at once; one always stays if there are several.
+            most: how many of the group may restart at once; if there are several, at least one
+                always keeps running.
             hold_s: how long the restart counts unless `returned` ends it.
 
         Raises:

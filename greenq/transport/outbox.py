@@ -1,13 +1,13 @@
 """Group commit: all outcomes that arrive during one write go out together in the next.
 
-There is no timer and no batch size: an idle outbox writes an entry at once, and a busy one collects
-entries until the current write is done. Each write is one script, in which a message is
+There is no timer and no batch size: an idle outbox writes an entry immediately, and a busy one
+collects entries until the current write is done. Each write is one script, in which a message is
 acknowledged or moved only together with storing its outcome: a server out of memory refuses both.
 The same call also publishes events.
 
 A write that fails is repeated with the same content until the server accepts it. Repeated and late
-writes are harmless: an entry whose message is no longer held has no effect. The number of entries
-is bounded by the number of running tasks.
+writes are harmless, since an entry whose message is no longer held has no effect. The number of
+entries is bounded by the number of running tasks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from greenq.backoff import Backoff
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
-from greenq.log import OutageLog
-from greenq.transport.settle import ACKNOWLEDGE, INDEX, MOVE, Fence, Settlement, settle
+from greenq.transport.settle import (
+    ACKNOWLEDGE,
+    INDEX,
+    MOVE,
+    Fence,
+    Settlement,
+    settle,
+)
 from greenq.transport.workflow import KIND_SUCCESS
+from greenq.utils.backoff import Backoff
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,10 +40,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The most entries in one write, so that it stays well under its timeout; more wait for the next.
+# The maximum number of entries in one write, so that it stays well within its timeout; further ones
+# wait for the next write.
 _BATCH = 1000
 
-# How often `stop` checks whether its time is over.
+# How often `stop` checks whether its time is up.
 _LOOK_S = 0.1
 
 _RETRY_FIRST_S = 0.05
@@ -46,7 +54,8 @@ _RETRY_MAX_S = 1.0
 class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    It uses one connection, or two if results have their own server; then results are written first.
+    It uses one connection, or two if results have their own server, in which case results are
+    written first.
     """
 
     name = "Outbox"
@@ -89,7 +98,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write the remaining entries; if that fails in time, log what stays reserved."""
+        """Write the remaining entries; log what stays reserved if there is not enough time."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -134,11 +143,11 @@ class Outbox(StartStopPart):
         return tags | self._expected.copy()
 
     def __len__(self) -> int:
-        """Count the entries that are not written yet."""
+        """Count the entries that have not been written yet."""
         return len(self._entries) + len(self._expected)
 
     def wait_written(self, timeout_s: float) -> bool:
-        """Wait until all entries are written; False if time ran out. Switches: yes."""
+        """Wait until all entries are written; return False if time ran out. Switches: yes."""
         return bool(self._empty.wait(timeout_s))
 
     def _run(self) -> None:
@@ -188,7 +197,7 @@ class Outbox(StartStopPart):
         if isinstance(exc, TransportTimeout):
             # The write may be too large for its timeout.
             self._batch = max(1, self._batch // 2)
-        self._outage.failed(f"{len(self._entries)} outcomes wait to be written", exc)
+        self._outage.failed(f"{len(self._entries)} outcomes are waiting to be written", exc)
 
     def _write(
         self, entries: list[Settlement], publications: Sequence[Publication] = ()
@@ -208,7 +217,7 @@ class Outbox(StartStopPart):
                 # The refused call may have settled entries up to this one.
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome permanently: %s", exc.reply)
-            # Its state cannot be stored, and its message must not run for ever.
+            # Its state cannot be stored, and its message must not run again forever.
             if not entries:
                 return set()
             refused = entries[0]
@@ -277,7 +286,7 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
         try:
             call()
         except BaseException:
-            # The boundary to user code: receivers of after_task_publish.
+            # This is the boundary to user code: the receivers of after_task_publish.
             _log.exception("a receiver of the messages sent by task %s failed", about)
 
 

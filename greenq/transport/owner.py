@@ -1,6 +1,6 @@
 """Owners: worker incarnations, as named by the members of the leases.
 
-Commands parse them, too, so this module needs nothing from a worker.
+Commands also parse them, so this module needs nothing from a worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Owner(NamedTuple):
     """One worker incarnation.
 
     Attributes:
-        incarnation: the prefix of its delivery tags; never used twice.
+        incarnation: the prefix of its delivery tags, which is never used twice.
         node: its node name, for display.
         process: lets this machine check whether the process is alive; empty if that is impossible.
     """
@@ -36,7 +36,7 @@ class Owner(NamedTuple):
 
     @property
     def where(self) -> str:
-        """This boot of its machine and its pid namespace; empty if unknown."""
+        """The boot of its machine and its pid namespace; empty if unknown."""
         return self.process.rpartition("/")[0]
 
     @property

@@ -12,18 +12,18 @@ from typing import Any, Final
 
 from greenq.errors import OperationalError, TransportTimeout
 
-# How many callers read at the same time, each for others, too.
+# How many callers read at the same time; each also reads for others.
 _READERS: Final = 4
 
 # How many keys each of them reads at once.
 _PORTION: Final = 1000
 
-# Put into a caller's queue when it is its turn to read.
+# This is put into a caller's queue when it is its turn to read.
 _TURN: Final = object()
 
 
 class _Read:
-    """One caller's read: its key, and where the answer, or the turn to read, arrives."""
+    """A caller's read: its key, and where the answer, or the turn to read, arrives."""
 
     __slots__ = ("answer", "key")
 
@@ -35,19 +35,19 @@ class _Read:
 class Reads:
     """Reads one key for each of many callers, with few commands and few connections.
 
-    A few callers read at a time. The keys of callers that arrive meanwhile are collected; the
+    A few callers read at a time. The keys of callers that arrive in the meantime are collected; the
     caller whose turn is next reads them in one round trip and distributes the answers.
     """
 
     def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
-        """Read with `read`: an answer or an error for each key, within a number of seconds."""
+        """Read with `read`, which returns an answer or an error for each key in the given time."""
         self._read = read
         self._lock = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Protected by the lock: the keys that no caller reads yet, and the number of turns.
+        # The lock protects these: the keys that no caller is reading yet, and the number of turns.
         self._gathered: deque[_Read] = deque()
         self._turns = 0
 
@@ -92,7 +92,8 @@ class Reads:
             answers = [exc] * len(portion)
         finally:
             if answers is None:
-                # This greenlet is being ended: another one reads for the callers that still wait.
+                # This greenlet is being ended, so another one reads for the callers that are still
+                # waiting.
                 with self._lock:
                     self._gathered.extendleft(reversed(portion))
             else:

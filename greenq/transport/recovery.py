@@ -2,9 +2,9 @@
 
 Messages pass through this process, since their content decides whether they run again and how they
 are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
-portion is moved by one script that does nothing if the owner's lease was renewed meanwhile. So a
-worker that comes back keeps the messages not yet moved, and no message is lost or duplicated when
-two workers recover at once or one dies midway.
+portion is moved by one script that does nothing if the owner's lease was renewed in the meantime.
+So a worker that comes back keeps the messages not yet moved, and no message is lost or duplicated
+if two workers recover at the same time or one dies midway.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greenq.errors import DecodeError, OperationalError, ServerError
-from greenq.log import OutageLog
 from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
 from greenq.transport.settle import REQUEUE, Fence, Move, Settlement, settle
 from greenq.transport.workflow import ChordClaim, Continuation, claim_of
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# For how many records the size is read at a time.
+# The number of records whose size is read at a time.
 _SIZES = 500
 
 # How long the server remembers that an owner was recovered, so that its writes are refused if it
@@ -50,7 +50,7 @@ _GONE_S = 3600
 # The reason why a message acknowledged early is not run again.
 _BEGUN = "its worker was lost while running it, and it had been acknowledged before"
 
-# A message that this many workers died running is a suspect: it runs alone in its worker.
+# A message that this many workers died running is a suspect, which runs alone in its worker.
 _SUSPECT = 2
 
 
@@ -60,7 +60,7 @@ def is_suspect(deliveries: int, max_deliveries: int) -> bool:
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Sort one owner's tags so that, pushed back in this order, the oldest is taken next."""
+    """Sort an owner's tags so that, pushed back in this order, the oldest is taken next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
@@ -99,7 +99,7 @@ class Recovery:
         """Requeue over `connection`, which is opened when it is first needed.
 
         Args:
-            results: where states are stored, None for the same server.
+            results: where states are stored; None means the same server.
             claimant: the owner that claims a dead owner, for `claim_s` seconds at a time.
             max_deliveries: a message is buried after this many workers died running it.
             may_run_again: returns, for a task's name, whether it runs again if its worker dies.
@@ -186,7 +186,7 @@ class Recovery:
                     return
                 given, not_held = self._give_back(portion, lot)
                 moved += given
-                # A late acknowledgement may have begun some of them since they were read: decide
+                # A late acknowledgement may have begun some of them since they were read, so decide
                 # about these again. Tags that others have moved no longer exist then.
                 left += not_held
                 yield
@@ -205,7 +205,7 @@ class Recovery:
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)
 
     def _claim(self, dead: Owner) -> tuple[str, str] | None:
-        """Claim an owner; return its lease's score and the tag that ran alone; else None."""
+        """Claim an owner; return its lease's score and the tag that ran alone, or None."""
         keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
         arguments = [str(dead), self._claimant, self._claim_s]
         answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
@@ -220,7 +220,7 @@ class Recovery:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
 
     def give_back_all(self, incarnation: str, tags: Iterable[str] | None = None) -> int:
-        """Requeue an owner's records, or with None all records, without counting a death.
+        """Requeue an owner's records or, with None, all records, without counting a death.
 
         The owner is alive, or is leaving.
 
@@ -232,7 +232,7 @@ class Recovery:
         return sum(self._give_back(portion, lot)[0] for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
-        """Split tags by number and by the size of their records."""
+        """Split tags by their number and by the size of their records."""
         for start in range(0, len(tags), _SIZES):
             some = tags[start : start + _SIZES]
             commands = [("HSTRLEN", self._keys.unacked, tag) for tag in some]
@@ -273,8 +273,8 @@ class Recovery:
     def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Settlement:
         """Decide where a message of a dead worker goes.
 
-        `early`: it was acknowledged before its run, and its record was kept for the tasks that wait
-          for it.
+        `early` means that it was acknowledged before its run, and its record was kept for the tasks
+        that depend on it.
         """
         try:
             held = envelope.unhold(record)
@@ -289,7 +289,8 @@ class Recovery:
             reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
             if reason is not None:
                 return self._bury(tag, queue, held.text.encode(), reason, held.header("id"))
-            # A message that ran alone when its worker died goes last, since it may be the cause.
+            # A message that was running alone when its worker died goes last, since it may be the
+            # cause.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
             # Its owner may have come back and begin it at this instant.
@@ -302,7 +303,8 @@ class Recovery:
     def _freed(self, held: Held) -> Continuation | None:
         """Let others complete the chord of a message whose worker has died.
 
-        Its part may have been the last: the claim would keep Celery's workers from completing it.
+        Its part may have been the last, and its claim would keep Celery's workers from completing
+        the chord.
         """
         group_id, task_id = held.header("group"), held.header("id")
         if group_id is None or task_id is None:
@@ -315,8 +317,8 @@ class Recovery:
         """Return how many workers have now died running a message; None if none died this time.
 
         A suspect that was not announced as running alone was still waiting for its turn, so kills
-        from outside while it waits do not add up. (A death while it ran beside tasks that took too
-        long to end is not counted, either.)
+        from outside while it waits do not add up. (Nor is a death counted while it ran alongside
+        tasks that took too long to end.)
         """
         is_other = tag != lot.alone and (
             bool(lot.alone) or is_suspect(held.deliveries, self._max_deliveries)
@@ -332,7 +334,7 @@ class Recovery:
         if not self._may_run_again(held.header("task")):
             return "its worker died, and reject_on_worker_lost is off"
         if deaths >= self._max_deliveries and (tag == lot.alone or self._max_deliveries == 1):
-            return f"its worker died {deaths} times while running it, at last with none beside it"
+            return f"its worker died {deaths} times while running it, the last time alone"
         return None
 
     def _is_due_later(self, held: Held) -> bool:
@@ -341,7 +343,7 @@ class Recovery:
         try:
             return eta is not None and parse_time(eta).timestamp() > self._now_s()
         except DecodeError:
-            # The worker that takes it reports the problem.
+            # The worker that takes the message reports the problem.
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:

@@ -1,4 +1,4 @@
-"""Revoked tasks on the server: workers that start later learn of them, too."""
+"""Revoked tasks on the server, so that workers that start later also learn of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST: Final = 50_000
 # the same amount of stamps.
 MOST_BYTES: Final = 32 << 20
 
-# How many entries one call adds, and how many one call reads.
+# How many entries a call adds, and how many a call reads.
 _ADDED: Final = 1000
 _READ: Final = 10_000
 
@@ -35,7 +35,7 @@ class RevokeStore:
         self._client = client
         self._key = keys.revoked
         self._keep_s = keep_s
-        # The highest time read so far: later reads begin there.
+        # The highest time read so far; later reads begin there.
         self._read = "-inf"
 
     def add(self, revoked: Sequence[tuple[str, ...]]) -> None:
@@ -73,7 +73,7 @@ class RevokeStore:
 
 
 def _parse(member: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the id or the stamp of a member; nothing if greenq did not write the member."""
+    """Yield the id or the stamp in a member; yield nothing if greenq did not write the member."""
     try:
         texts = json.loads(member)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Beats' shared data on the server: entries added at run time, states, pauses, history.
+"""Beats' shared data on the server: entries added at run time, states, pauses and history.
 
-A due time is claimed and sent by one script on the server's time (lua/beat_claim.lua), so that any
-number of beats may run.
+A due time is claimed and sent by one script, by the server's clock (lua/beat_claim.lua), so that
+any number of beats may run.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ MOST_HISTORY: Final = 10_000
 _NAME_CHARS: Final = 255
 _ENTRY_BYTES: Final = 64 * 1024
 
-# The server runs one script at a time: how many claims, and how many new states, one call may
-# contain.
+# How many claims, and how many new states, one call may contain, since the server runs one script
+# at a time.
 MOST_CLAIMS: Final = 200
 _MOST_BEGUN: Final = 1000
 
@@ -114,7 +114,7 @@ class ClaimOutcome(NamedTuple):
     """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
 
     Attributes:
-        said: one of these.
+        said: which of these it was.
         state: the entry's state now, as text; empty if the server has none.
     """
 
@@ -154,7 +154,7 @@ class LeadCall(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A line of the history; times in unix microseconds."""
+    """A line of the history; times are in unix microseconds."""
 
     due: int
     sent: int
@@ -168,7 +168,7 @@ class ScheduleStore:
     def __init__(self, client: Client, keys: Keys, signer: Signer | None = None) -> None:
         """Use `client`'s server with the key names of `keys`.
 
-        `signer` signs and checks entries added at run time; None for neither.
+        `signer` signs and checks entries added at run time; None means neither.
         """
         self._client = client
         self._keys = keys
@@ -187,7 +187,7 @@ class ScheduleStore:
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
-        """Give the lead up, so that another beat need not wait until it expires."""
+        """Give up the lead, so that another beat need not wait until it expires."""
         key = self._keys.beat_leader(schedule)
         if self._client.call("GET", key) == who.encode():
             self._client.call("DEL", key)
@@ -293,7 +293,7 @@ class ScheduleStore:
         self._set(self._keys.beat_entries, name, sealed)
 
     def remove(self, name: str) -> bool:
-        """Remove an entry that was added at run time; False if there is none."""
+        """Remove an entry that was added at run time; return False if there is none."""
         keys = self._keys
         hashes = (keys.beat_entries, keys.beat_states, keys.beat_paused, keys.beat_runs)
         deleting = [("HDEL", key, name) for key in hashes]
@@ -301,12 +301,12 @@ class ScheduleStore:
         return bool(self._client.pipeline(commands)[-1][0])
 
     def pause(self, name: str, note: Mapping[str, Any]) -> None:
-        """Pause an entry: nothing is sent for it until it is resumed."""
+        """Pause an entry, so that nothing is sent for it until it is resumed."""
         _check_name(name)
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry, from now on; False if it was not paused."""
+        """Resume a paused entry from now on; return False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_changes]
         return bool(self._client.script(_BEGIN, keys, [name, ""]))
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from greenq.log import Repeated
 from greenq.transport.client import load_script
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.workflow import Continuation, index_arguments
 from greenq.transport.workflow import StateWrite as StateWrite
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Any settling call may find a dead-letter list nearly full; their reports share one limit of log
+# Any settling call may find a dead-letter list nearly full; the reports share one limit on log
 # lines.
 _crowded = Repeated(_log)
 
@@ -56,7 +56,7 @@ Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 
 
 class Move(NamedTuple):
-    """A move of one reserved message.
+    """A move of a reserved message.
 
     `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
     letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
@@ -80,7 +80,7 @@ class Settlement:
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
-        action: what to do with the message.
+        action: the letter that says what to do with the message.
         result: a state to store and announce.
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
@@ -148,7 +148,7 @@ class Fence(NamedTuple):
     Attributes:
         incarnation: their owner; "" if they have none.
         member: the owner's member of the leases, when others recover its messages.
-        score: the score that its ended lease must still have then.
+        score: the score that its ended lease must then still have.
     """
 
     incarnation: str

@@ -1,7 +1,7 @@
 """Queues from which no worker takes: sending to one logs a warning, since it is often a typo.
 
 greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
-only the number that listens for commands is known; they may take from any queue.
+only the number that listen for commands is known; they may take from any queue.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import AccessRefused, OperationalError
 from greenq.protocol.mailbox import EXCHANGE
-from greenq.suggest import suggestion
 from greenq.transport.client import load_script
+from greenq.utils.suggest import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _TAKERS = load_script("takers")
 
-# The shortest time between two queries about the same queue.
+# The shortest time between queries about the same queue.
 _EVERY_S = 60.0
 
 # How many queues are remembered.
@@ -36,34 +36,38 @@ class Takers:
     """Asks, together with an occasional send, which workers take from a sender's queues."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
-        """Use the key names of `keys`; no queue has been asked about yet."""
+        """Use the key names of `keys`; no queue has been asked about yet.
+
+        `ask_at_s` is public for the path of a sending: earlier than it says for a queue, by
+        `clock`, there is no question about that queue.
+        """
         self._keys = keys
-        self._clock = clock
-        self._ask_at_s: dict[str, float] = {}
+        self.clock = clock
+        self.ask_at_s: dict[str, float] = {}
         self._may_ask = True
 
     def question(self, queue: str) -> list[Command]:
         """Return the command that asks about a queue, or none if it was asked recently."""
-        now_s = self._clock()
-        if not self._may_ask or now_s < self._ask_at_s.get(queue, now_s):
+        now_s = self.clock()
+        if not self._may_ask or now_s < self.ask_at_s.get(queue, now_s):
             return []
-        if len(self._ask_at_s) >= _KNOWN:
-            self._ask_at_s.clear()
-        self._ask_at_s[queue] = now_s + _EVERY_S
+        if len(self.ask_at_s) >= _KNOWN:
+            self.ask_at_s.clear()
+        self.ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # Sent with its source, since it runs rarely, in a batch of commands in which an unknown
-        # script cannot be retried.
+        # The script is sent with its source, since it runs rarely, and in a batch of commands in
+        # which an unknown script cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
     def warn_if_untaken(self, queue: str, answer: Any) -> None:
-        """Warn if there are workers but certainly none takes from the queue.
+        """Warn if there are workers but it is certain that none of them takes from the queue.
 
         Without any workers, for example before the first one starts, log nothing.
         """
         if isinstance(answer, AccessRefused):
-            # This user may only send; do not ask again.
+            # This user may only send, so do not ask again.
             self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("could not find out which workers take from queue %s: %s", queue, answer)

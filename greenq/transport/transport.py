@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from greenq.config.queues import declared
+from greenq.config.queue_table import declared
 from greenq.config.validators import insecure_options, mask_url
 from greenq.errors import ConfigError, Problem, ResultsDisabled
 from greenq.protocol.keys import Keys
@@ -57,12 +57,12 @@ class Transport:
     """An app's server for messages and its server for results, usually the same one.
 
     Attributes:
-        broker_address, result_address: for display, without passwords.
-        client, broker, dead: for messages.
-        signer: signs and checks the data that workers and readers act on; None without a signing
-          key.
-        result_client: for results; the broker's client if they share the server, None if results
-            are disabled.
+        broker_address, result_address: the addresses for display, without passwords.
+        client, broker, dead: the objects for messages.
+        signer: signs and checks the data on which workers and readers act; None without a signing
+            key.
+        result_client: the client for results; the broker's client if they share the server; None if
+            results are disabled.
     """
 
     def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
@@ -133,7 +133,7 @@ class Transport:
 
     @property
     def chords(self) -> Chords:
-        """The writes of chords' senders."""
+        """What chords' senders write."""
         expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
 
@@ -145,7 +145,7 @@ class Transport:
 
     @property
     def stores_results(self) -> bool:
-        """False when results are disabled."""
+        """False if results are disabled."""
         return self._backend is not None
 
     def warn_of_default(self) -> None:
@@ -179,7 +179,7 @@ class Transport:
                 )
 
     def close(self) -> None:
-        """Close pooled connections, stop listening, release an embedded server."""
+        """Close pooled connections, stop listening, and release an embedded server."""
         if self._backend is not None:
             self._backend.close()
         self.client.close()
@@ -220,7 +220,7 @@ class Transport:
             raise ConfigError([Problem(setting, url, str(exc))]) from None
 
     def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
-        """Return the embedded server that an address names, None for any other server."""
+        """Return the embedded server that an address names; None for any other server."""
         folder = self._embedded_folder(setting, url)
         if folder is None:
             return None
@@ -240,6 +240,6 @@ def _signer(config: SecurityConfig) -> Signer | None:
 def _is_terminal() -> bool:
     try:
         return sys.stdin is not None and sys.stdin.isatty()
-    # It is closed.
+    # The transport has been closed.
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""What follows a task's end besides its state, written by the call that settles it.
+"""What follows a task's end apart from its state, written by the call that settles it.
 
 See lua/settle.lua for the treatment of each list, and docs/design.md for the reason for a single
 call.
@@ -89,7 +89,7 @@ class MessagePush(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """A chord that begins: its group's key, the number of its parts, how long it is kept."""
+    """A chord that begins: its group's key, the number of its parts, and how long it is kept."""
 
     group: str
     size: int
@@ -97,7 +97,7 @@ class Seal(NamedTuple):
 
 
 class Addition(NamedTuple):
-    """A task that joins a chord: the group's key, the task's id, how long the chord is kept."""
+    """A task that joins a chord: the group's key, the task's id, and how long the chord is kept."""
 
     group: str
     task_id: str

@@ -40,7 +40,7 @@ _KEPT_S = 86400
 _MOST_STOPPED = 10_000
 _MOST_CALLS = 100
 
-# How much is written or moved in one call.
+# How many entries are written or moved in one call.
 _PORTION = 500
 
 
@@ -52,7 +52,7 @@ class WorkflowRecord(NamedTuple):
         stop: ``cancelled``, ``paused`` or "".
         counts: how many nodes are in each state, by letter; ``+`` counts senders.
         left_out: how many notes did not fit into the index.
-        error: why a call could not be sent, "" if all were.
+        error: why a call could not be sent; "" if all were sent.
     """
 
     since: float
@@ -76,7 +76,7 @@ def index_seconds(expires_s: float | None) -> int:
 
 
 class Workflows:
-    """The index of workflows. Switches: yes, every method."""
+    """The index of workflows. Switches: yes, in every method."""
 
     def __init__(self, broker: Client, results: Client | None, keys: Keys, seconds: int) -> None:
         """Keep the index on `broker`, each workflow for `seconds` after its last change."""
@@ -142,7 +142,7 @@ class Workflows:
         """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
         Returns:
-            Return False if one of its parts is completing the chord at this moment.
+            False if one of its parts is completing the chord at this moment.
         """
         args: list[object] = [size, failed[0].rule[0], seconds, len(failed)]
         for each in failed:

@@ -58,7 +58,7 @@ class ClusterLink:
 
     @property
     def due_s(self) -> float:
-        """When to publish the heartbeat or to answer in place of the hub, monotonic."""
+        """When to publish the heartbeat, or to answer in place of the hub (monotonic)."""
         return min(self.heartbeats.latest_s, self._impatient_s())
 
     def reconnected(self) -> None:
@@ -73,7 +73,7 @@ class ClusterLink:
         _log.log(level, "this worker is not a full member of its cluster: %s", why)
 
     def attend(self, until_s: float) -> bool:
-        """Read published messages, answer those the hub cannot, publish the heartbeat.
+        """Read published messages, answer those that the hub cannot, and publish the heartbeat.
 
         Repeat until no messages are left, or another duty is due at `until_s`. Return False if the
         connection was lost.
@@ -107,6 +107,6 @@ class ClusterLink:
         return True
 
     def _impatient_s(self) -> float:
-        """Return when to answer in place of the hub: at once if it is known to be blocked."""
+        """Return when to answer in place of the hub: immediately if it is known to be blocked."""
         patience_s = 0.0 if self._monitor.is_still(_PATIENCE_S) else _PATIENCE_S
         return self.subscriber.oldest_s + patience_s

@@ -1,4 +1,4 @@
-"""The end of a worker, with or without its hub: requeue its messages, give up its lease."""
+"""The end of a worker, with or without its hub: requeues its messages and gives up its lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 # How long requeueing the messages at the end may take.
 LEAVE_S = 10.0
 
-# Time for the last log line; then the kernel ends the process.
+# The time for the last log line, after which the kernel ends the process.
 _LAST_WORDS_S = 2
 
 
@@ -43,7 +43,7 @@ class Ending:
 
     def leave(self) -> None:
         """Requeue messages that the server still holds for this owner, then give up its lease."""
-        # Try again over new connections: messages not requeued here count as lost by a death.
+        # Try again over new connections, since messages not requeued here count as lost by a death.
         if not self._left():
             self._left(is_last=True)
 
@@ -51,8 +51,8 @@ class Ending:
         """End the process without its hub.
 
         With `by_task`, its messages are recovered like those of a dead worker, so that the death
-        counts against the tasks that ran: a task that blocks every worker must not be requeued
-        endlessly. Otherwise an operator requested the end, and no death is counted.
+        counts against the tasks that were running: a task that blocks every worker must not be
+        requeued endlessly. Otherwise an operator requested the end, and no death is counted.
         """
         # If anything hangs from here on, such as a server or an unread log pipe, the kernel ends
         # the process.
@@ -62,7 +62,7 @@ class Ending:
             self._rescue.cut(self._leases.connection)
         except OperationalError as exc:
             self._hub_thread.log(
-                logging.INFO, "messages that arrive meanwhile are left to other workers: %s", exc
+                logging.INFO, "messages arriving now are left to other workers: %s", exc
             )
         if not by_task:
             self.leave()
@@ -72,7 +72,7 @@ class Ending:
         self._rescue.end_process()
 
     def _left(self, *, is_last: bool = False) -> bool:
-        """Requeue and leave; False if the server could not be reached."""
+        """Requeue and leave; return False if the server could not be reached."""
         try:
             count = self._leases.leave(self._holdings.unwritten())
         except OperationalError as exc:

@@ -1,4 +1,4 @@
-"""The worker's side of its guard, which renews the lease while no Python runs here.
+"""The worker's side of its guard, which renews the lease while no Python code runs here.
 
 `greenq.transport.guard` is the code of that process, and describes what it does.
 """
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The shortest time between two starts of the guard.
+# The shortest time between starts of the guard.
 _RESTART_S = 10.0
 
 # A guard that ran for this long was working, so its end is logged as a new problem.
 _STEADY_S = 60.0
 
-# How long the guard may take to end after the worker has signed off; a silent server may delay it.
+# How long the guard may take to exit after the worker has signed off; a silent server may delay it.
 _FAREWELL_S = 1.0
 _POLL_S = 0.005
 
 # These signals are sent to whole groups of processes (by an init system's stop, by pkill). The
-# guard must not end before the worker, so they are blocked from its first instruction on.
+# guard must not exit before the worker, so they are blocked from its first instruction on.
 _BLOCKED_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -97,7 +97,7 @@ class GuardProcess:
         self._start()
 
     def beat(self) -> None:
-        """Report to the guard that the lease was renewed. Any thread may call; never waits."""
+        """Tell the guard that the lease was renewed. Any thread may call this; it never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -141,8 +141,8 @@ class GuardProcess:
         description = json.dumps({**self._description, "path": path, "home": home})
         reader, self._pipe = os.pipe()
         try:
-            # Not subprocess or os.posix_spawn: gevent's replacements for them work only in one
-            # thread.
+            # This does not use subprocess or os.posix_spawn, since gevent's replacements for them
+            # work only in one thread.
             self._pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -160,14 +160,14 @@ class GuardProcess:
             )
         finally:
             os.close(reader)
-        # The pipe may be full; the guard will read from it, or end.
+        # The pipe may be full; the guard will read from it or exit.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
         os.set_blocking(self._pipe, False)
 
     def _write(self, byte: bytes) -> bool:
-        """Write to the guard; False if it no longer runs."""
+        """Write to the guard; return False if it is no longer running."""
         if self._pipe is None:
             return False
         try:
@@ -180,7 +180,7 @@ class GuardProcess:
         return True
 
     def _reap(self) -> None:
-        """Clean up after a guard that has ended by itself."""
+        """Clean up after a guard that has exited by itself."""
         pid = self._pid
         if pid is None:
             return
@@ -203,7 +203,7 @@ class GuardProcess:
             os.close(pipe)
 
     def forget(self) -> None:
-        """In a forked child: close the pipe; an open end would mean that the parent is alive."""
+        """Close the pipe in a forked child; an open end would mean that the parent is alive."""
         self._is_over = True
         self._close()
 

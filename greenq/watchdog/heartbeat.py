@@ -24,7 +24,7 @@ class Heartbeat(NamedTuple):
 
 
 class HeartbeatSchedule:
-    """Schedules heartbeats so that most of them are sent with a renewal of the lease."""
+    """Schedules heartbeats so that most of them are sent along with a renewal of the lease."""
 
     def __init__(
         self, monitor: HubMonitor, *, renew_every_s: float, clock: Callable[[], float]
@@ -35,11 +35,11 @@ class HeartbeatSchedule:
         self._clock = clock
         self.beat: Heartbeat | None = None
         self._due_s = math.inf
-        # By how much a heartbeat may be early or late to be sent with a renewal.
+        # How early or late a heartbeat may be in order to be sent with a renewal.
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish this from now on, the first time at once; None: nothing. For any thread.
+        """Publish this from now on, starting immediately; None means nothing. For any thread.
 
         It is sent with the renewal of the lease that is closest in time, if there is one.
         """

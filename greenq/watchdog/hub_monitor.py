@@ -30,7 +30,7 @@ _BLOCKERS = 100
 
 
 class HubMonitor:
-    """Pings the hub, and acts when it does not answer.
+    """Pings the hub, and acts if it does not answer.
 
     1. Log when the hub has been blocked for a while, with the task, its line and its stack, and
        log when it runs again.
@@ -48,7 +48,7 @@ class HubMonitor:
         give_away: Callable[[], object],
         clock: Callable[[], float],
     ) -> None:
-        """Monitor `hub`, which runs on `hub_thread`.
+        """Monitor `hub`, which runs in `hub_thread`.
 
         Args:
             ending: ends the process.
@@ -65,11 +65,11 @@ class HubMonitor:
         self._clock = clock
         # The time of the last ping, and when to check for its answer.
         self.asked_s = self.due_s = -math.inf
-        # Set while the hub is known to be blocked; and when to log the blocker again.
+        # Whether the hub is known to be blocked, and when to log the blocker again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
-        # Written by the watchdog thread, read by any thread: how often the hub was blocked, and by
-        # what.
+        # How many times the hub was blocked, and by what; the watchdog thread writes these, and any
+        # thread may read them.
         self.block_count = 0
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
 
@@ -111,7 +111,7 @@ class HubMonitor:
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
-        """Return what blocks the hub, None while it runs; not to be called in the hub's thread.
+        """Return what blocks the hub, or None; must not be called in the hub's thread.
 
         Args:
             patience_s: consider the hub blocked if it has not answered for this long.
@@ -121,7 +121,7 @@ class HubMonitor:
         return self._hub_thread.blocker(self._clock() - self.asked_s)
 
     def _newly_blocked(self, still_s: float) -> None:
-        """Log what blocks the hub, and let other workers run the messages that wait here."""
+        """Log what blocks the hub, and let other workers run the messages that are waiting here."""
         blocked = self._hub_thread.blocker(still_s)
         self._blocked = blocked
         self.block_count += 1
@@ -129,7 +129,7 @@ class HubMonitor:
         self._name_again_s = _next_naming_s(still_s)
         self._hub_thread.log(
             logging.WARNING,
-            "the hub has been blocked for %.1f s by %s at %s; all other tasks stand still\n%s",
+            "the hub has been blocked for %.1f s by %s at %s; no other task can run\n%s",
             still_s, blocked.by, blocked.where, self._hub_thread.stack(),
         )  # fmt: skip
         try:
@@ -152,8 +152,7 @@ class HubMonitor:
             blocked.by, blocked.where = now.by, now.where
             self._hub_thread.log(
                 logging.WARNING,
-                "the hub is still blocked, for %.0f s now, by %s at %s; all other tasks stand "
-                "still",
+                "the hub is still blocked, for %.0f s now, by %s at %s; no other task can run",
                 blocked.for_s, blocked.by, blocked.where,
             )  # fmt: skip
 

@@ -23,10 +23,10 @@ class Blocker:
     """What blocked the hub.
 
     Attributes:
-        at: when it was noticed, unix time.
+        at: when it was noticed, in unix time.
         for_s: how long the hub was blocked, or has been so far.
         by: the task and its id, or ``no task``.
-        where: file and line.
+        where: the file and the line.
     """
 
     at: float
@@ -36,7 +36,7 @@ class Blocker:
 
 
 class HubThread:
-    """Finds what runs on the hub's thread; used by any other thread."""
+    """Finds out what is running in the hub's thread; any other thread may use it."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class HubThread:
         Args:
             blocking_task: names the task to which a frame of the hub's thread belongs; None if it
                 belongs to no task.
-            all_stacks: returns the stacks of all greenlets and threads. Without it, `stacks` is
-                that of the hub's thread alone.
+            all_stacks: returns the stacks of all greenlets and threads. Without it, `stacks`
+                returns that of the hub's thread alone.
         """
         self._blocking_task = blocking_task
         self._all_stacks = all_stacks
@@ -79,8 +79,8 @@ class HubThread:
     def log(self, level: int, text: str, *arguments: object) -> None:
         """Log a line about a blocked hub, unless logging itself is blocked.
 
-        A thread that writes to an unread pipe holds the log handler's lock, and the
-        watchdog thread would wait for that lock, too.
+        A thread that writes to an unread pipe holds the log handler's lock, and the watchdog thread
+        would also wait for that lock.
         """
         frame = self._frame()
         while frame is not None:
@@ -91,5 +91,5 @@ class HubThread:
 
     def _frame(self) -> FrameType | None:
         watcher = self.watcher
-        # There is no public way to another thread's frame.
+        # There is no public way to get the frame of another thread.
         return sys._current_frames().get(watcher.hub_thread) if watcher else None  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""This worker's lease: renews it in time, and notices when it is lost."""
+"""Renews this worker's lease in time, and notices when it is lost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from greenq.hub import sleep
-from greenq.log import OutageLog
 from greenq.protocol.text import listed
+from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Pause between two attempts to renew a lease.
+# The pause between attempts to renew a lease.
 _RETRY_S = 0.25
 
 # How many tasks a log line names.
@@ -60,9 +60,9 @@ class LeaseKeeper:
         self._clock = clock
         self._outage = OutageLog(_log)
         self.due_s = 0.0
-        # Any thread may set this, to request an earlier renewal.
+        # Any thread may set this to request an earlier renewal.
         self._is_wanted = False
-        # Written by the watchdog thread, read by any.
+        # The watchdog thread writes these, and any thread may read them.
         self.held = False
         self.problem: OperationalError | None = None
         # The challenge that this owner must return when it registers.
@@ -73,12 +73,12 @@ class LeaseKeeper:
         return self._is_wanted or self._clock() >= self.due_s
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Make the next renewal report the queues taken from; any thread may call this."""
+        """Make the next renewal report which queues are taken from; any thread may call this."""
         self._leases.announce_queues(queues)
         self._is_wanted = True
 
     def wait_held(self, timeout_s: float) -> bool:
-        """In the hub: wait until the lease has been written for the first time. Switches: yes."""
+        """Wait, in the hub, until the lease has been written for the first time. Switches: yes."""
         deadline_s = self._clock() + timeout_s
         while not self.held and self._clock() < deadline_s:
             sleep(0.005)
@@ -102,8 +102,8 @@ class LeaseKeeper:
             would_relay=self._is_waiting(),
             lead=self._beat_lead.call(now_s),
         )
-        # Read before any other call, which would take time. A slow answer contains the server's
-        # time when it was sent, not the present time.
+        # The clock is read before any other call, which would take time. A slow answer contains the
+        # server's time when it was sent, not the present time.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:

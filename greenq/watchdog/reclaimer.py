@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 class Reclaimer:
     """Finds messages whose owner is dead or does not know of them, and requeues them.
 
-    1. Messages of owners whose lease has expired, or whose process on this machine has ended. Not
-       directly after an outage of the server, when other workers may still be coming back.
+    1. Messages of owners whose lease has expired, or whose process on this machine has ended. This
+       is not done directly after an outage of the server, when other workers may still be coming
+       back.
     2. Those that the server has given to this worker in an answer that was lost with a connection.
     3. Those of Celery workers whose scores are no longer renewed; the scores of this worker's own
-       records are renewed often enough for Celery workers beside it.
+       records are renewed often enough for Celery workers on the same queues.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Reclaimer:
         elif self._was_away:
             grace_s = self._lease_s
         else:
-            # A first start. If the server has only just started, other workers may still be
+            # This is a first start. If the server has only just started, other workers may still be
             # reconnecting.
             grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
             for owner in self._leases.others():
@@ -63,11 +64,11 @@ class Reclaimer:
     def failed(self) -> None:
         """Record that the server could not be reached."""
         if not self._was_connected:
-            # If a worker starts during an outage, the others are merely cut off, too, not dead.
+            # If a worker starts during an outage, the others are merely cut off as well, not dead.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:
-        """Record a lost lease: this worker cannot tell which others are dead."""
+        """Record a lost lease, since this worker cannot tell which others are dead."""
         self._recover_from_s = now_s + self._lease_s
 
     def recovers(self, now_s: float) -> bool:
@@ -92,7 +93,7 @@ class Reclaimer:
             self._leases.recovery.add_overdue(self._leases.overdue)
 
     def _look_for_forgotten(self) -> None:
-        """Requeue messages found by two searches: after one, they may be in transit to here."""
+        """Requeue messages found by two searches; after only one, they may still be in transit."""
         self.looks -= 1
         known, first_unused = self._holdings.unsettled()
         found = self._leases.forgotten(known, first_unused)

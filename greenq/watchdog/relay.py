@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The shortest time between two checks of lists on which no worker waits.
+# The shortest time between checks of lists on which no worker waits.
 _RELAY_S = 0.005
 
 
@@ -38,7 +38,7 @@ class Relay:
             self.due_s = now_s
 
     def relay(self) -> bool:
-        """Relay messages that have arrived; False if the connection was lost.
+        """Relay messages that have arrived; return False if the connection was lost.
 
         A minimum interval applies in case many changes arrive at once.
         """
@@ -50,7 +50,9 @@ class Relay:
             # Some proxies and managed servers refuse it; the renewals find the messages.
             self.due_s = math.inf
             _log.info(
-                "the server announces no messages on less urgent lists; renewals find them: %s", exc
+                "the server does not announce messages on less urgent lists; renewals find them: "
+                "%s",
+                exc,
             )
         except OperationalError as exc:
             _log.debug("could not relay messages: %s", exc)
@@ -75,7 +77,7 @@ class Parked:
             self.due_s = self._clock() + renewal.next_due - renewal.server_time
 
     def promote(self, until_s: float) -> bool:
-        """Move due messages until another duty is due; True if none are left."""
+        """Move due messages until another duty is due; return True if none are left."""
         try:
             while self._leases.promote():
                 if self._clock() >= until_s:

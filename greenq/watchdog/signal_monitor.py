@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The urgency of each signal; at a sum of two, the process ends with or without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
-# How long the hub gets to stop by itself at an immediate end.
+# How long the hub gets to stop by itself when the worker must end immediately.
 _LEAVE_AFTER_S = 1.0
 
 
@@ -36,7 +36,7 @@ class SignalMonitor:
         *,
         clock: Callable[[], float],
     ) -> None:
-        """Read `signals`; None: there are no signals to read."""
+        """Read `signals`; None means that there are none to read."""
         self._signals = signals
         self._monitor = monitor
         self._hub_thread = hub_thread
@@ -85,7 +85,8 @@ class SignalMonitor:
             return
         if self._stops > 1:
             self._ending.abandon(
-                f"asked to stop at once, and the hub has been blocked for {blocked.for_s:.1f} s "
+                f"asked to stop immediately, and the hub has been blocked for {blocked.for_s:.1f} "
+                f"s "
                 f"by {blocked.by} at {blocked.where}"
             )
             return

@@ -1,4 +1,4 @@
-"""Finds periods in which no Python ran in this process, and the reason."""
+"""Finds periods in which no Python code ran in this process, and the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait, and log if no Python ran for much longer; True if it must end."""
+        """Let `thread` wait; log if no Python code ran for much longer; True if it must end."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s
@@ -70,7 +70,7 @@ def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
         suspended_s: how long the machine was suspended during the gap (by how much CLOCK_BOOTTIME
             advanced more than CLOCK_MONOTONIC).
     """
-    silence = f"no Python ran in this process for {gap_s:.1f} s"
+    silence = f"no Python code ran in this process for {gap_s:.1f} s"
     if suspended_s >= gap_s / 2:
         return f"{silence}: the machine was suspended"
     if cpu_s >= gap_s / 2:

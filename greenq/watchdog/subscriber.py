@@ -1,4 +1,4 @@
-"""Messages published to a worker: read by the watchdog thread, handled in the hub's thread.
+"""Messages published to a worker, which the watchdog thread reads and the hub's thread handles.
 
 The thread owns the subscriptions because it can read while the hub is blocked. It queues what it
 reads for the hub. If the hub has not begun a message after a moment, the thread answers it if
@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
-from greenq.log import Repeated
 from greenq.transport.backlog import Backlog
+from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from greenq.transport.client import Connection
 
     Handler = Callable[[bytes], object]
-    # Returns a function that answers a message over a connection; None: only the hub can answer it.
+    # Returns a function that answers a message over a connection; None means that only the hub can
+    # answer it.
     Urgent = Callable[[bytes], Callable[[Connection], object] | None]
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _WAITING_BYTES = 32 * 1024 * 1024
 
 
 class _Channel:
-    """One subscription: a channel, or a pattern if it ends in ``*``, and its handlers."""
+    """A subscription: a channel, or a pattern if it ends in ``*``, and its handlers."""
 
     __slots__ = ("handle", "name", "urgent")
 
@@ -58,7 +59,7 @@ class _Incoming:
         self.channel = channel
         self.data = data
         self.read_s = read_s
-        # True once the watchdog thread has tried to answer this.
+        # True once the watchdog thread has tried to answer this message.
         self.offered = channel.urgent is None
 
 
@@ -74,7 +75,7 @@ class Subscriber:
         """Handle messages in `hub`; `changed` makes the thread call `poll` soon."""
         self._hub = hub
         self._changed = changed
-        # Replaced as a whole, so that the thread can read it at any time.
+        # This is replaced as a whole, so that the thread can read it at any time.
         self._channels: tuple[_Channel, ...] = ()
         self._waiting: Backlog[_Incoming] = Backlog(_WAITING, _WAITING_BYTES, _size)
         # Hub's thread only. `late_s`: how long the message being handled had to wait.
@@ -82,7 +83,7 @@ class Subscriber:
         self.late_s = 0.0
         self._logged_dropped = 0
         self._repeated = Repeated(_log)
-        # Watchdog thread only.
+        # Only the watchdog thread uses these.
         self._subscribed: set[str] = set()
 
     def subscribe(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
@@ -90,7 +91,7 @@ class Subscriber:
 
         Args:
             channel: its name, or a pattern that ends in ``*``.
-            handle: may switch; the next messages wait.
+            handle: may switch, while the next messages wait.
             urgent: called in the watchdog thread when the hub seems blocked.
         """
         self.unsubscribe(channel)
@@ -103,7 +104,7 @@ class Subscriber:
         self._changed()
 
     def has_waiting(self, channel: str) -> bool:
-        """Return whether a message of a channel was read but has not been handled yet."""
+        """Return whether a message on a channel was read but has not been handled yet."""
         return any(message.channel.name == channel for message in self._waiting)
 
     # --- watchdog thread --------------------------------------------------------------------------
@@ -113,7 +114,7 @@ class Subscriber:
         self._subscribed.clear()
 
     def poll(self, connection: Connection) -> bool:
-        """Update the subscriptions, queue published messages; True if any may be urgent.
+        """Update the subscriptions and queue published messages; return True if any may be urgent.
 
         Raises:
             OperationalError: the connection is lost, or this user may not subscribe.
@@ -121,7 +122,7 @@ class Subscriber:
         channels = self._channels
         wanted = {each.name for each in channels}
         new, old = wanted - self._subscribed, self._subscribed - wanted
-        # Set first, so that a refused subscription is tried only once.
+        # This is set first, so that a refused subscription is tried only once.
         self._subscribed = wanted
         if old:
             connection.unsubscribe(*_by_kind(old))
@@ -142,7 +143,7 @@ class Subscriber:
 
     @property
     def oldest_s(self) -> float:
-        """Arrival time of the oldest message that may be urgent, monotonic; infinite if none."""
+        """When the oldest message that may be urgent arrived (monotonic); infinite if none."""
         waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 
@@ -204,6 +205,6 @@ def _size(message: _Incoming) -> int:
 
 
 def _by_kind(names: set[str]) -> tuple[list[str], list[str]]:
-    """Return channels and patterns."""
+    """Return the channels and the patterns."""
     patterns = sorted(name for name in names if name.endswith("*"))
     return sorted(names.difference(patterns)), patterns

@@ -1,4 +1,4 @@
-"""The OS thread beside the hub, which renews the lease and notices when the hub is blocked.
+"""The OS thread alongside the hub, which renews the lease and notices when the hub is blocked.
 
 A task that computes for twenty seconds delays the other tasks. It must not also cost the worker its
 lease or its place in the cluster, nor keep the messages of a dead worker from being recovered. So
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker, HubThread
     from greenq.watchdog.subscriber import Subscriber
 
-# The shortest time between two moves of parked messages.
+# The shortest time between moves of parked messages.
 _SOON_S = 0.02
 
-# Renewing is due after this share of the lease. This leaves room for two attempts with their
-# timeouts.
+# The lease is renewed after this fraction of its duration, which leaves room for two attempts with
+# their timeouts.
 _RENEW_AFTER = 0.4
 
 
@@ -57,11 +57,11 @@ class Watch(StartStopPart):
     3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists on
        which no worker waits.
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
-       and `SilenceMonitor` logs when no Python ran at all.
+       and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
     6. `BeatLead` asks who leads the beats, for the worker's own one.
     7. `Ending` requeues messages that the server still holds for this owner, then gives up the
-    lease.
+       lease.
     """
 
     name = "Watch"
@@ -100,7 +100,7 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
-        # When the thread last ran, monotonic; written by this thread, read by any.
+        # When the thread last ran (monotonic); this thread writes it, and any thread may read it.
         self.turned_s = math.inf
         renew_every_s = limits.lease_s * _RENEW_AFTER
         self.hub_thread = hub_thread
@@ -168,12 +168,12 @@ class Watch(StartStopPart):
         return self.monitor.blocking(0.0) if self.hub_thread.is_other() else None
 
     def beat(self, beat: Heartbeat | None) -> None:
-        """Publish a heartbeat from now on, the first one at once; None: no more."""
+        """Publish a heartbeat from now on, starting immediately; None stops this."""
         self.cluster.heartbeats.set(beat)
         self._wake()
 
     def set_queues(self, queues: Sequence[str]) -> None:
-        """Check these queues for work and due ETAs."""
+        """From now on, check these queues for work and due ETAs."""
         self._leases.set_queues(queues)
         self._wake()
 
@@ -199,7 +199,7 @@ class Watch(StartStopPart):
         self.leave()
 
     def turn(self, *, published: bool = True) -> None:
-        """Run the due duties; `published`: a message may have been published to this worker."""
+        """Run the due duties; if `published`, a message may have been published to this worker."""
         self.turned_s = self._clock()
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
@@ -238,7 +238,7 @@ class Watch(StartStopPart):
             self.beat_lead.failed()
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection is noticed anyway, but a silent one is not.
+                # A closed connection would be noticed anyway, but not a silent one.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
@@ -267,7 +267,7 @@ class Watch(StartStopPart):
         return pause_s
 
     def _reached(self, is_reached: bool) -> None:
-        """Renew the lease at once if the server was not reached, which reconnects."""
+        """Renew the lease immediately, which reconnects, if the server was not reached."""
         if not is_reached:
             self.lease.due_s = self._clock()
 

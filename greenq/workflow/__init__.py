@@ -2,6 +2,8 @@
 
 It reads and writes the index of workflows, which senders and workers keep with the setting
 ``workflow_index``.
+
+Used by the app and the command line.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ if TYPE_CHECKING:
     from greenq.transport.workflow import ChordPart
     from greenq.transport.workflows import WorkflowRecord, Workflows
 
-# Pauses between two checks while waiting: the first and the longest.
+# The first and the longest pause between checks while waiting.
 _LOOK_S = 0.05
 _MOST_LOOK_S = 0.5
 
 # How often workers ask which workflows are stopped, plus a small margin.
 _KNOWN_S = 1.0
 
-# A chord that is just being completed is complete by then.
+# A chord that is being completed now is complete by then.
 _COMPLETED_S = 5.0
 
-# How much is written in one call.
+# How many tasks are written in one call.
 _PORTION = 500
 
 _CALLS = {"success": "s", "failure": "f", "end": "e"}
@@ -49,7 +51,7 @@ class Workflow:
     """A workflow in the index: the tasks with one root.
 
     Attributes:
-        id: the id of its root: of the first task, or of the group with which it begins.
+        id: the id of its root, which is the first task or the group with which it begins.
     """
 
     def __init__(self, app: Any, workflow_id: str) -> None:
@@ -63,8 +65,8 @@ class Workflow:
     def state(self) -> str:
         """PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED, as a whole. Switches: yes.
 
-        A workflow that the index does not know is PENDING, too. A workflow that was cancelled is
-        REVOKED at once, although some of its tasks may still be ending.
+        A workflow that the index does not know is also PENDING. A workflow that was cancelled is
+        REVOKED immediately, although some of its tasks may still be ending.
         """
         record = self._index.record(self.id)
         return PENDING if record is None else state_of(record)
@@ -77,11 +79,11 @@ class Workflow:
 
     @property
     def progress(self) -> float:
-        """The share of the tasks known so far that have ended, from 0 to 1. Switches: yes."""
+        """The fraction of the tasks known so far that have ended, from 0 to 1. Switches: yes."""
         return progress_of(self.counts)
 
     def tree(self) -> Tree:
-        """Read all tasks and how they are connected. Switches: yes.
+        """Read all tasks, and how they are connected. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow.
@@ -128,7 +130,7 @@ class Workflow:
         """
         before = self._index.stop(self.id, CANCELLED)
         if before == PAUSED:
-            # Each of them ends like any other task that waits.
+            # Each of them ends like any other waiting task.
             self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
@@ -167,16 +169,16 @@ class Workflow:
         self._index.stop(self.id, "")
         self._index.release(self.id)
         # Workers that have not yet learned of the resume put further messages aside. Each of them
-        # releases those messages, too, unless it dies.
+        # also releases those messages unless it dies.
         time.sleep(_KNOWN_S)
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
 
     def retry(self) -> int:
-        """Run failed and revoked tasks again, and all that could not run because of them.
+        """Run failed and revoked tasks again, and all tasks that could not run because of them.
 
-        Tasks that have succeeded keep their results. Returns how many tasks were sent. Switches:
+        Tasks that have succeeded keep their results. It returns how many tasks were sent. Switches:
         yes.
 
         Raises:
@@ -212,7 +214,7 @@ class Workflow:
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
-        # All are checked before the first is changed.
+        # All chords are checked before the first one is changed.
         for size, out, kept in [
             (len(tasks), *self._parts(group, tasks, failed))
             for group, tasks in parts.items()
@@ -250,7 +252,7 @@ class Workflow:
         while not self._index.reopen(size, seconds, out, kept):
             if time.monotonic() > ends_s:
                 raise GreenqError(
-                    f"workflow {self.id}: a chord is being completed at this moment: try again"
+                    f"workflow {self.id}: a chord is being completed at the moment; try again"
                 )
             time.sleep(_LOOK_S)
 
@@ -355,7 +357,7 @@ def counts_of(record: WorkflowRecord) -> dict[str, int]:
 
 
 def progress_of(counts: Mapping[str, int]) -> float:
-    """Return the share of the tasks that have ended."""
+    """Return the fraction of the tasks that have ended."""
     total = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in (SUCCESS, FAILURE, REVOKED_STATE))
     return ended / total if total else 0.0

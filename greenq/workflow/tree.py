@@ -1,4 +1,4 @@
-"""The tasks of a workflow as a tree, its critical path, and how long it may still take. Pure."""
+"""The tasks of a workflow as a tree, its critical path, and how long it may still take."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class WorkflowTask:
         node: its task and its place in the workflow.
         state: PLANNED (to be sent when the step before it has ended), WAITING, STARTED, RETRY,
             SUCCESS, FAILURE or REVOKED.
-        began, ended: unix seconds, None before then.
-        worker: the node name of its worker, "" until that is known.
+        began, ended: unix seconds; None before then.
+        worker: the node name of its worker; "" until that is known.
     """
 
     node: WorkflowNode
@@ -67,12 +67,12 @@ class WorkflowTask:
 
     @property
     def name(self) -> str:
-        """Its name, "" until that is known."""
+        """Its name; "" until that is known."""
         return self.node.task
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not ended yet."""
+        """True if it has not ended yet."""
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
@@ -114,8 +114,8 @@ class Tree:
     """The tasks of a workflow and how they are connected.
 
     Attributes:
-        tasks: by id.
-        groups: by id.
+        tasks: the tasks by id.
+        groups: the groups by id.
         lines: a line of steps for each task or group with which the workflow began.
     """
 
@@ -226,8 +226,8 @@ class Tree:
     def left_s(self, now_s: float) -> float | None:
         """Estimate how many seconds the whole still takes; None until the first task has ended.
 
-        A task takes as long as other tasks of its name. The rest takes at least as long as its
-        longest line, and is assumed to use as many slots as were busy so far.
+        A task is assumed to take as long as other tasks with its name. The rest takes at least as
+        long as its longest line, and is assumed to use as many slots as were busy so far.
         """
         took: dict[str, list[float]] = defaultdict(list)
         for task in self.tasks.values():

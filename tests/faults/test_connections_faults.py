@@ -160,7 +160,7 @@ def test_worker_resumes_when_a_frozen_server_thaws(own: Scene) -> None:
     with frozen(own.server):
         own.open_gate()
         worker.wait_text("consumer: ")
-        worker.wait_text(f"{SLOTS} outcomes wait to be written")
+        worker.wait_text(f"{SLOTS} outcomes are waiting to be written")
     clock = FairTime()
     own.send(COUNT)
 
@@ -219,7 +219,7 @@ def test_worker_resumes_when_its_server_is_back(own: Scene) -> None:
     own.server.stop()
     worker.wait_text("consumer: ")
     own.open_gate()
-    worker.wait_text("outcomes wait to be written")
+    worker.wait_text("outcomes are waiting to be written")
 
     own.server.start()
     clock = FairTime()
@@ -340,7 +340,7 @@ def test_worker_waits_while_the_server_refuses(
     # When the server refuses while they end, and more come.
     with state(own.server):  # type: ignore[attr-defined]
         own.open_gate()
-        worker.wait_text("outcomes wait to be written")
+        worker.wait_text("outcomes are waiting to be written")
         worker.wait_text(said)
         # Then none is acknowledged, and the worker lives on and tries again.
         tried = own.proxy.sent(lambda _: True)

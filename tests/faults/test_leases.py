@@ -99,7 +99,7 @@ def test_a_message_that_kills_its_workers_is_buried(server: Server, tmp_path: Pa
         wait_until(lambda: server.client.llen("greenq.dead.celery"), 30)
         letter = next(app.transport.dead.list(["celery"]))
         assert letter.task_id == deadly.id
-        assert letter.reason.startswith("its worker died 2 times while running it, at last")
+        assert letter.reason.startswith("its worker died 2 times while running it, the last time")
         with pytest.raises(WorkerLostError, match="its worker died 2 times while running it"):
             deadly.get(timeout=5)
         assert runs(server) == {"deadly": 2}

@@ -50,7 +50,7 @@ def test_no_message_is_acknowledged_while_its_result_is_refused(
     refuse(scene.server.client)
     try:
         scene.open_gate()
-        worker.wait_text("outcomes wait to be written")
+        worker.wait_text("outcomes are waiting to be written")
         wait_until(lambda: worker.text.count("succeeded in") == COUNT)
 
         # Then each message stays reserved as long as its result is not stored.

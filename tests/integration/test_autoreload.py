@@ -107,7 +107,7 @@ def test_module_that_fails_at_its_import_is_shown_and_awaited(make: Callable[[],
     rig = make()
     rig.wait_ready(1)
     rig.values.write_text("VERSION = undefined_name\n")
-    rig.worker.wait_text("waiting for a change of a source file")
+    rig.worker.wait_text("waiting for a source file to change")
     assert "NameError: name 'undefined_name' is not defined" in rig.worker.text
     assert "mine_values.py" in rig.worker.text
 
@@ -118,7 +118,7 @@ def test_module_that_fails_at_its_import_is_shown_and_awaited(make: Callable[[],
 
     wait_until(write_again, WAIT_S)
     rig.values.write_text("VERSION = broken_again\n")
-    wait_until(lambda: rig.worker.text.count("waiting for a change") == 2, WAIT_S)
+    wait_until(lambda: rig.worker.text.count("waiting for a source file") == 2, WAIT_S)
 
     def interrupt() -> bool:
         rig.worker.send_signal(signal.SIGINT)

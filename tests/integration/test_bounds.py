@@ -22,7 +22,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
-from greenq import Greenq, log
+from greenq import Greenq
 from greenq.beat.scheduler import Scheduler
 from greenq.cli.events import Lines
 from greenq.cli.top.model import EventTally
@@ -35,11 +35,9 @@ from greenq.events.cluster_state import State
 from greenq.execution.revoked import Revoked
 from greenq.execution.tally import TaskTally
 from greenq.execution.workflow_index import WorkflowIndex
-from greenq.log import Repeated
 from greenq.monitoring.cluster_stats import ClusterStats
 from greenq.monitoring.http_server import HttpServer, Response, json_response
 from greenq.monitoring.metrics import Reading
-from greenq.probe import Address
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EventWriter
@@ -49,7 +47,7 @@ from greenq.protocol.mailbox import REPLY_EXCHANGE, ControlRequest, Reply, Reply
 from greenq.protocol.message import TaskMessage, decode
 from greenq.protocol.signer import Signer
 from greenq.remote.queue_counts import QueueCounts, QueuesSnapshot
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.sending.routing import Router
 from greenq.states import FAILURE
 from greenq.transport import recovery
@@ -69,9 +67,12 @@ from greenq.transport.settle import SETTLE, Fence, Move, Settlement, settle
 from greenq.transport.takers import Takers
 from greenq.transport.workflow import Noted
 from greenq.transport.workflows import Workflows
+from greenq.utils import log
+from greenq.utils.log import Repeated
+from greenq.utils.probe import Address
 from greenq.watchdog.subscriber import Subscriber
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 from tests.servers import ROOT, Server, greenq_worker
 from tests.support import wait_until
 from tests.unit.consumer.test_gossip import World

@@ -112,7 +112,7 @@ def test_node_that_is_not_there_is_named_after_the_timeout(run: Run) -> None:
     some = run("ping", "-d", "one@h,gone@h", "-t", "0.2")
     none = run("inspect", "ping", "-d", "gone@h", "-t", "0.2", "--json")
 
-    why = "gone@h: no reply within 0.2 s: no greenq worker of this name holds a lease\n"
+    why = "gone@h: no reply within 0.2 s: no greenq worker with this name holds a lease\n"
     assert (some.code, some.err) == (75, why)
     assert (none.code, none.out) == (69, "{}\n")
     assert "none of gone@h has replied within 0.2 s" in none.err
@@ -163,7 +163,7 @@ def test_every_inspect_command_is_answered_by_all_who_know_it(run: Run, name: st
         ("pool_shrink 2", "pool will shrink"),
         ("revoke no-such-id", "tasks {'no-such-id'} flagged as revoked"),
         ("terminate SIGTERM no-such-id", "terminate: tasks unknown"),
-        ("drain", "draining: 0 tasks run"),
+        ("drain", "draining: 0 tasks are running"),
         ("drain false", "takes tasks again"),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_key_that_is_no_queue_is_not_taken_from(cluster: Cluster) -> None:
 
     told = cluster.tell("w", "add_consumer", queue="no-queue")
 
-    assert "the key of this name is a hash" in told["error"]
+    assert "the key with this name is a hash" in told["error"]
     assert cluster.ask("w", "status")["queues"] == ["celery"]
     assert cluster.send("add", 1, 2).get(timeout=WAIT_S) == 3
 

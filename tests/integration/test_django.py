@@ -187,7 +187,7 @@ def test_many_tasks_leave_no_connection(shop: Shop, worker: Process) -> None:
 def test_more_tasks_than_connections_wait_for_one(shop: Shop, worker: Process) -> None:
     answers = run_many(shop, "extra.sleep.delay_many((0.5,) for _ in range(150))")
     assert [answer for answer in answers if not isinstance(answer, int)] == []
-    worker.wait_text("the database 'default' has no connection left")
+    worker.wait_text("the database 'default' has no connections left")
     shop.wait_no_connection()
 
 

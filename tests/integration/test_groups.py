@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
-from greenq.context import Context
 from greenq.errors import IncompleteStream, ResultTimeout
-from greenq.log import task_log_context
 from greenq.result import (
     AsyncResult,
     AsyncResults,
@@ -23,6 +21,8 @@ from greenq.result import (
     denied_join_result,
     result_from_tuple,
 )
+from greenq.sending.context import Context
+from greenq.utils.log import task_log_context
 from tests.servers import Server
 from tests.support import wait_until
 

@@ -182,7 +182,7 @@ def test_silence_has_a_limit(elder: Server, app: Greenq) -> None:
                 assert time.monotonic() - stopped_s > 9.0
                 open_gate(elder)
                 assert result.get(timeout=WAIT_S) == "again"
-            assert first.text.count("no Python has run in the worker for") == 1
+            assert first.text.count("no Python code has run in the worker for") == 1
             assert "(worker_silence_limit)" in first.text
             first.wait_text("lost its lease")
 

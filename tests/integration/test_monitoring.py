@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from greenq import Greenq
-from greenq.probe import Address, ask, parse_address
+from greenq.utils.probe import Address, ask, parse_address
 from tests.servers import (
     APPS,
     ROOT,

@@ -338,7 +338,7 @@ def test_a_message_is_buried_at_its_last_death_if_it_died_alone(
     assert grave.reserved() == set()
     if is_buried:
         deaths = f"its worker died {deliveries + 1} times while running it"
-        reason = f"{deaths}, at last with none beside it"
+        reason = f"{deaths}, the last time alone"
         assert grave.buried == [("dead:1", "celery", reason, "t1")]
         assert grave.client.llen("greenq.dead.celery") == 1
         assert grave.client.get("result-t1") == b"FAILURE"

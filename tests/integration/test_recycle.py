@@ -17,7 +17,7 @@ from greenq import Greenq
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
 from greenq.transport.members import Recycling, count_peers
-from greenq.worker_parts import EXIT_RECYCLED
+from greenq.worker_parts.options import EXIT_RECYCLED
 from tests.servers import Process, Server, greenq_worker, spawn_greenq
 from tests.support import wait_until
 
@@ -127,7 +127,7 @@ def test_what_a_worker_has_not_begun_at_its_limit_goes_to_others(
     with greenq_worker(server.url, *options, app="ledger_app", settings=settings) as worker:
         sent = [client.send_task("ledger.nap", (f"t{place}", 3.0)) for place in range(8)]
         assert worker.wait_exit() == EXIT_RECYCLED
-        assert "recycled: it has run for 5 s, its limit is 5 s" in worker.text
+        assert "recycled: it has run for 5 s; its limit is 5 s" in worker.text
     begun = set(ran(server))
     assert 2 <= len(begun) < 8
     assert server.queued_ids() == [each.id for each in sent[len(begun) :]]
@@ -139,7 +139,7 @@ def test_a_worker_that_grows_ends_at_its_memory_limit(server: Server, client: Gr
     with greenq_worker(server.url, app="ledger_app", settings=settings) as worker:
         client.send_task("ledger.keep", (300,)).get(timeout=WAIT_S)
         assert worker.wait_exit() == EXIT_RECYCLED
-        assert "MB of memory, its limit is 256.0 MB" in worker.text
+        assert "MB of memory; its limit is 256.0 MB" in worker.text
 
 
 def test_with_exec_the_worker_comes_back_in_its_own_process(server: Server, client: Greenq) -> None:

@@ -209,14 +209,14 @@ def test_where_changes_may_not_be_announced_renewals_see_what_has_come(server: S
             greenq_worker(url, "-Q", ",".join(QUEUES)) as worker,
             closing(Greenq("sender", broker=server.url, set_as_current=False)) as app,
         ):
-            worker.wait_text("announces no messages on less urgent lists")
+            worker.wait_text("does not announce messages on less urgent lists")
             for queue, priority in (("q", 3), ("fifth", 0)):
                 sent_s = time.monotonic()
                 result = app.send_task("shared.add", (1, 2), queue=queue, priority=priority)
                 assert result.get(timeout=WAIT_S) == 3
                 assert time.monotonic() - sent_s < WAIT_S
             # It says so once, and nothing else is wrong.
-            assert worker.text.count("announces no messages on less urgent lists") == 1
+            assert worker.text.count("does not announce messages on less urgent lists") == 1
             assert "WARNING" not in worker.text
             assert "ERROR" not in worker.text
     finally:

@@ -102,7 +102,7 @@ def test_file_of_celery_is_refused_in_one_sentence(server: Server, tmp_path: Pat
     worker = spawn_greenq(server.url, tmp_path / "w.log", "--statedb", str(file))
     try:
         assert worker.wait_exit() == 1
-        assert "a state file of Celery's" in worker.text
+        assert "is Celery's state file" in worker.text
         assert "Traceback" not in worker.text
     finally:
         worker.stop()

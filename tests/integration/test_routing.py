@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greenq import Binding, Broadcast, Exchange, Greenq, Queue
-from greenq.config.queues import declared
+from greenq.config.queue_table import declared
 from greenq.config.settings import TaskConfig
 from greenq.errors import NotAllSent, QueueFull, Unroutable
 from greenq.protocol.keys import Keys

@@ -47,7 +47,7 @@ def test_supervisord_restarts_warm(supervisor: Supervisord, server: Server) -> N
 
     assert running.get(timeout=10) == "done"
     server.wait_settled()
-    assert "warm shutdown: 1 tasks run" in supervisor.log()
+    assert "warm shutdown: 1 tasks are running" in supervisor.log()
 
 
 def test_a_rolling_restart_of_one_worker(supervisor: Supervisord) -> None:

@@ -27,7 +27,7 @@ import greenq.execution.handover
 import greenq.execution.lost
 import greenq.execution.state
 import greenq.execution.suspects
-import greenq.outcome
+import greenq.running.outcome
 import greenq.sending.producer
 import greenq.timer
 import greenq.transport.broker
@@ -39,12 +39,12 @@ import greenq.watchdog.lease_keeper
 import greenq.watchdog.thread
 from greenq import Greenq
 from greenq.consumer.tasks import Tasks
-from greenq.context import current_context
 from greenq.errors import Ignore, OperationalError, Retry
 from greenq.execution.executor import Executor
 from greenq.execution.handover import Handover
 from greenq.execution.lost import LostMessages
 from greenq.execution.state import WorkerState
+from greenq.sending.context import current_context
 from greenq.timer import Timer
 from greenq.transport.fetch import Fetcher
 from greenq.transport.leases import Leases
@@ -174,7 +174,7 @@ def installed() -> Iterator[None]:
             (greenq.sending.producer, "new_id", _new_id),
             # Formatting tracebacks would take a tenth of the total time.
             (greenq.execution.executor, "trace_of", lambda _exc: "traceback"),
-            (greenq.outcome, "trace_of", lambda _exc: "traceback"),
+            (greenq.running.outcome, "trace_of", lambda _exc: "traceback"),
         ):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)

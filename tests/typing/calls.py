@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from greenq import AsyncResult, AsyncResults, Greenq, shared_task
+from greenq import AsyncResult, AsyncResults, Greenq, Task, shared_task
 
 app = Greenq("typed")
 
@@ -36,3 +36,24 @@ assert_type(bound.delay_many([("x",)])[0].get(), list[str])
 assert_type(add.apply_async_many([((1,), {"y": 2})], countdown=5), AsyncResults[int])
 for number in add.delay_many([(1, 2)]):
     assert_type(number.get(), int)
+
+
+class Counted(Task[..., int]):
+    """A class of tasks, which sees its app as it is."""
+
+    @classmethod
+    def on_bound(cls, app: Greenq) -> None:
+        app.conf.task_track_started = True
+
+    def run(self) -> int:
+        assert_type(self.app, Greenq)
+        self.app.send_task("other", (1,), countdown=1).get()
+        self.app.control.revoke("id", terminate=True)
+        self.app.signature("other").apply_async()
+        self.app.AsyncResult("id").forget()
+        return len(self.app.tasks)
+
+
+assert_type(add.app, Greenq)
+assert_type(shared.app, Greenq)
+assert_type(app.tasks["add"].app, Greenq)

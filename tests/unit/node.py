@@ -17,12 +17,12 @@ from greenq.protocol.mailbox import (
     write_request,
 )
 from greenq.protocol.serialize import accepted
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.transport.broker import Broker, own_binding
 from greenq.transport.client import Script
 from greenq.transport.fetch import Delivery
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 from tests.unit.rig import DEADLINE_S, NOWHERE, KeptOutbox, settle, wait_for
 
 NODE = "me@host"

@@ -21,7 +21,7 @@ from greenq.protocol import envelope
 from greenq.protocol.clock import LamportClock
 from greenq.protocol.event import EventWriter
 from greenq.protocol.message import TaskMessage
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.timer import Timer
 from greenq.transport.fetch import Delivery, Taken
 from greenq.transport.settle import ACKNOWLEDGE, BEGIN, RUN_ALONE, Settlement

@@ -16,11 +16,11 @@ import greenq.exceptions
 import greenq.states
 from greenq import AsyncResult, Greenq, errors, shared_task
 from greenq.config.settings import Config
-from greenq.context import Context, current_context
 from greenq.errors import AlreadyRegistered, ConfigError, NotRegistered
 from greenq.protocol.message import TaskMessage
 from greenq.protocol.meta import ResultMeta
 from greenq.result import allow_join_result
+from greenq.sending.context import Context, current_context
 from greenq.signals import import_modules
 from greenq.utils.log import get_task_logger
 

@@ -14,11 +14,11 @@ import pytest
 from celery.app.task import Context as CelerysContext
 
 from greenq import Greenq, Task, result
-from greenq.context import Context
-from greenq.eager import EagerContext
 from greenq.errors import MaxRetriesExceededError, OperationalError, Reject, Retry
 from greenq.protocol.envelope import unwrap
 from greenq.protocol.message import TaskMessage
+from greenq.running.eager import EagerContext
+from greenq.sending.context import Context
 from tests.unit.rig import Rig, wait_for
 
 
@@ -211,7 +211,7 @@ def test_retry_takes_every_option(rig: Rig) -> None:
 @pytest.mark.parametrize(("options", "text"), [
     ({"countdwn": 3}, "did you mean countdown?"),
     ({"countdown": "3"}, "must be a number of seconds"),
-    ({"task_id": "b"}, "the next run keeps the id of this one"),
+    ({"task_id": "b"}, "the next run keeps this one's id"),
     ({"link": [{"task": "b"}]}, "the next run keeps this one's place in a workflow"),
 ])  # fmt: skip
 def test_retry_says_what_is_wrong_where_it_is_called(
@@ -401,7 +401,7 @@ def test_option_that_tasks_do_not_know_is_an_attribute(rig: Rig) -> None:
     assert own.tenant == "acme"
     for wrong, text in (
         ({"acks_lat": True}, "did you mean acks_late?"),
-        ({"delay": 3}, "attribute of that name"),
+        ({"delay": 3}, "attribute with that name"),
         ({"link": [1]}, "link each call instead"),
         ({"acks_on_failure": False}, "acks_on_failure_or_timeout instead"),
         ({"retry_on_worker_lost": True}, "reject_on_worker_lost instead"),

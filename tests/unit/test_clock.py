@@ -15,7 +15,7 @@ from greenq.execution.executor import Executor
 from greenq.execution.state import WorkerState
 from greenq.protocol.keys import Keys
 from greenq.protocol.message import TaskMessage
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.sending.producer import Producer
 from greenq.sending.retry import following
 from greenq.timer import Timer

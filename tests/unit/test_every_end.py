@@ -13,8 +13,8 @@ import gevent
 import pytest
 
 from greenq import Ignore, Queue, Reject, Task
-from greenq.log import keep_going
 from greenq.transport.settle import ACKNOWLEDGE, MOVE
+from greenq.utils.log import keep_going
 from tests.unit.rig import Rig, wait_for
 
 

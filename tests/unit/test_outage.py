@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from greenq.errors import ConnectFailed, ConnectionLost, OperationalError, ServerError
-from greenq.log import OutageLog, Repeated
+from greenq.utils.log import OutageLog, Repeated
 
 LOST = ConnectionLost("lost")
 AWAY = ConnectFailed("away")

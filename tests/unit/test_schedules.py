@@ -345,7 +345,7 @@ def test_sun_that_does_not_set_is_awaited() -> None:
 
 @pytest.mark.parametrize(
     ("event", "lat", "lon", "reason"),
-    [("sunrose", 0, 0, "no solar event"), ("sunset", 91, 0, "latitude"),
+    [("sunrose", 0, 0, "not a solar event"), ("sunset", 91, 0, "latitude"),
      ("sunset", 0, -181, "longitude"), ("sunset", float("nan"), 0, "latitude")],
 )  # fmt: skip
 def test_wrong_place_or_event_is_refused(event: str, lat: float, lon: float, reason: str) -> None:

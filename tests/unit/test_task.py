@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
+from greenq.app import Task
 from greenq.config.settings import Config
-from greenq.context import Context, current_context
 from greenq.errors import MaxRetriesExceededError, Retry
 from greenq.protocol.message import TaskMessage
-from greenq.task import Task
+from greenq.sending.context import Context, current_context
 from tests.unit.rig import NOWHERE
 
 

@@ -24,9 +24,9 @@ from celery.app.task import extract_exec_options
 import greenq
 import greenq.result
 from greenq.config.celery_names import ATTRIBUTES, SEND_OPTIONS, TASK_OPTIONS
-from greenq.context import Context
 from greenq.protocol.message import TaskMessage
-from greenq.sending.producer import SendOptions
+from greenq.sending.context import Context
+from greenq.sending.options import SendOptions
 from tests.unit.rig import NOWHERE
 
 PAGE = Path(__file__).parents[2] / "docs" / "celery-words.md"

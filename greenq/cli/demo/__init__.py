@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from greenq import log
 from greenq.cli import argument_types
 from greenq.errors import GreenqError
+from greenq.utils import log
 
 if TYPE_CHECKING:
     import argparse
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
             f"the demo needs {' and '.join(missing)}, which is missing: pip install 'greenq[demo]'"
         )
     urls = read_urls(Path(args.urls)) if args.urls else None
-    # A failed fetch shows in the table, not in the log.
+    # Failed fetches are shown in the table, not in the log.
     log.setup("CRITICAL")
-    # Imported only here: it imports packages that may be missing.
+    # This is imported only here, since it imports packages that may be missing.
     code: int = importlib.import_module("greenq.cli.demo.run").run(urls, args.tasks, args.autoscale)
     return code
 

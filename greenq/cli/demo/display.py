@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.cli.demo.figures import DemoSample, Figures
 
-# A redraw takes a few milliseconds of CPU, on the machine that also runs the worker.
+# A redraw takes a few milliseconds of CPU time on the machine that also runs the worker.
 _REDRAW_S = 0.2
 _LINE_S = 0.5
 _MOST_WIDTH = 100
@@ -38,7 +38,7 @@ class DemoDisplay:
         self._rates: list[float] = []
 
     def __enter__(self) -> Self:
-        """Start; on a terminal the display stays in place until the end."""
+        """Start the display; on a terminal it stays in place until the end."""
         if self._console.is_terminal:
             self._live.start()
         return self

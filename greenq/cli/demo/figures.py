@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _CHART_ROWS = 8
 _LABEL = 7
-# Columns between two labels of the time axis.
+# The number of columns between labels on the time axis.
 _TICK_COLUMNS = 16
 
 
@@ -21,10 +21,10 @@ class DemoSample:
 
     Attributes:
         at_s: seconds since the burst started.
-        succeeded, failed: tasks that have ended.
-        running: tasks in flight.
-        size: slots of the pool.
-        depth: messages in the queue.
+        succeeded, failed: the numbers of tasks that have ended.
+        running: the number of tasks in flight.
+        size: the number of slots in the pool.
+        depth: the number of messages in the queue.
     """
 
     at_s: float
@@ -42,21 +42,22 @@ class DemoSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One finished run.
+    """The figures of one finished run.
 
     Attributes:
         total, succeeded: numbers of tasks, according to their stored results.
         reasons: why the others failed, with counts.
-        seconds: from the start of the burst until the last outcome was written.
+        seconds: the time from the start of the burst until the last outcome was written.
         sent_s: how long sending took, as part of `seconds`.
-        ideal_s: the least time with `most` tasks at once; None if response times are unknown.
-        response_s: sum of the response times of the successful fetches.
-        least, most: limits of the pool's size.
-        peak, peak_at_s: the most tasks in flight, and when that was reached.
-        commands, reads: commands of the server, and its reads from sockets (round trips).
+        ideal_s: the shortest possible time with `most` tasks at once; None if response times are
+            unknown.
+        response_s: the sum of the response times of the successful fetches.
+        least, most: the limits of the pool's size.
+        peak, peak_at_s: the maximum number of tasks in flight, and when it was reached.
+        commands, reads: the commands that the server ran, and its reads from sockets (round trips).
         connections: the worker's connections at the end of the burst.
         cpu_s: processor time of the worker's process.
-        samples: over time, from the start of the burst.
+        samples: the samples taken from the start of the burst.
     """
 
     total: int
@@ -128,7 +129,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
-    """Return a value for each of `width` equal spans: the largest in it, or else the previous."""
+    """Return a value for each of `width` equal spans: its largest one, or else the previous."""
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):
         column = min(int(moment / end_s * width), width - 1) if end_s > 0 else 0
@@ -142,7 +143,7 @@ def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: 
 
 def _chart(values: Sequence[int]) -> list[str]:
     most = max(*values, 1)
-    # In eighths of a row, rounded up so that small values show.
+    # Heights are in eighths of a row, rounded up so that small values are visible.
     heights = [-(-value * _CHART_ROWS * 8 // most) for value in values]
     lines = []
     for row in reversed(range(_CHART_ROWS)):

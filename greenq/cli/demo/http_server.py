@@ -1,7 +1,7 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
 It runs in its own process, isolated (``python -I -S http_server.py``), so it imports only the
-standard library. It prints its port, and ends when its standard input is closed: that is, whenever
+standard library. It prints its port, and exits when its standard input is closed, that is, whenever
 the demo ends.
 """
 

@@ -38,7 +38,7 @@ from greenq.transport.client import Client
 from greenq.transport.embedded import keeper
 from greenq.transport.embedded.server import EmbeddedServer
 from greenq.worker import Worker
-from greenq.worker_parts import WorkerOptions
+from greenq.worker_parts.options import WorkerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +49,11 @@ _SAMPLE_S = 0.05
 # How long the other processes may take to start, and the embedded server to stop.
 _START_S = 10.0
 _STOP_S = 10.0
-# How long the pool is watched after the last fetch: it keeps its size for a second, then shrinks.
+# How long the pool is watched after the last fetch; it keeps its size for a second, then shrinks.
 _AFTER_S = 2.0
 # How many different reasons are shown; the rest are counted together.
 _REASONS = 8
-# Open files besides one socket per fetch.
+# The number of open files needed in addition to one socket per fetch.
 _OTHER_FILES = 200
 _INTERRUPTED = 130
 
@@ -137,7 +137,7 @@ class BurstWatch:
         ideal_s: float | None,
         limits: tuple[int, int],
     ) -> Figures | None:
-        """Fetch all URLs and return the measurements; None if interrupted."""
+        """Fetch all URLs, and return the measurements, or None if interrupted."""
         before = self._traffic()
         cpu_s = time.process_time()
         self._began_s = time.monotonic()
@@ -174,7 +174,7 @@ class BurstWatch:
         )
 
     def _until(self, reached: Callable[[], bool]) -> bool:
-        """Sample and show until `reached`; False if interrupted first."""
+        """Take and show samples until `reached`; return False if interrupted first."""
         while not self._interrupt.asked.is_set():
             sample = self._sample()
             if reached():
@@ -222,7 +222,7 @@ class BurstWatch:
         )
 
     def _connections(self) -> int:
-        """Count the worker's connections; the sender's have ended with it."""
+        """Count the worker's connections; those of the sender were closed when it exited."""
         clients = self._probe.call("CLIENT", "LIST").decode().splitlines()
         return sum("name=greenq" in client.split() for client in clients)
 
@@ -242,7 +242,7 @@ class Sending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the sender, and wait for the greenlet, whose pipe cannot be closed before."""
+        """End the sender, and wait for the greenlet, whose pipe cannot be closed before it ends."""
         self._sender.kill()
         join_all([self._greenlet])
 
@@ -284,7 +284,7 @@ def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], fl
     return succeeded, shown | ({"other reasons": rest} if rest else {}), response_s
 
 
-# --- what the demo starts, and ends ---------------------------------------------------------------
+# --- what the demo starts and ends ----------------------------------------------------------------
 
 
 @contextmanager
@@ -311,7 +311,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _await_server_end(folder: Path) -> None:
-    """Wait until the supervisor process is gone, which ends after its server."""
+    """Wait until the supervisor process has exited, which it does after its server."""
     lock = keeper.open_lock(folder / keeper.KEEPER_LOCK)
     deadline = time.monotonic() + _STOP_S
     try:
@@ -366,7 +366,7 @@ def _web_server() -> Iterator[int]:
 
 @contextmanager
 def _sender(broker_url: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the sender and wait until it has connected."""
+    """Start the sender, and wait until it has connected."""
     with _process("-m", "greenq.cli.demo.sender", broker_url) as process:
         _first_line(process, "sender")
         yield process
@@ -389,7 +389,7 @@ def _working(
 ) -> Iterator[tuple[Worker, Greenlet]]:
     """Run a worker in this process; at the end it finishes running tasks unless asked twice."""
     worker = Worker(app, WorkerOptions(autoscale=limits))
-    # `Worker.start` would do, but the demo must know when the worker has ended.
+    # `Worker.start` would suffice, but the demo must know when the worker has ended.
     greenlet = spawn(partial(worker.run, signals=False), name="worker")
     interrupt.again = worker.stop_cold
     try:
@@ -400,7 +400,7 @@ def _working(
 
 
 def _allow_files(count: int) -> None:
-    """Raise the limit of open files, as far as allowed; the web server inherits it."""
+    """Raise the limit on open files as far as allowed; the web server inherits it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:
         return

@@ -28,10 +28,10 @@ def load_fetch(broker_url: str) -> Any:
     path = next((place for place in places if place.is_file()), None)
     spec = importlib.util.spec_from_file_location("fetch", path) if path is not None else None
     if spec is None or spec.loader is None:
-        raise GreenqError(f"examples/fetch.py is missing beside {package}: reinstall greenq")
+        raise GreenqError(f"examples/fetch.py is missing next to {package}: reinstall greenq")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # The demo shows the pool grow and shrink, so an idle pool keeps its size for one second only.
+    # The demo shows the pool grow and shrink, so an idle pool keeps its size for only one second.
     module.app.conf.update(
         broker_url=broker_url, result_backend=broker_url, worker_autoscale_keepalive=1.0
     )
@@ -41,7 +41,7 @@ def load_fetch(broker_url: str) -> Any:
 def main(broker_url: str) -> int:
     """Send a fetch for each URL on standard input."""
     fetch = load_fetch(broker_url)
-    # Connect before the burst: a running application is connected, too.
+    # Connect before the burst, since a running application would also be connected.
     fetch.app.transport.client.call("PING")
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -42,7 +42,7 @@ def _filter(text: str) -> list[tuple[str, str]]:
     if sign and table in FILTERED and named:
         return [(table, named)]
     if not text or (sign and not named):
-        raise argparse.ArgumentTypeError(f"no name in {text!r}: as in mail or queue:mail")
+        raise argparse.ArgumentTypeError(f"no name in {text!r}: give one, as in mail or queue:mail")
     return [(table, text) for table in FILTERED]
 
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise GreenqError("not a terminal: print one picture with --once or --json")
     with opened(args) as app, ExitStack() as parts:
-        # Imported only here: it loads the transport, which help does not need.
+        # This is imported only here, since it loads the transport, which help does not need.
         asking = importlib.import_module("greenq.cli.top.ask")
         state = app.events.State()
         listener = parts.enter_context(asking.EventsThread(app, state))

@@ -26,7 +26,7 @@ T = TypeVar("T")
 # How many greenlets, oldest first, are shown in detail.
 _GREENLETS: Final = 20
 
-# A thread notices with at most this delay that it must end.
+# A thread notices within this time that it must end.
 _TURN_S: Final = 0.25
 
 _ENABLED: Final = "task events enabled"
@@ -36,8 +36,8 @@ class Asker:
     """Asks the workers that the command line selects.
 
     Each round sends `status` to all workers, then `hub` to those that have replied, and `greenlets`
-    to one of them. If some nodes do not know status (Celery's log a traceback then), a broadcast of
-    ping finds all nodes, and status goes to the others only.
+    to one of them. If some nodes do not know status (Celery's then log a traceback), a broadcast of
+    ping finds all nodes, and status is sent only to the others.
     """
 
     def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
@@ -55,7 +55,7 @@ class Asker:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """Disable the task events that this has enabled."""
+        """Disable the task events that this object has enabled."""
         if self._changed:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
@@ -125,7 +125,7 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # This worker cannot reply until it runs, or its hub runs, again.
+            # This worker cannot reply until it, or its hub, runs again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
@@ -173,7 +173,7 @@ class Thread(Generic[T]):
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """End the thread, and wait for its end."""
+        """End the thread, and wait until it has ended."""
         self.end()
         self._thread.join()
 
@@ -220,7 +220,7 @@ class Sampler(Thread["ClusterSnapshot | Greenlets"]):
         self._chosen: str | None = None
 
     def choose(self, node: str | None) -> None:
-        """From now on, ask for the greenlets of this worker, the first time at once."""
+        """From now on, ask for the greenlets of this worker, for the first time immediately."""
         self._chosen = node
         self._woken.set()
 
@@ -279,7 +279,7 @@ class EventsThread(Thread["dict[str, Any]"]):
         Raises:
             OperationalError: the server cannot be reached, or refuses.
         """
-        # No need to request heartbeats: replies show which workers are alive.
+        # There is no need to request heartbeats, since replies show which workers are alive.
         self._receiver.open(wakeup=False)
         return super().__enter__()
 

@@ -37,7 +37,7 @@ def read_keys(typed: bytes) -> list[str]:
 
 
 class Keyboard:
-    """Returns each key at once without echo, inside its `with` block."""
+    """Returns each key immediately and without echo, inside its `with` block."""
 
     def __init__(self) -> None:
         """Read standard input, which must be a terminal."""
@@ -45,7 +45,7 @@ class Keyboard:
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
-        """Take over the terminal; Ctrl-Z becomes a key, to restore the terminal first."""
+        """Take over the terminal; Ctrl-Z becomes a key, so that the terminal is restored first."""
         self._before = termios.tcgetattr(self._file)
         tty.setcbreak(self._file, termios.TCSANOW)
         ours = termios.tcgetattr(self._file)
@@ -58,7 +58,7 @@ class Keyboard:
         termios.tcsetattr(self._file, termios.TCSAFLUSH, self._before)
 
     def keys(self, timeout_s: float) -> list[str]:
-        """Return the keys typed; wait for one if there is none.
+        """Return the keys typed; wait for one if there are none.
 
         Raises:
             EOFError: the terminal has been closed.

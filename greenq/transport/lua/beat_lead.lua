@@ -1,4 +1,4 @@
--- Makes one beat the leader, for a while: the others have nothing to send, so they need not check what is due.
+-- Makes one beat the leader for a while, so that the others do not have to send anything or check what is due.
 -- For the beat of a worker, lease.lua does the same.
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the number of changes

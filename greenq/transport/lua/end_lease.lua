@@ -1,4 +1,4 @@
--- Ends the lease of a worker whose process has died, so that others recover its messages at once.
+-- Ends the lease of a worker whose process has died, so that others recover its messages immediately.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member

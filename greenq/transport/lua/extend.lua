@@ -1,5 +1,5 @@
--- Extends a worker's lease on its behalf while no Python runs in it. An ended lease stays ended: others recover its
--- messages.
+-- Extends a worker's lease on its behalf while no Python code runs in it. An ended lease stays ended: others recover
+-- its messages.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member, 2 seconds for which the lease holds from now on

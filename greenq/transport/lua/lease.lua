@@ -12,7 +12,7 @@
 --       5 the queues that this worker takes from, as JSON, '' if the server has them already;
 --       6 a channel and 7 the text to publish on it, '' for none;
 --       with a beat: 8 its name, 9 milliseconds within which the leader must call again
--- Reply {1 if the lease was still held; 0 if it had ended meanwhile, or there was none,
+-- Reply {1 if the lease was still held; 0 if it had ended in the meantime, or there was none,
 --        the server's time, the number of lists that have messages,
 --        the time at which the next parked ETA is due or an empty text,
 --        {paused queues}, the reason for a failed publication or an empty text,
@@ -22,9 +22,9 @@
 --        {1 if the beat leads, the number of changes, the leader}, or {} without a beat, or if that was refused,
 --        expired members, at most a hundred …}
 --
--- The challenge belongs to this moment: a registration that was in transit when the server lost its data does not
--- know the messages taken meanwhile, and must not be accepted as one sent afterwards.
--- An owner that has left gets no lease again: a call delayed for a long time must not revive it.
+-- The challenge belongs to this moment: a registration that was in transit when the server lost its data does not know
+-- the messages taken in the meantime, and must not be accepted as one sent afterwards.
+-- An owner that has left does not get a lease again: a call delayed for a long time must not revive it.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)

@@ -5,7 +5,7 @@
 --       or the score that its ended lease had when it was claimed: remove the lease if it still has that
 --       score, 3 seconds until the owner is forgotten; optional: 4 the entry about its death, 5 how many
 --       deaths to keep, 6 for how many seconds
--- Reply 1 if it was done, 0 if the lease was renewed or removed meanwhile
+-- Reply 1 if it was done, 0 if the lease was renewed or removed in the meantime
 --
 -- The owner stays known for a while, so that its later writes are recognised as not held.
 if ARGV[2] == 'close' then
@@ -19,7 +19,7 @@ if ARGV[2] ~= 'leave' and redis.call('ZSCORE', KEYS[1], ARGV[1]) ~= ARGV[2] then
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 local removed = redis.call('ZREM', KEYS[1], ARGV[1])
 if ARGV[4] then
-  -- Only informative: if it cannot be written, the lease must still be removed.
+  -- This is only informative: if it cannot be written, the lease must still be removed.
   redis.pcall('LPUSH', KEYS[3], ARGV[4])
   redis.pcall('LTRIM', KEYS[3], 0, ARGV[5] - 1)
   redis.pcall('EXPIRE', KEYS[3], ARGV[6])

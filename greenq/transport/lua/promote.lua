@@ -2,12 +2,12 @@
 --
 -- KEYS  1 the parked ETAs of one queue: a zset, score when it is due (unix seconds), member
 --       <number of its list>|<message>; 2… the lists of the queue
--- ARGV  1 the most messages to move
+-- ARGV  1 the maximum number of messages to move
 -- Reply how many were moved
 local time = redis.call('TIME')
 local now = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1000000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
--- The last one pushed is taken first, so the latest is pushed first.
+-- The message pushed last is taken first, so the latest one is pushed first.
 for i = #due, 1, -1 do
   local bar = string.find(due[i], '|', 1, true)
   redis.call('RPUSH', KEYS[1 + tonumber(string.sub(due[i], 1, bar - 1))], string.sub(due[i], bar + 1))

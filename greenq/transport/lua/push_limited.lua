@@ -1,7 +1,7 @@
 -- Pushes messages to a queue unless more would wait there than its length limit allows; either all of them or none.
 --
 -- KEYS  1 the list to push to, 2… all lists of the queue
--- ARGV  1 the most messages that may wait, 2… the messages
+-- ARGV  1 the maximum number of messages that may wait, 2… the messages
 -- Reply how many messages waited before; negative, minus one, if these were not pushed
 local waiting = 0
 for i = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the dead letters, 2 the queue's list
 -- ARGV  1 the letter, exactly as stored in the list, 2 the message
--- Reply 1 if it was moved, 0 if it was replayed or purged meanwhile, or an error
+-- Reply 1 if it was moved, 0 if it was replayed or purged in the meantime, or an error
 --
 -- A script that fails halfway is not undone, so the letter is put back if its message is refused (a key
 -- of the wrong type, a user who may not write there).

@@ -1,11 +1,11 @@
 -- Stores revoked tasks for workers that start later.
 --
--- KEYS  1 the revoked tasks: a zset, score time of the revoke (unix seconds)
+-- KEYS  1 the revoked tasks: a zset, score time of the revocation (unix seconds)
 -- ARGV  1 seconds for which they are kept, 2 how many are kept, 3 how many bytes of memory they may take; 4… the
 --       members to add
 -- Reply how many are kept now
 --
--- A repeated call renews the time of the revoke. Expired members are removed first, then the oldest;
+-- A repeated call renews the time of the revocation. Expired members are removed first, then the oldest;
 -- one call removes at most as many as it may add, plus a thousand. Memory is only measured if a long member is added,
 -- since that reads all of them; short ones, such as the ids that Celery makes, take little memory in total.
 local time = redis.call('TIME')

@@ -65,9 +65,8 @@
 -- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
 -- nothing is pushed or acknowledged, and its part's claim is written, so that no Celery worker sends the body as well.
 -- The worker then reads the values and settles the message again, with the body to be pushed and the chord to be
--- cleared.
--- If it dies before that, the message is still reserved and runs again; its part has been counted, and the claim is
--- its own, so it is withheld again. A chord claimed by another worker is left to that worker.
+-- cleared. If it dies before that, the message is still reserved and runs again; its part has been counted, and the
+-- claim is its own, so it is withheld again. A chord claimed by another worker is left to that worker.
 -- A script that fails halfway is not undone. So the state of each ending comes first: a server out of memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
 -- A user who may delete but not push is refused beforehand (Redis 7 and later can tell).

@@ -1,18 +1,18 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
---       5… source lists: groups of Q lists each, most urgent group first; a queue with several turns appears several
---       times
--- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the most messages,
---       5 the bytes after which to take no more, 6 Q (the number of turns, the size of a group), 7 the first turn
---       of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases,
+--       5… source lists: groups of Q lists each, the most urgent group first; a queue with several turns
+--       appears several times
+-- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the maximum number of
+--       messages, 5 the bytes after which to take no more, 6 Q (the number of turns, the size of a group), 7 the first
+--       turn of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases,
 --       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
 -- Reply {messages left in all lists, number of the next take's first tag,
 --        then for each message: the number of its tag, its queue, its text …}, where queue 0 means that the text
 --        is the whole record; or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data
 --        CLOSED    the owner has left
---        LAPSED the owner's lease has ended; no worker would recover what it took now
+--        LAPSED    the owner's lease has ended; no worker would recover what it took now
 --
 -- Each call has a number. A call whose number is not above the last call's was delayed and overtaken by its
 -- repetition: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its

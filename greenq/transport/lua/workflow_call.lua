@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the workflow, 2 its calls: a list
 -- ARGV  1 when: 's' after success, 'f' after a failure, 'e' in any case; 2 the length of the queue's key, a colon, the
---       key, and the message; 3 the most calls
+--       key, and the message; 3 the maximum number of calls
 -- Reply 1, or an error:
 --       UNKNOWN the index has no such workflow
 --       FULL    it has too many calls

@@ -2,8 +2,8 @@
 -- second.
 --
 -- KEYS  1 the workflow, 2 the stopped workflows: a hash
--- ARGV  1 its id, 2 'cancelled', 'paused', or '' for neither, 3 the seconds for which the list is kept, 4 the most
---       workflows on it, 5 the seconds for which a paused workflow is kept
+-- ARGV  1 its id, 2 'cancelled', 'paused', or '' for neither, 3 the seconds for which the list is kept, 4 the maximum
+--       number of workflows on it, 5 the seconds for which a paused workflow is kept
 -- Reply the previous value, '' for neither; or an error:
 --       UNKNOWN the index has no such workflow
 --       FULL    too many workflows are stopped

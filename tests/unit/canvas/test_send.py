@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from greenq import Greenq, chain, chord, group
-from greenq.context import Context, current_context
 from greenq.errors import EncodeError, NotAllSent, OperationalError
 from greenq.protocol.message import TaskMessage
 from greenq.result import GroupResult
+from greenq.sending.context import Context, current_context
 from tests.unit.canvas.outgoing import Outgoing
 
 

@@ -16,7 +16,7 @@ import yaml
 from greenq.cli import build_parser, main
 from greenq.cli.deploy import file, run
 from greenq.errors import SupervisorError
-from greenq.worker_parts import EXIT_RECYCLED
+from greenq.worker_parts.options import EXIT_RECYCLED
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:

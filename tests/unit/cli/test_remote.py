@@ -260,7 +260,7 @@ def test_limit_and_offset_hold_for_each_node(celery: list[str]) -> None:
             [
                 "w@h",
                 "  running: 2",
-                "          2  wait on recv 10.0.0.7:443",
+                "          2  waiting on recv 10.0.0.7:443",
                 "  t[i]  age 3.25 s, computed 0.5 s, waits on recv",
                 "      a.py:1",
                 "      b.py:2",

@@ -520,7 +520,7 @@ def test_a_drained_worker_takes_nothing_and_gives_back_what_waits(node: Node) ->
     node.give("wait", "runs")
     node.give("add", "eta", 1, 2, countdown=100)
 
-    assert node.ask("drain") == {"ok": "draining: 1 tasks run"}
+    assert node.ask("drain") == {"ok": "draining: 1 tasks are running"}
 
     assert node.ask("status")["draining"] is True
     assert node.ask("scheduled") == []

@@ -66,7 +66,7 @@ def test_old_names_lead_to_the_new_ones(old: str) -> None:
         return
     with pytest.raises(ConfigError) as refused:
         Config.build({old: 1})
-    assert refused.value.problems[0].reason == f"is an old name, now {new}"
+    assert refused.value.problems[0].reason == f"is an old name; it is now {new}"
 
 
 @pytest.mark.parametrize("option", sorted(TRANSPORT_OPTIONS))

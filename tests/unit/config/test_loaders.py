@@ -214,7 +214,7 @@ def test_old_and_misspelt_names_in_a_namespace_are_refused_in_its_spelling() -> 
         "CELERY",
     )
     assert found == {
-        "CELERY_ACKS_LATE": "is an old name, now CELERY_TASK_ACKS_LATE",
+        "CELERY_ACKS_LATE": "is an old name; it is now CELERY_TASK_ACKS_LATE",
         "CELERY_TASK_TRACK_STARTD": (
             "greenq has no such setting; did you mean CELERY_TASK_TRACK_STARTED?"
         ),

@@ -8,7 +8,8 @@ import kombu
 import kombu.common
 import pytest
 
-from greenq.config.queues import Binding, Broadcast, Exchange, Queue, declared
+from greenq.config.queue_table import declared
+from greenq.config.queues import Binding, Broadcast, Exchange, Queue
 from greenq.config.settings import TaskConfig
 from greenq.errors import ConfigError
 

@@ -187,7 +187,7 @@ def test_all_problems_of_all_sections_come_at_once() -> None:
     ],
 )
 def test_old_name_is_refused_with_the_new_one(old: str, new: str) -> None:
-    assert problems_of(**{old: 1}) == {old: f"is an old name, now {new}"}
+    assert problems_of(**{old: 1}) == {old: f"is an old name; it is now {new}"}
 
 
 def test_unknown_name_without_a_neighbour_is_refused() -> None:

@@ -10,9 +10,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenq.consumer import tasks
 from greenq.errors import ConnectionLost, NotRegistered
 from greenq.transport.fetch import Taken
-from tests.unit.rig import DEADLINE_S, Rig, settle, stamped
+from tests.unit.rig import DEADLINE_S, Rig, settle, stamped, wait_for
 
 
 def soon(seconds: float = 60) -> str:
@@ -500,6 +501,25 @@ def test_what_a_take_brings_while_draining_begins_goes_back(rig: Rig) -> None:
 
     assert ids_of(rig.outbox.moves()) == ["rig:2", "rig:1"]
     assert succeeded(rig) == []
+    rig.tasks.stop_consuming()
+    consuming.join(DEADLINE_S)
+    assert consuming.successful()
+
+
+def test_what_follows_a_message_that_took_long_to_read_goes_back_if_draining_begins_then(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_TURN_S", -1.0)
+    # What is compressed is not read the short way.
+    rig.fetcher.ready = [rig.delivery("add", name, 1, 2, compression="zlib") for name in "abc"]
+    rig.fetcher.taking = lambda: gevent.spawn_later(0, rig.tasks.drain, True)
+
+    consuming = gevent.spawn(rig.tasks.consume)
+    wait_for(rig.outbox.moves)
+
+    assert succeeded(rig) == ["a"]
+    assert ids_of(rig.outbox.moves()) == ["rig:3", "rig:2"]
+    assert rig.tasks.unfinished == set()
     rig.tasks.stop_consuming()
     consuming.join(DEADLINE_S)
     assert consuming.successful()

@@ -10,9 +10,9 @@ from celery import Celery
 from celery.contrib.abortable import AbortableAsyncResult as CelerysResult
 
 from greenq import Greenq
-from greenq.context import Context, current_context
 from greenq.contrib.abortable import ABORTED, AbortableAsyncResult, AbortableTask
 from greenq.protocol.message import TaskMessage
+from greenq.sending.context import Context, current_context
 from tests.servers import Server
 
 

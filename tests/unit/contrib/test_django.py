@@ -12,7 +12,7 @@ import pytest
 from greenq import Greenq
 from greenq.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SETTINGS = """
 INSTALLED_APPS = ["plain", "named.apps.Config", "without_tasks"]
@@ -120,8 +120,9 @@ def test_setting_up_twice_closes_connections_once(project: Path) -> None:
 
 def test_a_missing_django_is_told(project: Path) -> None:
     code = (
-        "import greenq.app, logging\nlogging.basicConfig(stream=sys.stdout)\n"
-        "greenq.app.find_spec = lambda name: None\n"
+        "from greenq.registry import discovery\n"
+        "import logging\nlogging.basicConfig(stream=sys.stdout)\n"
+        "discovery.find_spec = lambda name: None\n"
         "Greenq().import_task_modules()"
     )
     assert "Django is not installed" in run(project, code)

@@ -20,7 +20,7 @@ from gevent.event import AsyncResult, Event
 from greenq.diagnostics.stacks import all_stacks, describe, waits_on
 from greenq.hub import NativeThread, spawn
 from greenq.pool import Pool
-from greenq.request import Request
+from greenq.running.request import Request
 from tests.support import wait_until
 
 DEADLINE_S = 5.0
@@ -81,7 +81,7 @@ def test_threads_are_told_with_their_names_where_they_have_one() -> None:
     finally:
         thread.stop()
 
-    assert "the hub's; it is writing this\n" in text
+    assert "the hub's thread, which is writing this\n" in text
     assert text.startswith("stacks of ")
 
 

@@ -188,7 +188,7 @@ def test_a_suspect_does_not_wait_for_ever_and_then_its_death_counts_for_nobody_a
     wait_for(lambda: place.began == ["long", "suspect"])
 
     assert place.rig.outbox.alone() == []
-    assert "runs beside other tasks, which have not ended in time" in caplog.text
+    assert "runs alongside other tasks, which have not ended in time" in caplog.text
     place.close()
     wait_for(lambda: not place.rig.tasks.admission.suspects.busy)
 

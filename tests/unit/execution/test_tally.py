@@ -14,7 +14,7 @@ from greenq.errors import Reject
 from greenq.execution import tally as tallies
 from greenq.execution.tally import OTHER, RUNTIMES_S, WAITS_S, Series, TaskTally
 from greenq.protocol.ids import new_id, tag_of, tag_prefix
-from greenq.request import Request
+from greenq.running.request import Request
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, SUCCESS
 from greenq.transport.fetch import Delivery
 from tests.unit.node import Node

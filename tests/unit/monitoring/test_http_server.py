@@ -25,7 +25,7 @@ from greenq.monitoring.http_server import (
     Response,
     json_response,
 )
-from greenq.probe import Address, ask
+from greenq.utils.probe import Address, ask
 from tests.support import wait_until
 
 WAIT_S = 10

@@ -63,7 +63,7 @@ WRONG: list[tuple[Any, str]] = [
     (sig(options={"chain": "abc"}), "its option chain"),
     (sig(options={"link": [sig(), 4]}), "it is int, not an object"),
     (sig(kind="group", kwargs={"tasks": [sig(options={"chord": sig(3)})]}), "task is int"),
-    (nested(MOST_DEPTH + 1), "nested more than 100 deep"),
+    (nested(MOST_DEPTH + 1), "nested more than 100 levels deep"),
 ]
 
 

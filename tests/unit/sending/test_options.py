@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from greenq import Greenq
+from greenq.app import Task
 from greenq.errors import GreenqError, WrongOption
 from greenq.sending.options import check_send_options
-from greenq.task import Task
 
 NOWHERE = "redis://127.0.0.1:1/0"
 

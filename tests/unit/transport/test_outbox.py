@@ -216,7 +216,7 @@ def test_failed_write_is_written_again_with_the_same_content(
     # The result and its acknowledgement are never parted.
     assert transport.client.tried == [settled(done(1))] * 2
     assert told == [True]
-    assert "1 outcomes wait to be written" in caplog.text
+    assert "1 outcomes are waiting to be written" in caplog.text
 
 
 def test_refusal_for_good_is_logged_and_the_rest_goes_on(

@@ -10,7 +10,7 @@ from greenq.watchdog.silence import account
 @pytest.mark.parametrize(
     ("gap_s", "cpu_s", "suspended_s", "why"),
     [
-        (10.7, 10.5, 0.0, "no Python ran in this process for 10.7 s: a call held the GIL"),
+        (10.7, 10.5, 0.0, "no Python code ran in this process for 10.7 s: a call held the GIL"),
         (10.7, 0.01, 0.0, "it was stopped, got no CPU, or a call held the GIL while it waited"),
         (3600.0, 0.1, 3599.0, "for 3600.0 s: the machine was suspended"),
     ],

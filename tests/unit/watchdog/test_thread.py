@@ -932,5 +932,5 @@ def test_where_changes_are_not_announced_the_renewals_look_alone(
     world.watch.turn()
 
     assert world.relayed == 1
-    assert "announces no messages on less urgent lists" in caplog.text
+    assert "does not announce messages on less urgent lists" in caplog.text
     assert world.connected

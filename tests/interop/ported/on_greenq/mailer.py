@@ -8,7 +8,7 @@ import redis
 
 from greenq import Greenq as Celery
 from greenq.errors import MaxRetriesExceededError, Reject
-from greenq.log import get_task_logger
+from greenq.utils.log import get_task_logger
 
 logger = get_task_logger(__name__)
 

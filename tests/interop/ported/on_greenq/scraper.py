@@ -9,7 +9,7 @@ import redis
 from greenq import Greenq as Celery
 from greenq import shared_task
 from greenq.errors import Ignore, SoftTimeLimitExceeded
-from greenq.log import get_task_logger
+from greenq.utils.log import get_task_logger
 
 logger = get_task_logger(__name__)
 

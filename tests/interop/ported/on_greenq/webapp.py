@@ -9,8 +9,8 @@ import redis
 from greenq import Greenq as Celery
 from greenq import Task, shared_task
 from greenq.errors import Ignore
-from greenq.log import get_task_logger
 from greenq.result import AsyncResult
+from greenq.utils.log import get_task_logger
 
 logger = get_task_logger(__name__)
 

@@ -1,0 +1,11 @@
+"""What a worker is made of: its options, its parts, and the code that builds them.
+
+Used by the worker, by the commands and the monitoring that look into it, and by the command line.
+"""
+
+from __future__ import annotations
+
+from greenq.worker_parts.options import WorkerOptions
+from greenq.worker_parts.parts import Parts
+
+__all__ = ["Parts", "WorkerOptions"]
