@@ -114,6 +114,7 @@ class Autoscaler(StartStopPart):
         backlog: Callable[[], int],
         adaptive: Adaptive | None = None,
         ended: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
+        is_empty: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Resize `pool` between `least` and `most`.
@@ -124,6 +125,8 @@ class Autoscaler(StartStopPart):
             backlog: returns the number of messages waiting here and in the queues; must not wait.
             adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
             ended: returns how many tasks have ended, and their total duration.
+            is_empty: returns whether this worker holds no messages. Then a pool of the smallest
+                size has nothing to decide until `resume`.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
@@ -131,17 +134,29 @@ class Autoscaler(StartStopPart):
         self._pool, self._timer, self._hub = pool, timer, hub
         self._keepalive_s, self._interval_s = keepalive_s, interval_s
         self._backlog, self._clock = backlog, clock
-        self._adaptive, self._ended = adaptive, ended
+        self._adaptive, self._ended, self._is_empty = adaptive, ended, is_empty
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
+        # None while stopped, and while there is nothing to decide.
         self._entry: TimerEntry | None = None
+        self._runs = False
 
     def start(self) -> None:
         """Start ticking."""
-        self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
+        self._runs = True
+        self.resume()
 
     def stop(self) -> None:
         """Leave the pool as it is."""
+        self._runs = False
+        self._rest()
+
+    def resume(self) -> None:
+        """Tick again: this worker has taken messages. Switches: no."""
+        if self._entry is None and self._runs:
+            self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
+
+    def _rest(self) -> None:
         if self._entry is not None:
             self._entry.cancel()
             self._entry = None
@@ -165,6 +180,11 @@ class Autoscaler(StartStopPart):
         if decision.size != load.size:
             _log.info("pool %d -> %d: %s", load.size, decision.size, decision.reason)
             self._pool.resize(decision.size)
+        is_least = load.size == decision.size == load.least and not load.running + load.backlog
+        if is_least and self._adaptive is None and self._is_empty():
+            self._rest()
+        else:
+            self.resume()
 
     def _load(self) -> Load:
         now = self._clock()

@@ -74,6 +74,11 @@ class Runs:
             for name in [name for name in known if name not in names]:
                 del known[name]
 
+    @property
+    def due(self) -> int | None:
+        """When to look next; None if no run is followed."""
+        return self._heap[0].at if self._heap else None
+
     def look(self, now: int) -> None:
         """Look for results that may have arrived by now."""
         for _ in range(_PORTIONS):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -55,11 +56,15 @@ if TYPE_CHECKING:
     from greenq.sending.plan import SendPlan
     from greenq.sending.producer import Producer
     from greenq.task import BaseTask
+    from greenq.transport.schedule_store import Lead, LeadCall
 
 _log = logging.getLogger(__name__)
 
 # How often a beat asks the server who leads, and whether entries were changed.
 POLL_S: Final = 1.0
+
+# How long a beat that is told of news waits for them.
+_REST_S: Final = 60.0
 
 # An entry whose sending was refused is tried again after this.
 _RETRY_US: Final = 1_000_000
@@ -84,6 +89,22 @@ _DRAFTS: Final = 1000
 _PROMPT_US: Final = 1_000_000
 
 _HEADERS: Final = {"celery_beat_task": True}
+
+
+class Link(Protocol):
+    """Asks who leads in place of a beat, and wakes it when anything has changed."""
+
+    def begin(self, call: LeadCall, lead: Lead) -> None:
+        """From now on ask this; `lead` is what the server has answered just now."""
+
+    def end(self) -> None:
+        """Ask no more, and end the beat's `wait`."""
+
+    def answer(self) -> Lead | None:
+        """Return the latest answer, with the server's time now; None if the beat must ask."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for news."""
 
 
 class _Draft(NamedTuple):
@@ -170,6 +191,7 @@ class Scheduler:
         *,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
+        link: Link | None = None,
     ) -> None:
         """Send the entries of `app`, whose task modules are imported.
 
@@ -177,12 +199,14 @@ class Scheduler:
             app: the app.
             clock: a clock in seconds; only differences count.
             name: a readable name for this beat; by default host and process.
+            link: asks who leads; None makes this beat ask each second.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.
         """
         self._app = app
         self._clock = clock
+        self._link = link
         transport = app.transport
         self._store = ScheduleStore(transport.client, transport.keys, transport.signer)
         self._zone = ZoneInfo(app.config.task.timezone)
@@ -195,7 +219,7 @@ class Scheduler:
         # How far the server's time is ahead of `clock`, in microseconds.
         self._offset = 0
         self._changes = -1
-        self._polled_s = -POLL_S
+        self._polled_s = -math.inf
         self._is_stopping = False
         self._drafts: dict[str, _Draft] = {}
         self._outage, self._result_outage = OutageLog(_log), OutageLog(_log)
@@ -213,7 +237,11 @@ class Scheduler:
             "beat %s starts; entries in the settings and the code: %d", self.name, len(self._coded)
         )
         while not self._is_stopping:
-            time.sleep(self.try_tick())
+            pause_s = self.try_tick()
+            if self._link is None:
+                time.sleep(pause_s)
+            else:
+                self._link.wait(pause_s)
         if self.leads:
             try:
                 self._store.resign(self._schedule, self.name)
@@ -223,13 +251,15 @@ class Scheduler:
     def stop(self) -> None:
         """Make `run` end within a second; safe in a signal handler, unlike taking a lock."""
         self._is_stopping = True
+        if self._link is not None:
+            self._link.end()
 
     def try_tick(self) -> float:
         """Run one turn of the loop and log outages; return the seconds until the next turn."""
         try:
             wait_s = self.tick()
         except OperationalError as exc:
-            self._polled_s = -POLL_S
+            self._polled_s = -math.inf
             self._outage.failed("beat sends nothing until the server answers again", exc)
             return POLL_S
         self.ticked_s = self._clock()
@@ -243,12 +273,14 @@ class Scheduler:
             OperationalError: the server did not answer; nothing is lost, since the next turn tries
                 again.
         """
-        if self._clock() - self._polled_s >= POLL_S:
+        if self._link is not None or self._clock() - self._polled_s >= POLL_S:
             self._poll()
         if self.leads:
             self._send_due()
             self._look_at_runs()
-        next_s = self._polled_s + POLL_S - self._clock()
+        next_s = self._polled_s + (POLL_S if self._link is None else _REST_S) - self._clock()
+        if self.leads and self._runs.due is not None:
+            next_s = min(next_s, max(POLL_S, (self._runs.due - self.now()) / 1_000_000))
         if self.leads and self._heap:
             next_s = min(next_s, (self._heap[0][0] - self.now()) / 1_000_000)
         return max(0.0, next_s)
@@ -273,7 +305,11 @@ class Scheduler:
 
     def _poll(self) -> None:
         """Ask who leads and what has changed; take over if no one leads."""
-        lead = self._store.lead(self._schedule, self.name)
+        lead = None if self._link is None else self._link.answer()
+        if lead is None:
+            lead = self._store.lead(self._schedule, self.name)
+            if self._link is not None:
+                self._link.begin(self._store.lead_call(self._schedule, self.name), lead)
         self._polled_s = self._clock()
         self._note_time(lead.now)
         if lead.leads != self.leads:
@@ -543,7 +579,7 @@ class Scheduler:
         if not outcome.state:
             # The server has lost the entry's state, or the entry was removed.
             slot.step = None
-            self.leads, self._polled_s = False, -POLL_S
+            self.leads, self._polled_s = False, -math.inf
             return
         if outcome.state != slot.seen and not self._note_state(slot, outcome.state):
             return

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import TYPE_CHECKING
 
-from greenq.beat.scheduler import Scheduler
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.hub import join_all, spawn
 from greenq.signals import beat_embedded_init
 
 if TYPE_CHECKING:
-    from greenq.beat.scheduler import BeatApp
+    from greenq.beat.scheduler import BeatApp, Link, Scheduler
     from greenq.hub import Greenlet
 
 _log = logging.getLogger(__name__)
@@ -25,13 +25,15 @@ class Beat(StartStopPart):
 
     requires = ("Hub",)
 
-    def __init__(self, app: BeatApp, hostname: str) -> None:
-        """Check the entries of `app`.
+    def __init__(self, app: BeatApp, hostname: str, link: Link) -> None:
+        """Check the entries of `app`; `link` asks who leads.
 
         Raises:
             ConfigError: an entry is wrong.
         """
-        self._scheduler = Scheduler(app, name=hostname)
+        # Imported only here, since half a megabyte is more than a worker without a beat should pay.
+        scheduler = importlib.import_module("greenq.beat.scheduler")
+        self._scheduler: Scheduler = scheduler.Scheduler(app, name=hostname, link=link)
         self._greenlet: Greenlet | None = None
 
     def start(self) -> None:

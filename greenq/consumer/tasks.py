@@ -97,6 +97,7 @@ class Tasks(StartStopPart):
         hostname: str,
         handover: Handover,
         left_behind: Callable[[], None],
+        taken: Callable[[], None] | None = None,
         events: EventSender | None = None,
         rate_limits: bool = True,
     ) -> None:
@@ -107,6 +108,7 @@ class Tasks(StartStopPart):
             hostname: its node name.
             handover: computes what follows a task's end.
             left_behind: called when a take leaves messages behind.
+            taken: called when this worker has got messages.
             events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
 
@@ -119,6 +121,7 @@ class Tasks(StartStopPart):
         self._pool = pool
         self._state = state
         self._left_behind = left_behind
+        self._taken = taken
         self._returns = Returns(transport, outbox, pool, state)
         self.admission = Admission(
             config=config, transport=transport, registry=registry, outbox=outbox, pool=pool,
@@ -153,6 +156,11 @@ class Tasks(StartStopPart):
     def backlog(self) -> int:
         """Count the messages that are waiting for a slot, here and in the queues. Switches: no."""
         return self.depth + self._pool.waiting
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this worker holds no messages, not even some for later."""
+        return self.admission.waiting.is_empty and not self._state.reserved
 
     def consume(self) -> None:
         """Take and admit messages until stopped. Switches: yes. Raises OperationalError."""
@@ -215,6 +223,8 @@ class Tasks(StartStopPart):
         if not self._may_take():
             self._returns.give_back_deliveries(deliveries)
             return
+        if self._taken is not None and deliveries:
+            self._taken()
         self._admitting, admission = deliveries, self.admission
         admission.read_s = 0.0
         for number, delivery in enumerate(deliveries, 1):
@@ -311,6 +321,8 @@ class Tasks(StartStopPart):
 
     def receive(self, delivery: Delivery) -> None:
         """Run a broadcast message, of which the server has no record. Switches: no."""
+        if self._taken is not None:
+            self._taken()
         self.admission.receive(delivery._replace(tag=""))
 
     def read(self, raw: bytes) -> TaskMessage:

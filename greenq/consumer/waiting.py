@@ -131,6 +131,11 @@ class Waiting:
         self._refusals.discard(request, "expired")
         return True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no requests wait here."""
+        return not self._scheduled and not any(map(len, self._lines.values()))
+
     def scheduled(self) -> list[tuple[datetime, Request]]:
         """Return the requests that are waiting for their ETA, with the ETA, soonest first."""
         found = [(eta, request) for request, (_entry, eta) in self._scheduled.items()]

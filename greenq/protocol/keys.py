@@ -234,7 +234,7 @@ class Keys:
         return f"{self.prefix}greenq.beat.changes"
 
     def beat_leader(self, schedule: str) -> str:
-        """Text, greenq's own: which beat with these entries does the work; expires after 10 s."""
+        """Text, greenq's own: which beat with these entries does the work; expires after 4 s."""
         return f"{self.prefix}greenq.beat.leader.{schedule}"
 
     def group_leader(self, group: str) -> str:

@@ -132,8 +132,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_client", "_link", "_pid", "_published", "_traffic", "ends_s", "noticed", "number", "poll",
-        "pushes", "used_at",
+        "_client", "_link", "_pid", "_published", "_traffic", "changed", "ends_s", "noticed",
+        "number", "poll", "pushes", "used_at", "watched",
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
@@ -147,6 +147,9 @@ class Connection:
         # With pushes: True when the server has announced a change since this was last set to False,
         # and on a new socket, since earlier changes cannot have been announced there.
         self.noticed = False
+        # The same for one key alone, which its holder names.
+        self.watched: str | None = None
+        self.changed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
@@ -210,7 +213,7 @@ class Connection:
             parser.set_invalidation_push_handler(self._notice)
             parser.set_pubsub_push_handler(self._keep)
         self._published.take_all()
-        self.noticed = self.pushes
+        self.noticed = self.changed = self.pushes
         self.number = None
         return True
 
@@ -251,8 +254,12 @@ class Connection:
         if self.number is None:
             self.number = self.call("CLIENT", "ID")
 
-    def _notice(self, _message: object) -> Push:
+    def _notice(self, message: list[Any]) -> Push:
         self.noticed = True
+        keys = message[1]
+        # Without keys, the server has lost them all.
+        if self.watched is not None and (keys is None or self.watched.encode() in keys):
+            self.changed = True
         return _INVALIDATE
 
     def _keep(self, push: list[Any]) -> Push:

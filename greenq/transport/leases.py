@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.transport.client import load_script
 from greenq.transport.fetch import BLOCKING_QUEUES, KNOWN_S, in_portions, tag_number
 from greenq.transport.owner import Owner
+from greenq.transport.schedule_store import Lead
 from greenq.transport.settle import Fence, settle
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from greenq.transport.broker import Broker
     from greenq.transport.client import Connection
     from greenq.transport.recovery import Recovery
+    from greenq.transport.schedule_store import LeadCall
     from greenq.transport.settle import Publication, Settlement
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Renewal(NamedTuple):
             this owner, which is new, or the server has lost its data.
         question: the challenge that it must then return when it registers.
         relays: True if this worker should relay messages from lists on which no worker waits.
+        lead: the answer to its beat; None if it has not asked, or was refused.
     """
 
     held: bool
@@ -71,6 +74,7 @@ class Renewal(NamedTuple):
     first_unused: int = 0
     question: str = ""
     relays: bool = False
+    lead: Lead | None = None
 
 
 class _Looks(NamedTuple):
@@ -155,19 +159,30 @@ class Leases:
         return _Looks(names, [*fixed, *parked, *lists], steps, unwatched)
 
     def renew(
-        self, publication: Publication | None = None, *, would_relay: bool = False
+        self,
+        publication: Publication | None = None,
+        *,
+        would_relay: bool = False,
+        lead: LeadCall | None = None,
     ) -> Renewal:
         """Renew the lease, publish `publication`, and read the state of other workers.
 
-        Among the workers with the same queues, only one relays.
+        Among the workers with the same queues, only one relays. `lead` asks for the lead of this
+        worker's beat.
         """
         looks = self._looks
         would = int(would_relay and bool(looks.unwatched))
         queues = self._queues_json
         unreported = "" if queues == self._reported_json else queues
-        args = [str(self._owner), self._lease_s, len(looks.queues), would, unreported]
-        answer = self.connection.script(_LEASE, looks.keys, [*args, *(publication or ())])
-        held, now, work, due, paused, unpublished, first_unused, question, relays, *expired = answer
+        keys = looks.keys
+        args: list[Any] = [str(self._owner), self._lease_s, len(looks.queues), would, unreported]
+        args += publication or ("", "")
+        if lead is not None:
+            keys = [*keys, lead.leader, lead.changes]
+            args += [lead.who, int(lead.term_s * 1000)]
+        (
+            held, now, work, due, paused, unpublished, first_unused, question, relays, led, *expired
+        ) = self.connection.script(_LEASE, keys, args)  # fmt: skip
         # A server that does not know this owner has also lost its queues.
         self._reported_json = queues if first_unused else ""
         return Renewal(
@@ -181,7 +196,21 @@ class Leases:
             first_unused=first_unused,
             question=question.decode(),
             relays=bool(relays),
+            lead=_read_lead(float(now), led),
         )
+
+    def changes(self, key: str) -> int:
+        """Return how often entries of beats have been changed, and be told of the next change.
+
+        Raises:
+            ServerError, AccessRefused: this server does not announce changes.
+        """
+        connection = self.connection
+        connection.watched, connection.changed = key, False
+        *_, number = connection.pipeline(
+            [("CLIENT", "TRACKING", "ON", "OPTIN"), ("CLIENT", "CACHING", "YES"), ("GET", key)]
+        )
+        return int(number or 0)
 
     def relay(self) -> bool:
         """Relay messages from lists on which no worker waits, and request the next announcement.
@@ -301,6 +330,13 @@ class Leases:
     def _server_time(self) -> float:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
+
+
+def _read_lead(now_s: float, answer: list[Any]) -> Lead | None:
+    if not answer:
+        return None
+    leads, changes, leader = answer
+    return Lead(int(now_s * 1e6), bool(leads), int(changes), leader.decode(errors="replace"))
 
 
 def _size_of(entry: Settlement) -> int:

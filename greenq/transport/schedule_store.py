@@ -25,7 +25,11 @@ _SET = load_script("beat_set")
 _LEAD = load_script("beat_lead")
 
 # Another beat takes over when the leader has not called for this long.
-LEAD_S: Final = 4.0
+LEAD_S: Final = 3.8
+
+# A worker's beat asks who leads with the renewals of the worker's lease, at least this often. As
+# LEAD_S, this leaves room for two late calls, and a leader that has died is replaced within 5 s.
+RENEW_S: Final = 1.2
 
 MOST_ENTRIES: Final = 100_000
 MOST_HISTORY: Final = 10_000
@@ -134,6 +138,21 @@ class Lead(NamedTuple):
     leader: str
 
 
+class LeadCall(NamedTuple):
+    """The part of a renewal of the lease that asks for the lead of the worker's beat.
+
+    Attributes:
+        leader, changes: the keys.
+        who: the beat.
+        term_s: within how many seconds the leader must call again.
+    """
+
+    leader: str
+    changes: str
+    who: str
+    term_s: float
+
+
 class Sent(NamedTuple):
     """A line of the history; times are in unix microseconds."""
 
@@ -162,6 +181,10 @@ class ScheduleStore:
         keys = [self._keys.beat_leader(schedule), self._keys.beat_changes]
         now, leads, changes, leader = self._client.script(_LEAD, keys, [who, int(LEAD_S * 1000)])
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
+
+    def lead_call(self, schedule: str, who: str) -> LeadCall:
+        """Return what makes a renewal of a lease ask the same."""
+        return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
         """Give up the lead, so that another beat need not wait until it expires."""

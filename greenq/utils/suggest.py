@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     Args:
         cutoff: the minimum similarity, from 0 to 1.
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    # Imported only here, since most processes never need it.
+    difflib = importlib.import_module("difflib")
+    close: list[str] = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from greenq.errors import OperationalError
     from greenq.execution.state import WorkerState
     from greenq.transport.leases import Leases, Renewal
+    from greenq.watchdog.beat_lead import BeatLead
     from greenq.watchdog.cluster import ClusterLink
     from greenq.watchdog.guard_process import GuardProcess
     from greenq.watchdog.reclaimer import Reclaimer
@@ -37,6 +38,7 @@ class LeaseKeeper:
         leases: Leases,
         state: WorkerState,
         cluster: ClusterLink,
+        beat_lead: BeatLead,
         reclaimer: Reclaimer,
         *,
         lease_s: float,
@@ -49,6 +51,7 @@ class LeaseKeeper:
         self._leases = leases
         self._state = state
         self._cluster = cluster
+        self._beat_lead = beat_lead
         self._reclaimer = reclaimer
         self._lease_s = lease_s
         self._renew_every_s = renew_every_s
@@ -95,7 +98,9 @@ class LeaseKeeper:
             self._cluster.reconnected()
             self._reclaimer.connected(now_s)
         renewal = self._leases.renew(
-            self._cluster.heartbeats.with_renewal(now_s), would_relay=self._is_waiting()
+            self._cluster.heartbeats.with_renewal(now_s),
+            would_relay=self._is_waiting(),
+            lead=self._beat_lead.call(now_s),
         )
         # The clock is read before any other call, which would take time. A slow answer contains the
         # server's time when it was sent, not the present time.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, TransportTimeout
 from greenq.hub import NativeThread, poll_readable, sleep
+from greenq.watchdog.beat_lead import BeatLead
 from greenq.watchdog.cluster import ClusterLink
 from greenq.watchdog.ending import LEAVE_S, Ending
 from greenq.watchdog.hub_monitor import HubMonitor
@@ -58,7 +59,8 @@ class Watch(StartStopPart):
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
        and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
-    6. `Ending` requeues messages that the server still holds for this owner, then gives up the
+    6. `BeatLead` asks who leads the beats, for the worker's own one.
+    7. `Ending` requeues messages that the server still holds for this owner, then gives up the
        lease.
     """
 
@@ -117,9 +119,10 @@ class Watch(StartStopPart):
         self._notifier = Notifier(hub, state, calls, holdings)
         self._relay = Relay(leases, self._notifier, clock=clock)
         self._parked = Parked(leases, clock=clock)
+        self.beat_lead = BeatLead(leases, hub, wake=self._wake, clock=clock)
         self.reclaimer = Reclaimer(leases, holdings, limits, renew_every_s=renew_every_s)
         self.lease = LeaseKeeper(
-            leases, state, self.cluster, self.reclaimer,
+            leases, state, self.cluster, self.beat_lead, self.reclaimer,
             lease_s=limits.lease_s, renew_every_s=renew_every_s,
             is_waiting=holdings.is_waiting, guard=guard, clock=clock,
         )  # fmt: skip
@@ -205,8 +208,11 @@ class Watch(StartStopPart):
         if self._clock() >= self._parked.due_s:
             self.promote()
             published = True
-        if self.lease.is_due():
+        if self.lease.is_due() or self._clock() >= self.beat_lead.due_s:
             self.renew()
+            published = True
+        if self._clock() >= self.beat_lead.look_s:
+            self._reached(self.beat_lead.look())
             published = True
         if self._clock() >= self._relay.due_s and self._leases.connection.noticed:
             self._reached(self._relay.relay())
@@ -225,9 +231,11 @@ class Watch(StartStopPart):
             self._notifier.renewed(renewal)
             self._relay.renewed(renewal, now)
             self._parked.renewed(renewal)
+            self.beat_lead.renewed(renewal)
             self.reclaimer.renewed(renewal, now)
         except OperationalError as exc:
             self.lease.failed(now, exc)
+            self.beat_lead.failed()
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
                 # A closed connection would be noticed anyway, but not a silent one.
@@ -253,7 +261,7 @@ class Watch(StartStopPart):
         due_s = self._next_duty_s()
         if self._leases.connection.connected:
             due_s = min(due_s, self.cluster.due_s)
-        pause_s = max(_SOON_S, due_s - self._clock())
+        pause_s = max(_SOON_S, min(due_s, self.beat_lead.look_s) - self._clock())
         if self._leases.connection.noticed:
             pause_s = min(pause_s, max(0.0, self._relay.due_s - self._clock()))
         return pause_s
@@ -264,4 +272,7 @@ class Watch(StartStopPart):
             self.lease.due_s = self._clock()
 
     def _next_duty_s(self) -> float:
-        return min(self.lease.due_s, self.monitor.due_s, self._parked.due_s, self._signals.due_s)
+        return min(
+            self.lease.due_s, self.beat_lead.due_s, self.monitor.due_s, self._parked.due_s,
+            self._signals.due_s,
+        )  # fmt: skip

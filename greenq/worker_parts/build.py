@@ -382,6 +382,7 @@ class _Builder:
             hostname=self.hostname,
             handover=self.handover,
             left_behind=self._left_behind,
+            taken=self._resume_autoscaler if self.options.autoscale else None,
             events=self.events,
             rate_limits=not self.config.worker.worker_disable_rate_limits,
         )
@@ -473,6 +474,7 @@ class _Builder:
             backlog=self.tasks.backlog,
             adaptive=adaptive,
             ended=lambda: self.state.tally.totals() if self.state.tally else (0, 0.0),
+            is_empty=lambda: self.tasks.is_empty,
         )
 
     @cached_property
@@ -508,7 +510,7 @@ class _Builder:
 
     @cached_property
     def beat(self) -> Beat | None:
-        return Beat(self.app, self.hostname) if self.options.beat else None
+        return Beat(self.app, self.hostname, self.watch.beat_lead) if self.options.beat else None
 
     @cached_property
     def recycle(self) -> Recycle | None:
@@ -543,6 +545,10 @@ class _Builder:
         """Tell the autoscaler immediately that more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
+
+    def _resume_autoscaler(self) -> None:
+        assert self.autoscaler is not None
+        self.autoscaler.resume()
 
     # --- the cluster ------------------------------------------------------------------------------
 

@@ -175,6 +175,71 @@ def test_every_worker_may_have_a_beat_beside_others(server: Server) -> None:
 
 
 @pytest.mark.faults
+def test_the_beat_of_another_worker_takes_over_when_the_leaders_worker_is_killed(
+    server: Server,
+) -> None:
+    """Their beats ask with the renewals of the leases."""
+    settings = {"beat_schedule": EACH_SECOND}
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(
+                greenq_worker(server.url, "-B", "-n", f"{name}@host", settings=settings)
+            )
+            for name in ("w1", "w2")
+        }
+        wait_until(lambda: len(history(server)) >= 2, 20)
+        (key,) = server.client.keys("greenq.beat.leader.*")
+        leader = server.client.get(key)[:2].decode()
+        workers[leader].send_signal(signal.SIGKILL)
+        workers[leader].wait_exit()
+        before = len(history(server))
+        # 5 s are promised; the rest is for a busy machine.
+        wait_until(lambda: len(history(server)) >= before + 3, 25)
+        assert not server.client.get(key).startswith(leader.encode())
+    require_each_once(server)
+
+
+def test_the_beat_of_a_worker_is_told_of_a_change(server: Server) -> None:
+    def told() -> int:
+        stats: Any = server.client.info("commandstats")
+        return int(stats.get("cmdstat_client|caching", {}).get("calls", 0))
+
+    with greenq_worker(server.url, "-B") as worker:
+        worker.wait_text("this beat sends")
+        wait_until(lambda: told() >= 2, 20)
+        quiet = told()
+        app = Greenq("here", broker=server.url, set_as_current=False)
+        app.periodic.add("each", "shared.add", 1.0, args=[1, 1])
+        wait_until(lambda: told() > quiet, 20)
+        wait_until(lambda: history(server), 20)
+        app.periodic.remove("each")
+        wait_until(lambda: not server.client.hgetall("greenq.beat.states"), 20)
+        app.close()
+
+
+@pytest.mark.faults
+def test_a_worker_keeps_its_lease_when_its_beat_loses_its_rights(server: Server) -> None:
+    rights = ("reset", "on", ">pass", "&*", "+@all")
+    server.client.execute_command("ACL", "SETUSER", "worker", *rights, "~*")
+    login = server.url.replace("redis://", "redis://worker:pass@")
+    with greenq_worker(login, "-B", settings={"beat_schedule": EACH_SECOND}) as worker:
+        wait_until(lambda: history(server), 20)
+        allowed = ("resetkeys", "~celery*", "~_kombu*", "~unacked*", "~greenq.[^b]*")
+        server.client.execute_command("ACL", "SETUSER", "worker", *allowed, "~greenq.begun.*")
+        worker.wait_text("beat sends nothing until the server answers again")
+        app = Greenq("here", broker=server.url, set_as_current=False)
+        result = app.send_task("shared.add", (1, 2))
+        assert result.get(timeout=20) == 3
+        server.client.execute_command("ACL", "SETUSER", "worker", "~*")
+        worker.wait_text("beat can reach its server again")
+        before = len(history(server))
+        wait_until(lambda: len(history(server)) > before, 20)
+        assert "lost its lease" not in worker.text
+        app.close()
+    require_each_once(server)
+
+
+@pytest.mark.faults
 def test_a_beat_goes_on_when_its_server_has_been_restarted(server: Server) -> None:
     with greenq_beat(server.url, EACH_SECOND) as beat:
         wait_until(lambda: len(history(server)) >= 2, 20)

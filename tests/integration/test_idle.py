@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,21 +30,32 @@ def calls(server: Server) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
 
 
+ALONE = ("--without-heartbeat", "--without-gossip", "--without-control")
+EVERYTHING = ("-B", "--health", "127.0.0.1:0", "--metrics-port", "127.0.0.1:0", "--statedb")
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "beats"),
     [
-        pytest.param(("--without-heartbeat", "--without-gossip", "--without-control"), id="alone"),
-        pytest.param((), id="in a cluster"),
+        pytest.param(ALONE, False, id="alone"),
+        pytest.param((), False, id="in a cluster"),
+        pytest.param(EVERYTHING, True, id="with everything on"),
     ],
 )
-def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, ...]) -> None:
+def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(
+    tmp_path: Path, options: tuple[str, ...], beats: bool
+) -> None:
+    if beats:
+        options = (*options, str(tmp_path / "state"))
+    alone = options is ALONE
     # A server of its own: clients that other tests have left are not idle.
     with valkey() as server, greenq_worker(server.url, "--autoscale", "500,10", *options):
         wait_until(lambda: server.client.info("clients")["blocked_clients"] == 1)
         # At first, it listens for others.
         wait_until(lambda: not server.client.pubsub_numsub(BEAT)[0][1], 20)
-        # And it begins to relay, with the second renewal.
-        wait_until(lambda: "client|tracking" in calls(server), 20)
+        # And it begins to relay, with the second renewal; a beat is told of changes likewise.
+        tracked = 2 if beats else 1
+        wait_until(lambda: calls(server).get("client|tracking", 0) >= tracked, 20)
         started = calls(server)["evalsha"]
         wait_until(lambda: calls(server)["evalsha"] > started)
         began_s, before = time.monotonic(), calls(server)
@@ -49,12 +65,16 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         del asked["info"]
 
         looked = asked.pop("zscore", 0)
-        assert looked <= (0 if options else took_s / LOOK_S + 1)
+        assert looked <= (0 if alone else took_s / LOOK_S + 1)
         renewals = asked.pop("evalsha") - looked
         assert took_s / renewals > 1.0
         # A member of a cluster says that it is there, with an event each two seconds.
         told = asked.pop("publish", 0)
-        assert told <= (0 if options else took_s / HEARTBEAT_S + 1)
+        assert told <= (0 if alone else took_s / HEARTBEAT_S + 1)
+        if beats:
+            # The renewal also asks who leads the beats and what was changed, and keeps the lead.
+            for name, number in (("get", 2), ("set", 1)):
+                asked[name] -= number * renewals
         for name in LOOK:
             asked[name] = asked.get(name, 0) - looked
         inside = {name: number for name, number in asked.items() if number}
@@ -67,7 +87,8 @@ def test_an_idle_worker_asks_nothing_but_to_renew_its_lease(options: tuple[str, 
         # The wait, the lease, and what was declared at the start; one is ours.
         # A guard on a busy machine may have thought that it was needed, for a moment.
         # In a cluster, two have looked at the same moment who is there.
-        most = 4 if options else 5
+        # A beat may have asked at that moment, too.
+        most = 4 if alone else 5 + beats
         wait_until(lambda: server.client.info("clients")["connected_clients"] - 1 <= most)
 
 
@@ -80,3 +101,32 @@ def test_a_message_handed_to_a_worker_that_died_is_found(server: Server) -> None
 
         assert result.get(timeout=5) == 3
     app.close()
+
+
+# What half a megabyte or more would be wasted on in a worker that does not use it.
+UNUSED = ("greenq.beat.scheduler", "prometheus_client", "rich", "xmlrpc", "difflib")
+
+
+def test_an_idle_worker_loads_no_more_than_it_uses(server: Server, tmp_path: Path) -> None:
+    """Its modules are listed by its own app, when the worker is ready."""
+    (tmp_path / "listing.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "from greenq import Greenq\n"
+        "from greenq.signals import worker_ready\n"
+        f"app = Greenq('listing', broker={server.url!r})\n"
+        "@worker_ready.connect\n"
+        "def write(**_):\n"
+        "    pathlib.Path('modules').write_text(json.dumps(sorted(sys.modules)))\n"
+        "    app.control.shutdown()\n"
+    )
+    # Without the site packages' own additions, such as those of coverage.
+    subprocess.run(
+        [sys.executable, "-m", "greenq", "worker", "-A", "listing"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+
+    loaded = json.loads((tmp_path / "modules").read_text())
+
+    assert "greenq.worker" in loaded
+    assert [name for name in UNUSED if name in loaded] == []

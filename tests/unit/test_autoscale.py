@@ -79,6 +79,9 @@ class World:
         self.sizes: list[int] = []
         self._ends: deque[int] = deque()
         self._tick: Callable[[], object] = lambda: None
+        # How often the scaler was called, and whether the worker holds no messages.
+        self.ticks = self.scheduled = 0
+        self.is_empty = False
         self.scaler = Autoscaler(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
@@ -88,6 +91,7 @@ class World:
             keepalive_s=KEEPALIVE_S,
             interval_s=1.0,
             backlog=lambda: self.queued,
+            is_empty=lambda: self.is_empty,
             clock=lambda: self._steps / STEPS_PER_S,
         )
         self.scaler.start()
@@ -103,8 +107,17 @@ class World:
     # As a timer.
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> object:
         assert every_s == 1.0
-        self._tick = call
+        self.scheduled += 1
+
+        def tick() -> None:
+            self.ticks += 1
+            call()
+
+        self._tick = tick
         return self
+
+    def cancel(self) -> None:
+        self._tick = lambda: None
 
     def run(self, seconds: float, arrivals: Callable[[], int] = lambda: 0) -> None:
         """Let time pass: tasks arrive, start, end, and the scaler ticks."""
@@ -217,3 +230,48 @@ def test_history_keeps_each_change_of_mind_once() -> None:
     assert all(now != next_one for now, next_one in itertools.pairwise(told))
     assert told[0] == (500, "2990 waiting")
     assert told[-1] == (10, "steady")
+
+
+def test_an_idle_pool_of_the_smallest_size_decides_nothing_until_there_are_messages() -> None:
+    world = World()
+    world.is_empty = True
+    world.queued = 100
+    world.scaler.resume()
+    world.run(2 * KEEPALIVE_S)
+    assert world.size == 10
+    assert world.ticks > KEEPALIVE_S
+    rested = world.ticks
+
+    world.run(600.0)
+    assert world.ticks == rested
+
+    # It may be told more often than necessary.
+    for _ in range(3):
+        world.scaler.resume()
+    world.queued = 3000
+    world.run(1.0)
+    assert world.size == 500
+    assert world.scheduled == 2
+
+
+def test_a_pool_with_messages_for_later_goes_on_deciding() -> None:
+    world = World()
+    world.run(100.0)
+    assert world.ticks == 100
+
+
+def test_a_resting_scaler_follows_new_limits_and_stays_stopped() -> None:
+    world = World()
+    world.is_empty = True
+    world.run(5.0)
+    assert world.ticks == 1
+
+    world.scaler.set_limits(100, 20)
+    world.run(1.0)
+    assert world.size == 20
+
+    world.scaler.stop()
+    ticks = world.ticks
+    world.scaler.resume()
+    world.run(5.0)
+    assert world.ticks == ticks

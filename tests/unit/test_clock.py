@@ -40,7 +40,9 @@ class FakeLeases:
         self.connection = self
         self._ahead_s = ahead_s
 
-    def renew(self, _news: object = None, *, would_relay: bool = False) -> Renewal:
+    def renew(
+        self, _news: object = None, *, would_relay: bool = False, lead: object = None
+    ) -> Renewal:
         return Renewal(
             held=True,
             server_time=time.time() + self._ahead_s,

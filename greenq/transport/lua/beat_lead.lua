@@ -1,4 +1,5 @@
 -- Makes one beat the leader for a while, so that the others do not have to send anything or check what is due.
+-- For the beat of a worker, lease.lua does the same.
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the number of changes
 -- ARGV  1 the caller, 2 milliseconds within which the leader must call again

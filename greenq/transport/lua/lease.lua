@@ -1,14 +1,17 @@
 -- Renews a worker's lease, publishes its heartbeat if due, and returns information about this worker, others, and
 -- work: which leases have ended by the server's clock, whether there are messages, when the next parked ETA is due.
+-- For a worker with a beat it also does what beat_lead.lua does for a beat of its own.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
 --       4 the worker that relays messages from these lists: a text with an expiry;
---       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes
+--       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes;
+--       with a beat: then the leader, a string with an expiry, and the number of changes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
 --       4 '1' if this worker can relay, '0' to give up the role;
 --       5 the queues that this worker takes from, as JSON, '' if the server has them already;
---       optional: 6 a channel and 7 the text to publish on it
+--       6 a channel and 7 the text to publish on it, '' for none;
+--       with a beat: 8 its name, 9 milliseconds within which the leader must call again
 -- Reply {1 if the lease was still held; 0 if it had ended in the meantime, or there was none,
 --        the server's time, the number of lists that have messages,
 --        the time at which the next parked ETA is due or an empty text,
@@ -16,6 +19,7 @@
 --        the number of the owner's first unused tag, 0 when the server does not know the owner,
 --        with the challenge (`question`) that it must then return when it registers, else an empty text,
 --        1 if this worker relays,
+--        {1 if the beat leads, the number of changes, the leader}, or {} without a beat, or if that was refused,
 --        expired members, at most a hundred …}
 --
 -- The challenge belongs to this moment: a registration that was in transit when the server lost its data does not know
@@ -41,12 +45,13 @@ if not owner[1] and not owner[3] then
 end
 local due
 local lists = 5 + tonumber(ARGV[3])
+local last = ARGV[8] and #KEYS - 2 or #KEYS
 for i = 5, lists - 1 do
   local first = redis.call('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if first[2] and (not due or tonumber(first[2]) < due) then due = tonumber(first[2]) end
 end
 -- Nor must a refused publication cost the worker its lease.
-local told = ARGV[6] and redis.pcall('PUBLISH', ARGV[6], ARGV[7])
+local told = ARGV[6] ~= '' and redis.pcall('PUBLISH', ARGV[6], ARGV[7])
 local relay = redis.pcall('GET', KEYS[4])
 local relays = 0
 if relay == ARGV[1] and ARGV[4] == '0' then
@@ -55,16 +60,29 @@ elseif ARGV[4] == '1' and (not relay or relay == ARGV[1]) then
   redis.pcall('SET', KEYS[4], ARGV[1], 'PX', math.floor(tonumber(ARGV[2]) * 1000))
   relays = 1
 end
+-- Nor the keys of the beat.
+local lead = {}
+if ARGV[8] then
+  local leader, changes = redis.pcall('GET', KEYS[last + 1]), redis.pcall('GET', KEYS[last + 2]) or '0'
+  if not leader or leader == ARGV[8] then
+    leader = redis.pcall('SET', KEYS[last + 1], ARGV[8], 'PX', ARGV[9])
+    if not leader.err then leader = ARGV[8] end
+  end
+  if type(leader) == 'string' and type(changes) == 'string' then
+    lead = {leader == ARGV[8] and 1 or 0, changes, leader}
+  end
+end
 local reply = {
   held,
   string.format('%.6f', now),
-  KEYS[lists] and redis.call('EXISTS', unpack(KEYS, lists)) or 0,
+  lists <= last and redis.call('EXISTS', unpack(KEYS, lists, last)) or 0,
   due and string.format('%.6f', due) or '',
   paused.err and {} or paused,
   type(told) == 'table' and told.err or '',
   tonumber(owner[1] or 0),
   owner[1] and '' or owner[3],
   relays,
+  lead,
 }
 for _, member in ipairs(expired) do
   if member == ARGV[1] then reply[1] = 0 else reply[#reply + 1] = member end

@@ -22,6 +22,7 @@ from greenq.execution.state import WorkerState
 from greenq.transport.client import Published
 from greenq.transport.leases import Renewal
 from greenq.transport.owner import Owner
+from greenq.transport.schedule_store import LeadCall
 from greenq.transport.settle import Publication, Settlement
 from greenq.watchdog import subscriber
 from greenq.watchdog.heartbeat import Heartbeat
@@ -85,6 +86,8 @@ class World:
         self.first_unused = 1
         # Whether this worker waits for messages, and what it has told of that.
         self.is_waiting = self.would_relay = False
+        # What the last renewal has asked for this worker's beat.
+        self.lead: LeadCall | None = None
         # As the connection: whether a change was announced; as the leases: what was handed on.
         self.noticed = False
         self.relayed = 0
@@ -130,9 +133,13 @@ class World:
 
     # As leases and their connection.
     def renew(
-        self, publication: Publication | None = None, *, would_relay: bool = False
+        self,
+        publication: Publication | None = None,
+        *,
+        would_relay: bool = False,
+        lead: LeadCall | None = None,
     ) -> Renewal:
-        self.would_relay = would_relay
+        self.would_relay, self.lead = would_relay, lead
         if isinstance(self.answer, OperationalError):
             raise self.answer
         if publication is not None:
@@ -755,9 +762,9 @@ def test_the_lease_holds_from_before_the_renewal_was_sent() -> None:
     world = World()
     renew = world.renew
 
-    def slow(publication: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+    def slow(*args: Any, **options: Any) -> Renewal:
         world.now_s += 1.0
-        return renew(publication, would_relay=would_relay)
+        return renew(*args, **options)
 
     world.renew = slow  # type: ignore[method-assign]
     began_s = world.now_s
@@ -775,9 +782,9 @@ def test_portions_of_recovery_are_done_in_between_the_other_duties() -> None:
     began_s, renewals, done = world.now_s, [], []
     renew = world.renew
 
-    def note(publication: Publication | None = None, *, would_relay: bool = False) -> Renewal:
+    def note(*args: Any, **options: Any) -> Renewal:
         renewals.append(world.now_s)
-        return renew(publication, would_relay=would_relay)
+        return renew(*args, **options)
 
     world.renew = note  # type: ignore[method-assign]
     while world.recovery.busy:

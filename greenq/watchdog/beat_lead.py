@@ -1,0 +1,177 @@
+"""The lead of the worker's beat: asked for with the renewals of the lease.
+
+A beat of its own asks the server each second who leads and what was changed. In a worker both ride
+in the renewal, a call that is made anyway, and the server announces changes. So an idle beat sends
+nothing, and does not wake the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from greenq.errors import AccessRefused, OperationalError, ServerError
+from greenq.hub import Event
+from greenq.transport.schedule_store import LEAD_S, RENEW_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greenq.hub import Hub
+    from greenq.transport.leases import Leases, Renewal
+    from greenq.transport.schedule_store import Lead, LeadCall
+
+_log = logging.getLogger(__name__)
+
+# Beats see changes within this time, also where the server announces none. Nor do they see them
+# more often: reading all entries takes long.
+_SEEN_S = 1.0
+
+# A clock has been set, or this machine was suspended.
+_CLOCK_MOVED_US = 100_000
+
+
+class BeatLead:
+    """Keeps the lead for the worker's beat, and wakes the beat when there is news.
+
+    1. The beat asks the server itself at first (`begin`), and again after each failure; in between
+       it reads `answer`, and sleeps with `wait`.
+    2. The watchdog thread asks with each renewal (`call`), and is told of changes (`look`).
+    3. A beat that does not run when it should, because its hub is blocked, loses the lead as if it
+       had not called.
+    """
+
+    def __init__(
+        self, leases: Leases, hub: Hub, *, wake: Callable[[], object], clock: Callable[[], float]
+    ) -> None:
+        """Ask over the connection of `leases`; `wake` makes the watchdog thread run soon."""
+        self._leases = leases
+        self._hub = hub
+        self._wake = wake
+        self._clock = clock
+        # Replaced as a whole, by either thread: the call, None if no beat asks; and the latest
+        # answer with the time of its arrival.
+        self._call: LeadCall | None = None
+        self._answer: tuple[Lead, float] | None = None
+        # When the beat should run, or since when it has been running.
+        self._runs_s = math.inf
+        self._news = Event()
+        self._is_over = False
+        # Watchdog thread only: whether the last renewal asked, whether the server announces
+        # changes, and when to look for them at the earliest.
+        self._is_asked = False
+        self._is_told = True
+        self._look_s = -math.inf
+        # When to renew the lease for the beat.
+        self.due_s = math.inf
+
+    # --- hub's thread -----------------------------------------------------------------------------
+
+    def begin(self, call: LeadCall, lead: Lead) -> None:
+        """From now on ask with each renewal; `lead` is what the server has answered just now."""
+        if self._is_over:
+            return
+        now_s = self._clock()
+        self._answer, self._call = (lead, now_s), call
+        self.due_s = now_s + RENEW_S
+        self._wake()
+
+    def end(self) -> None:
+        """Ask no more, and end the beat's `wait`."""
+        self._is_over = True
+        self._call = self._answer = None
+        self.due_s = math.inf
+        self._news.set()
+
+    def answer(self) -> Lead | None:
+        """Return the latest answer, with the server's time now; None if the beat must ask."""
+        answer, now_s = self._answer, self._clock()
+        if answer is None or now_s - answer[1] > LEAD_S:
+            return None
+        return _aged(answer, now_s)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for news. Switches: yes."""
+        self._runs_s = self._clock() + seconds
+        self._news.wait(seconds)
+        self._news.clear()
+        self._runs_s = self._clock()
+
+    # --- watchdog thread --------------------------------------------------------------------------
+
+    def call(self, now_s: float) -> LeadCall | None:
+        """Return what a renewal at `now_s` should ask; None: nothing."""
+        call = self._call
+        left_s = LEAD_S - max(0.0, now_s - self._runs_s)
+        self._is_asked = call is not None and left_s > 0
+        if call is None:
+            return None
+        self.due_s = now_s + (RENEW_S if self._is_told else _SEEN_S)
+        return call._replace(term_s=left_s) if self._is_asked else None
+
+    def renewed(self, renewal: Renewal) -> None:
+        """Note the answer of a renewal."""
+        if not self._is_asked:
+            return
+        if renewal.lead is None:
+            self.failed()
+        else:
+            self._note(renewal.lead)
+
+    def failed(self) -> None:
+        """Let the beat ask itself, which tells what is wrong."""
+        if self._call is not None:
+            self._call = self._answer = None
+            self.due_s = math.inf
+            self._tell()
+
+    @property
+    def look_s(self) -> float:
+        """When to look what was changed; infinite if nothing was."""
+        is_changed = self._call is not None and self._leases.connection.changed
+        return self._look_s if is_changed else math.inf
+
+    def look(self) -> bool:
+        """Read the number of changes, and be told of the next; False if the connection was lost."""
+        call, answer = self._call, self._answer
+        self._look_s = self._clock() + _SEEN_S
+        if call is None or answer is None:
+            return True
+        try:
+            changes = self._leases.changes(call.changes)
+        except (AccessRefused, ServerError) as exc:
+            # Some proxies and managed servers refuse it.
+            self._is_told = False
+            _log.info("the server announces no changes of periodic tasks; renewals ask: %s", exc)
+        except OperationalError as exc:
+            _log.debug("could not read what was changed: %s", exc)
+            self._leases.connection.close()
+            return False
+        else:
+            self._is_told = True
+            lead, at_s = answer
+            if changes != lead.changes:
+                # Who leads is as old as before.
+                self._answer = lead._replace(changes=changes), at_s
+                self._tell()
+        return True
+
+    def _note(self, lead: Lead) -> None:
+        now_s = self._clock()
+        before, self._answer = self._answer, (lead, now_s)
+        if before is None or before[0][1:] != lead[1:]:
+            self._tell()
+        elif abs(lead.now - _aged(before, now_s).now) > _CLOCK_MOVED_US:
+            # The beat waits for due times, which come sooner or later now.
+            self._tell()
+
+    def _tell(self) -> None:
+        self._runs_s = min(self._runs_s, self._clock())
+        self._hub.spawn_soon(self._news.set, name="beat")
+
+
+def _aged(answer: tuple[Lead, float], now_s: float) -> Lead:
+    """Return an answer with the server's time at `now_s`."""
+    lead, at_s = answer
+    return lead._replace(now=lead.now + int((now_s - at_s) * 1_000_000))
