@@ -19,7 +19,6 @@ from tests.model.mutants import MUTANTS
 from tests.model.scenarios import SCENARIOS, named
 from tests.model.world import installed
 
-
 # Jobs tell of each 400 schedules, which takes minutes beside a busy test run.
 _HANGS_S = 600
 
