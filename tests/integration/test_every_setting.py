@@ -84,7 +84,9 @@ ELSEWHERE = {
     "workflow_index": (
         "tests/integration/test_workflow_index.py::test_without_the_setting_nothing_is_written"
     ),
-    "task_always_eager": "tests/unit/running/test_eager.py::test_always_eager_runs_instead_of_sending",
+    "task_always_eager": (
+        "tests/unit/running/test_eager.py::test_always_eager_runs_instead_of_sending"
+    ),
     "task_eager_propagates": "tests/unit/running/test_eager.py::test_failure_is_held_or_raised",
     "task_store_eager_result": (
         "tests/integration/test_workflow_settings.py::"
