@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# How long a start waits until the server knows the subscription; without it, the worker runs all
+# the same, and subscribes when it can.
+_HEARD_S = 2.0
+
 
 class Commands(Protocol):
     """The remote control commands by name; see `greenq.commands.registry.Panel`."""
@@ -100,8 +104,10 @@ class ControlStep(StartStopPart):
         self.ignored = 0
 
     def start(self) -> None:
-        """Subscribe to requests."""
+        """Subscribe to requests. Switches: yes."""
         self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
+        # A worker that says that it is ready must hear who asks it next.
+        self._subscriber.wait_heard(_HEARD_S)
 
     def stop(self) -> None:
         """Unsubscribe."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from greenq.errors import OperationalError
+from greenq.hub import Event
 from greenq.transport.backlog import Backlog
 from greenq.utils.log import Repeated
 
@@ -82,9 +84,12 @@ class Subscriber:
         self._busy = False
         self.late_s = 0.0
         self._logged_dropped = 0
+        # Set once the server knows the channels, or has refused some.
+        self._is_heard = Event()
         self._repeated = Repeated(_log)
         # Only the watchdog thread uses these.
         self._subscribed: set[str] = set()
+        self._known: tuple[_Channel, ...] = ()
 
     def subscribe(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
         """Call `handle` in a greenlet with each message on a channel.
@@ -95,6 +100,7 @@ class Subscriber:
             urgent: called in the watchdog thread when the hub seems blocked.
         """
         self.unsubscribe(channel)
+        self._is_heard.clear()
         self._channels = (*self._channels, _Channel(channel, handle, urgent))
         self._changed()
 
@@ -102,6 +108,10 @@ class Subscriber:
         """Stop reading a channel."""
         self._channels = tuple(each for each in self._channels if each.name != channel)
         self._changed()
+
+    def wait_heard(self, timeout_s: float) -> None:
+        """Wait until the server knows the channels, or has refused some. Switches: yes."""
+        self._is_heard.wait(timeout_s)
 
     def has_waiting(self, channel: str) -> bool:
         """Return whether a message on a channel was read but has not been handled yet."""
@@ -124,10 +134,15 @@ class Subscriber:
         new, old = wanted - self._subscribed, self._subscribed - wanted
         # This is set first, so that a refused subscription is tried only once.
         self._subscribed = wanted
-        if old:
-            connection.unsubscribe(*_by_kind(old))
-        if new:
-            connection.subscribe(*_by_kind(new))
+        try:
+            if old:
+                connection.unsubscribe(*_by_kind(old))
+            if new:
+                connection.subscribe(*_by_kind(new))
+        finally:
+            if channels is not self._known:
+                self._known = channels
+                self._hub.spawn_soon(partial(self._note_heard, channels), name="subscriber")
         read_s = time.monotonic()
         messages = [
             _Incoming(channel, message.data, read_s)
@@ -172,6 +187,10 @@ class Subscriber:
             _log.exception("a message on channel %s was not answered", message.channel.name)
 
     # --- hub's thread -----------------------------------------------------------------------------
+
+    def _note_heard(self, channels: tuple[_Channel, ...]) -> None:
+        if channels is self._channels:
+            self._is_heard.set()
 
     def _deliver(self) -> None:
         if self._busy:

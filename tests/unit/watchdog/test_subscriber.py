@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from greenq.errors import AccessRefused
 from greenq.transport.client import Published
 from greenq.watchdog import subscriber
 from greenq.watchdog.subscriber import Subscriber
+from tests.unit.rig import DEADLINE_S, settle
 
 
 class World:
@@ -54,6 +57,29 @@ class World:
         for run in self.sent_for:
             run()
         self.sent_for.clear()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_start_waits_until_the_server_knows_what_is_listened_to(refuses: bool) -> None:
+    world = World()
+    world.refuses = refuses
+    world.subscriber.subscribe("a", print)
+    waiting = gevent.spawn(world.subscriber.wait_heard, DEADLINE_S)
+    settle()
+    assert not waiting.ready()
+
+    with suppress(AccessRefused):
+        world.attend()
+    world.subscriber.subscribe("b", print)
+    world.move_hub()
+    settle()
+    assert not waiting.ready(), "what was told of is not what is waited for"
+
+    with suppress(AccessRefused):
+        world.attend()
+    world.move_hub()
+    waiting.join(DEADLINE_S)
+    assert waiting.successful()
 
 
 def test_subscriptions_follow_what_is_listened_to() -> None:

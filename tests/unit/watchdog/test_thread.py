@@ -676,8 +676,8 @@ def test_whatever_is_wrong_with_an_urgent_answer_the_thread_goes_on(
     world.attend_for(1.0)
 
     assert caplog.text.count("RuntimeError: of a command") == 2
-    # They wait for the hub.
-    assert len(world.sent_for) == 1
+    # They wait for the hub, which is also told that the server knows the channel.
+    assert len(world.sent_for) == 2
 
 
 def test_the_hub_is_told_when_other_queues_are_paused() -> None:
