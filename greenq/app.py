@@ -252,7 +252,7 @@ class Greenq:
         return registry.by_name
 
     def _ready(self) -> Greenq:
-        """Return the app for its tasks: using it annotates them."""
+        """Return the app for use by its tasks, which annotates them."""
         if self._registry.unannotated:
             self._registry.annotate()
         return self
@@ -306,7 +306,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks: subclass it, or set another class for all later tasks."""
+        """The class of this app's tasks; subclass it, or assign another one for all later tasks."""
         return self._registry.base_class(__name__)
 
     @Task.setter
@@ -386,7 +386,7 @@ class Greenq:
             discover(call(), related_name)
 
     def set_up_framework(self) -> None:
-        """Set Django up if it is in use; commands that import task modules call this first."""
+        """Set up Django if it is in use; commands that import task modules call this first."""
         set_up_framework(self)
 
     def import_task_modules(self) -> None:

@@ -1,9 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
-The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
-take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
-pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
-(greenq/upkeep/adaptive.py).
+The decision is a pure function of numbers (`decide`). It is made at every tick, and also
+immediately when a take leaves messages behind. It only resizes the pool; the number of messages
+taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are used as
+are worthwhile (greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def needed(load: Load) -> int:
 
 
 def decide(load: Load) -> NewSize:
-    """Return the size for a load: grow at once, shrink to the keepalive's largest need."""
+    """Return the size for a load: grow immediately, but shrink only to the largest recent need."""
     if load.size < load.least:
         return NewSize(load.least, "below the minimum")
     if load.size > load.most:
@@ -206,7 +206,7 @@ class Autoscaler(StartStopPart):
         return replace(load, recent_need=self._needs[0][1])
 
     def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
-        """Lower the maximum to the worthwhile size."""
+        """Return the load with its maximum lowered to the worthwhile size."""
         look = PoolSnapshot(self._clock(), load.size, load.running, load.backlog, *self._ended())
         found = adaptive.look(look, self.most, self.least)
         most = adaptive.limit(self.most, self.least)

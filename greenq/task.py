@@ -349,7 +349,7 @@ class BaseTask(Generic[P, R]):
 
     @property
     def app(self) -> TaskApp:
-        """The app this task belongs to."""
+        """The app to which this task belongs."""
         return self._app()
 
     @property
@@ -699,7 +699,7 @@ class BaseTask(Generic[P, R]):
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Override: called when an app registers a task of this class."""
+        """Called when an app registers a task of this class; override it if needed."""
 
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]

@@ -123,7 +123,7 @@ class _Slot:
 
     Attributes:
         entry: what is sent, and when.
-        seen: its state as text, which the server compares.
+        seen: its state as text, for the server to compare.
         state: the same, parsed.
         step: what to do next; None if nothing will be due any more or the entry is paused.
         following: the due time after that of `step`, once it is known.
@@ -503,7 +503,7 @@ class Scheduler:
 
     @staticmethod
     def _step_now(slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do for an entry whose time has come: usually the planned step."""
+        """Return what to do for an entry whose time has come, which is usually the planned step."""
         entry, step = slot.entry, slot.step
         assert step is not None
         slot.following = following = entry.next_due(step.due)
@@ -610,7 +610,7 @@ class Scheduler:
 
 
 def send_options(app: BeatApp, entry: ScheduleEntry) -> dict[str, Any]:
-    """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
+    """Return the options with which an entry is sent: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
     options["headers"] = {**(options.get("headers") or {}), **_HEADERS}
@@ -647,7 +647,7 @@ def code_entries(app: BeatApp) -> dict[str, ScheduleEntry]:
 
 
 def fingerprint(entries: Iterable[ScheduleEntry]) -> str:
-    """Return a text that identifies these entries: beats with the same entries share a leader.
+    """Return a text that identifies these entries; beats with the same entries share a leader.
 
     During a deployment the old and the new beats each have a leader; claims prevent both from
     sending the same due time.

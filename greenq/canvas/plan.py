@@ -100,7 +100,7 @@ def plan(
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> WorkflowPlan:
-    """Return the messages that sending a signature writes.
+    """Return the messages that are written when a signature is sent.
 
     Args:
         args: prepended to its own arguments, unless it is immutable.
@@ -456,7 +456,7 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: the id of its end, unless that has one.
+        task_id: the id of its end, unless that already has one.
         parent: the handle of the preceding step.
     """
     what = kind(sig)

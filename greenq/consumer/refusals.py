@@ -192,7 +192,7 @@ class Refusals:
         )
 
     def _put_with_successors(self, entry: Settlement, step: EndingStep, failure: Failure) -> None:
-        """Compute what follows: errbacks may run here. Switches: yes."""
+        """Compute what follows; errbacks may run here. Switches: yes."""
         calls = failure.state == FAILURE
         try:
             entry.workflow = self._handover.failed(step, failure, calls=calls)

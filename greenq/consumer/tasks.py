@@ -528,7 +528,7 @@ class Admission:
             self._hand_over(request)
 
     def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
-        """Settle a request that must not run (now); return whether this was the case."""
+        """Settle a request that must not run, at least not now; return whether that was so."""
         if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
@@ -606,7 +606,7 @@ class Admission:
         try:
             raw = signer.open("message", delivery.queue, delivery.raw)
         except SignatureError as exc:
-            # The id is left out, since it may be another task's: no result is stored under it.
+            # The id is left out, since it may be another task's, so no result is stored under it.
             self._refusals.bury(delivery, exc, None)
             return None
         message = fast_decode.read(raw, accept=self._accept, max_body_bytes=self._max_body_bytes)

@@ -161,7 +161,7 @@ class Waiting:
             self._hand_over(request)
 
     def _rate_of(self, task: BaseTask[..., Any]) -> float | None:
-        """Return how often a task may start, per second; None means without limit."""
+        """Return how many times per second a task may start; None means no limit."""
         if not self._obeys_rates:
             return None
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)

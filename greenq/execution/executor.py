@@ -197,7 +197,7 @@ class Executor:
         if not request.settle():
             # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
-        # If others wait for a step, they must fail if its worker dies: its record stays.
+        # Tasks that depend on a step must fail if its worker dies, so the step's record is kept.
         action: Action = BEGIN_STEP if request.is_step else BEGIN
         confirmed = Event()
         answers: list[bool] = []

@@ -361,7 +361,8 @@ class Handover:
                 if claim is None:
                     # The results server has lost the chord, so count the existing parts again.
                     return first
-                # Another worker has completed it: nothing is sent, and the message is acknowledged.
+                # Another worker has completed it, so nothing is sent, and the message is
+                # acknowledged.
                 flow.clears.append(ChordClaim(group, min(own)))
         workflow = self._finished(flow, step)
         return Settlement(

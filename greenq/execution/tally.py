@@ -60,7 +60,7 @@ class Series:
 
 
 class TaskTally:
-    """Counts by task and queue; only tasks registered here are named.
+    """The counts by task and queue; only tasks registered here are named.
 
     Attributes:
         series: the counts by task and queue.

@@ -62,7 +62,7 @@ class WorkflowIndex:
         self._seconds = seconds
         # Called when a message has been put aside.
         self.on_held: Callable[[bool], object] | None = None
-        # Groups of clients whose followers have been entered, the latest last.
+        # The groups of clients whose followers have been entered, with the latest last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod

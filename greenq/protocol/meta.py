@@ -409,7 +409,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     stored = _stored_exception(data)
     found = _exception_class(stored.module, stored.name)
     if found is not None and issubclass(found, Exception):
-        # A constructor may take arguments different from those it stores in ``args``.
+        # A constructor's arguments may differ from those that it stores in ``args``.
         with suppress(Exception):
             return _with_text(found(*stored.args), stored.args, stored.text)
     keeps_text = not isinstance(data, dict) or "exc_text" in data

@@ -102,7 +102,7 @@ class Template:
             properties=task_properties(**named),
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
-        # Each part but the last ends in a gap. Without a regular expression: the message of each
+        # Each part except the last ends in a gap. Without a regular expression: the message of each
         # step of a chain with options of its own has its own template, and compiling an expression
         # takes longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')

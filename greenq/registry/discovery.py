@@ -86,7 +86,7 @@ def discover(packages: Iterable[str] | None, related_name: str | None) -> None:
 
 
 def django_in_use() -> ModuleType | None:
-    """Return greenq's Django module if Django is in use, else None without loading Django."""
+    """Return greenq's Django module if Django is in use; otherwise None, without loading Django."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:
@@ -100,7 +100,7 @@ def _import_named(module: str, source: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        # A module missing inside it is that module's own error.
+        # If another module is missing inside it, the error is that module's own.
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise
         reason = "no such module; is its folder on the Python path?"

@@ -68,7 +68,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.app: SharingApp | None = None
-        # Append-only, so that a count tells each app which ones it has already created.
+        # The list is append-only, so that a count tells each app which ones it has already created.
         self.definitions: list[Definition] = []
 
     def current(self) -> SharingApp:

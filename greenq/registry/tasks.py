@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=BaseTask[Any, Any])
 
-# How many characters of an unknown name are compared with the known names.
+# The number of characters of an unknown name that are compared with the known names.
 _COMPARED_CHARS = 200
 
 
@@ -72,7 +72,7 @@ class AppTasks(Generic[T]):
     Attributes:
         by_name: those that are registered.
         own_class: the class of later tasks if the app has its own, else None.
-        unannotated: tasks to be annotated on first use: there may be no settings before.
+        unannotated: tasks to be annotated on first use, since there may be no settings before then.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class AppTasks(Generic[T]):
         return definition.make(self._ready, self._app.main, self.own_class or self._task_class)
 
     def take_shared(self) -> Sequence[T]:
-        """Create this app's version of each shared task; return them in the order of definition.
+        """Create this app's version of each shared task; return them in their order of definition.
 
         If the app has a task with another function under the same name, that task stays.
         """

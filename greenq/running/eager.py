@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _EagerDelivery(NamedTuple):
-    """The stand-in for a message's delivery."""
+    """A stand-in for a message's delivery."""
 
     delivery_info: Mapping[str, Any]
     properties: Mapping[str, Any]

@@ -44,7 +44,7 @@ _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
 
 
 class SendPolicy(NamedTuple):
-    """How often to retry sending (None: no limit), and the pauses between, in seconds."""
+    """How many times to retry sending (None means no limit), and the pauses, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -78,7 +78,7 @@ class Encoding(TypedDict):
 
 
 class SendPlan(NamedTuple):
-    """The common data of all sendings of one task with the same options.
+    """The data common to all sendings of a task with the same options.
 
     With `broadcast`, the queue's messages are published instead of pushed. The template has been
     created from `message`, `encoding` and `properties`.
@@ -194,7 +194,7 @@ class Planner:
             raise ConfigError([Problem("queue", queue, reason)])
 
     def _policy(self, options: Mapping[str, Any]) -> SendPolicy | None:
-        """Return the retry policy of one sending, None for no retries."""
+        """Return the retry policy for sending a message; None means no retries."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
@@ -217,7 +217,7 @@ class Planner:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the header's text and the property's: whole milliseconds from now."""
+        """Return the header's text and the property's, which is whole milliseconds from now."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):

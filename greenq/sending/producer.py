@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from greenq.sending.plan import SendPlan
     from greenq.transport.broker import Broker
 
-# Options with few different values: templates for them are worth keeping.
+# Options with few different values, so that templates for them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
     "ignore_result", "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
@@ -44,7 +44,8 @@ Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
-    channel: the channel on which it is published instead, if its exchange is a fanout; else "".
+    channel: the channel on which it is published instead, if its exchange is a fanout; otherwise
+        "".
     announced: not None if it was passed to signal receivers. Code that pushes it calls its `sent`
         afterwards.
     """
@@ -108,7 +109,7 @@ class Producer:
         self.router = Router(config, find_task)
         self._planner = Planner(config, self.router)
         self._pusher = Pusher(broker)
-        # Two threads may both create an entry; that is harmless, so no lock.
+        # Two threads may both create an entry, which is harmless, so there is no lock.
         self._kept: dict[tuple[object, ...], SendPlan] = {}
         self._events: SentEvents | None = None
         if config.task_send_sent_event:
@@ -129,7 +130,7 @@ class Producer:
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
             plan = plan.changed(announced)
-        # Stamped first, since the task may have ended before the event is published.
+        # The event is stamped first, since the task may have ended before the event is published.
         event = None
         if self._events is not None:
             event = self._events.stamp(plan, options, task_id, args, kwargs)
@@ -352,7 +353,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> SendPlan:
-        """Return a plan with which `fill` writes messages; expiries count from now."""
+        """Return a plan from which `fill` writes messages; expiries count from now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._planner.make(task, options)
@@ -465,7 +466,7 @@ class Producer:
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # An unhashable value is invalid: let the check report it.
+            # An unhashable value is invalid, so let the check report it.
             return self._planner.make(task, shared)
         if plan is None:
             plan = self._planner.make(task, shared)

@@ -33,7 +33,7 @@ class SentEvents:
     def stamp(
         self, plan: SendPlan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
-        """Return the task-sent event of one message."""
+        """Return the task-sent event of a message."""
         message = plan.message
         fields = {
             "uuid": task_id,

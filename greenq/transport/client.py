@@ -108,7 +108,7 @@ _MESSAGE = Push("message")
 
 
 class Published(NamedTuple):
-    """A message published on a channel that a connection is subscribed to."""
+    """A message published on a channel to which a connection is subscribed."""
 
     channel: str
     data: bytes

@@ -318,7 +318,7 @@ class Fetcher:
             held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcomes have not been
                 written yet.
-            timeout_s: for each call; held deliveries are sent in portions.
+            timeout_s: the timeout for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.

@@ -83,7 +83,7 @@ class _Looks(NamedTuple):
     Attributes:
         queues: this worker's queues.
         keys: the keys of the renewal.
-        steps: the lists of each queue, the first one first, for the relay.
+        steps: the lists of each queue in order, for the relay.
         unwatched: those of the lists on which no worker waits.
     """
 

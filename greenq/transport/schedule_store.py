@@ -72,8 +72,8 @@ class QueueLimits(NamedTuple):
     """The limits of a queue.
 
     Attributes:
-        most: how many messages may wait; 0 for any number.
-        lives_ms: how long its lists are kept without use; 0 for no limit.
+        most: how many messages may wait; 0 means any number.
+        lives_ms: how long its lists are kept without use; 0 means no limit.
         lists: all of its lists; empty without limits.
     """
 
@@ -90,7 +90,7 @@ class DueClaim(NamedTuple):
 
     Attributes:
         name: the entry's name.
-        seen: its state, as the text last read.
+        seen: its state, as the text that was last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
         task_id: the message's task id.
@@ -111,7 +111,7 @@ class DueClaim(NamedTuple):
 
 
 class ClaimOutcome(NamedTuple):
-    """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
+    """The outcome of a claim: sent, skipped, changed, early, paused or an error.
 
     Attributes:
         said: which of these it was.
@@ -193,7 +193,7 @@ class ScheduleStore:
             self._client.call("DEL", key)
 
     def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
-        """Claim due times, at most `MOST_CLAIMS`; return the server's time and the outcome of each.
+        """Claim at most `MOST_CLAIMS` due times; return the server's time and the outcome of each.
 
         Repeating a call whose answer was lost sends nothing twice.
         """

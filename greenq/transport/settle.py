@@ -76,7 +76,7 @@ class Publication(NamedTuple):
 
 
 class Settlement:
-    """The writes for a message that ends or changes its place; see lua/settle.lua.
+    """The writes for a message that ends or is moved; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
@@ -85,7 +85,7 @@ class Settlement:
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
             was no longer held; None if no caller waits for this.
-        about: names the message in the log; None: log nothing if it is not held.
+        about: names the message in the log; None means that nothing is logged if it is not held.
         workflow: what else follows the ending; None for nothing.
     """
 
@@ -123,9 +123,9 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`, the
+        unpublished: the reason for a failed publication; "" if there is none; after `INDEX`, the
             reason why the index of workflows could not be written.
-        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+        misplaced: the target of a move that is not a queue; "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
@@ -230,7 +230,7 @@ def settle(
     """Run `SETTLE`; entries whose message is not held have no effect. Switches: yes.
 
     Args:
-        fence: on whose behalf; None when there are only states.
+        fence: on whose behalf to settle; None if there are only states.
         results: the results server, if separate. Then the broker is asked first which messages are
             held, and their states are stored before they are moved or acknowledged; a lease that
             ends between these steps goes unnoticed.
@@ -300,7 +300,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
-    """Return the part of an entry that remains for the broker once its state is stored."""
+    """Return the part of an entry that remains for the broker once its state has been stored."""
     if withheld:
         return Settlement(entry.tag, KEEP)
     workflow = None

@@ -176,7 +176,7 @@ class Workflows:
     # --- reading ----------------------------------------------------------------------------------
 
     def record(self, workflow_id: str) -> WorkflowRecord | None:
-        """Read the entry for a whole workflow; None if the index has no such workflow."""
+        """Read the entry for a whole workflow; return None if the index has no such workflow."""
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
     def records(self, limit: int) -> Iterator[tuple[str, WorkflowRecord]]:

@@ -38,7 +38,7 @@ class Holdings:
         unsettled: returns the tags that are not settled on the server yet, and the first unused tag
             number before that.
         first_unused: returns the first unused tag number.
-        is_waiting: returns whether this worker waits for messages, so that it may relay.
+        is_waiting: returns whether this worker is waiting for messages, so that it may relay.
         unwritten: called at the end; returns the outcomes that could not be written before.
     """
 
@@ -68,7 +68,7 @@ def _no_cut(_connection: Connection) -> None:
 
 
 def _end_process() -> None:
-    """End at once: code that needs the hub would never finish."""
+    """End immediately, since code that needs the hub would never finish."""
     os._exit(1)
 
 
@@ -77,9 +77,10 @@ class Rescue:
     """What the watchdog thread does itself when the hub cannot.
 
     Attributes:
-        give_away: called when the hub is blocked, to requeue messages that have not begun, over
-            a connection.
-        cut: called before the process ends, to stop waiting for messages, over a connection.
+        give_away: called in the watchdog thread when the hub is blocked, to requeue messages that
+            have not begun, over a connection.
+        cut: called in the watchdog thread before it ends the process, to stop waiting for messages
+            over a connection.
         end_process: ends the process at once.
     """
 

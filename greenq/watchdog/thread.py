@@ -93,7 +93,7 @@ class Watch(StartStopPart):
             holdings: tells what this process knows of its messages.
             calls: what the hub is to do.
             rescue: what this thread does when the hub cannot.
-            guard: renews the lease while no Python runs in this process; None for no guard.
+            guard: renews the lease while no Python code runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
             clock: seconds, monotonic.
         """

@@ -203,7 +203,7 @@ class Workflow:
             # Tasks have ended since their states were read.
             if time.monotonic() > ends_s:
                 raise GreenqError(
-                    f"workflow {self.id}: a chord is being completed at this moment: try again"
+                    f"workflow {self.id}: a chord is being completed at the moment; try again"
                 )
             time.sleep(_LOOK_S)
 
@@ -229,7 +229,7 @@ class Workflow:
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
-        # All are checked before the first is changed.
+        # All chords are checked before the first one is changed.
         seconds = self._app.transport.backend.chord_seconds
         return all(
             self._index.reopen(size, seconds, out, kept)

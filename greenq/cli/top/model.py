@@ -67,7 +67,7 @@ class Greenlets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSnapshot:
-    """The cluster at one moment.
+    """The state of the cluster at one moment.
 
     Attributes:
         at_s: monotonic time.
@@ -496,7 +496,7 @@ class EventTally:
         self._marks.append((at_s, counts))
 
     def tasks(self) -> list[TaskLine]:
-        """Return a line for each task, the busiest first."""
+        """Return a line for each task, busiest first."""
         found = [self._task(name) for name in self._counts]
         return sorted(found, key=lambda task: (*(-each for each in task.busy), task.name))
 
