@@ -83,17 +83,17 @@ class Task(BaseTask[P, R]):
 
     @property
     def app(self) -> Greenq:
-        """The app this task belongs to."""
+        """The app to which this task belongs."""
         return self._app()
 
     @classmethod
     def on_bound(cls, app: Greenq) -> None:
-        """Override: called when an app registers a task of this class."""
+        """Called when an app registers a task of this class; override it if needed."""
 
 
 name_what_is_not_here(Task)
 
-# Under another name, since apps have an attribute `Task`.
+# This has another name, since apps have an attribute `Task`.
 _Task = Task
 
 
@@ -177,7 +177,7 @@ class Greenq:
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         self._periodic: PeriodicTasks | None = None
         self._registry = AppTasks(self, self._ready, Task, task_cls)
-        # Not a method of its own: each use of a shared task calls it.
+        # This is not wrapped in a method, since each use of a shared task calls it.
         self.take_shared = self._registry.take_shared
         self._modules = TaskModules()
         self._lock = threading.Lock()
@@ -198,7 +198,7 @@ class Greenq:
     @property
     def config(self) -> Config:
         """All settings, checked, by section."""
-        # On the path of each sending: what has been read is not asked for again.
+        # This is on the path of each sending, so what has been read is not asked for again.
         built = self.conf.built
         return self.conf.config if built is None else built
 

@@ -125,8 +125,8 @@ class Autoscaler(StartStopPart):
             backlog: returns the number of messages waiting here and in the queues; must not wait.
             adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
             ended: returns how many tasks have ended, and their total duration.
-            is_empty: returns whether this worker holds no messages. Then a pool of the smallest
-                size has nothing to decide until `resume`.
+            is_empty: returns whether this worker holds no messages; if so, and the pool has its
+                smallest size, there is nothing to decide until `resume`.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
@@ -137,7 +137,7 @@ class Autoscaler(StartStopPart):
         self._adaptive, self._ended, self._is_empty = adaptive, ended, is_empty
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
-        # None while stopped, and while there is nothing to decide.
+        # This is None while stopped, and while there is nothing to decide.
         self._entry: TimerEntry | None = None
         self._runs = False
 
@@ -152,7 +152,7 @@ class Autoscaler(StartStopPart):
         self._rest()
 
     def resume(self) -> None:
-        """Tick again: this worker has taken messages. Switches: no."""
+        """Tick again, since this worker has taken messages. Switches: no."""
         if self._entry is None and self._runs:
             self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
 

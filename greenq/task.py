@@ -163,7 +163,7 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
 
 
 class BaseTask(Generic[P, R]):
-    """A function that workers run: all of `greenq.app.Task` but its app's type.
+    """A function that workers run: all of `greenq.app.Task` except its app's type.
 
     Subclass `Task` and pass the class as ``base=`` to share options or hooks; a constructor of the
     class is called without arguments. The options below can be set on the class or in the

@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 # How often a beat asks the server who leads, and whether entries were changed.
 POLL_S: Final = 1.0
 
-# How long a beat that is told of news waits for them.
+# How long a beat that is told of changes waits for them.
 _REST_S: Final = 60.0
 
 # An entry whose sending was refused is tried again after this.
@@ -92,19 +92,19 @@ _HEADERS: Final = {"celery_beat_task": True}
 
 
 class Link(Protocol):
-    """Asks who leads in place of a beat, and wakes it when anything has changed."""
+    """Asks who leads on behalf of a beat, and wakes it when anything has changed."""
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """From now on ask this; `lead` is what the server has answered just now."""
+        """From now on, ask this; `lead` is the answer that the server has just given."""
 
     def end(self) -> None:
-        """Ask no more, and end the beat's `wait`."""
+        """Stop asking, and end the beat's `wait`."""
 
     def answer(self) -> Lead | None:
-        """Return the latest answer, with the server's time now; None if the beat must ask."""
+        """Return the latest answer, with the server's current time; None if the beat must ask."""
 
     def wait(self, seconds: float) -> None:
-        """Wait for news."""
+        """Wait until something changes, for at most `seconds`."""
 
 
 class _Draft(NamedTuple):
@@ -199,7 +199,7 @@ class Scheduler:
             app: the app.
             clock: a clock in seconds; only differences count.
             name: a readable name for this beat; by default host and process.
-            link: asks who leads; None makes this beat ask each second.
+            link: asks who leads; with None, this beat asks every second.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.
@@ -320,14 +320,14 @@ class Scheduler:
             # known.
             self._load(lead.changes)
         elif not lead.leads:
-            # What this beat knows of the entries ages from now on.
+            # From now on, what this beat knows about the entries grows old.
             self._slots, self._heap = {}, []
         self.leads, self._changes = lead.leads, lead.changes
 
     # --- entries ----------------------------------------------------------------------------------
 
     def _load(self, changes: int) -> None:
-        """Read entries, pauses and states from the server, which has counted so many changes."""
+        """Read entries, pauses and states from the server, which has counted this many changes."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:
@@ -338,7 +338,7 @@ class Scheduler:
         missing = [name for name in entries if name not in states]
         if missing:
             # If there were changes, the server has not lost its data: these entries are new, or
-            # were removed since this beat has seen them.
+            # were removed after this beat had last seen them.
             is_lost = changes <= self._changes
             known = {name: slot.seen for name, slot in self._slots.items()} if is_lost else {}
             states |= self._store.begin(missing, known, changes)

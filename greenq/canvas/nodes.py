@@ -68,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def unrun(letter: str) -> str:
-    """Return how the end of a task that cannot run is noted: it replaces no other end."""
+    """Return how the end of a task that cannot run is noted; it never replaces another end."""
     return letter.upper()
 
 

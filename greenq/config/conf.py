@@ -1,4 +1,4 @@
-"""`app.conf`: the settings of one app, read late, checked at once, and where each comes from."""
+"""`app.conf`: the settings of one app, read late, checked when set, and where each comes from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SETTINGS = Config.names()
 
 
 class Settings(Mapping[str, Any]):
-    """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
+    """An app's settings, `app.conf`, as attributes and as a mapping; `update` sets several.
 
     Unknown names and wrong values are refused immediately, and the nearest valid name is suggested.
     Once the app has connected, its transport keeps the settings it was opened with.
 
     Attributes:
-        built: all settings, checked, by section; None while something has to be read first.
+        built: all settings, checked, by section; None while something still has to be read.
     """
 
     built: Config | None
@@ -152,7 +152,7 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Read one setting; an unknown one is a KeyError with a suggestion."""
         config = self.config
-        # A Celery setting without effect here: code that has set it can read it.
+        # A Celery setting has no effect here, but code that has set it can read it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)

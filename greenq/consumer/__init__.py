@@ -1,6 +1,6 @@
 """The consumer: the parts that depend on the server and restart after the connection is lost.
 
-Used by the worker's parts and its monitoring.
+The worker's parts and its monitoring use this package.
 """
 
 from __future__ import annotations

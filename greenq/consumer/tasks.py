@@ -108,7 +108,7 @@ class Tasks(StartStopPart):
             hostname: its node name.
             handover: computes what follows a task's end.
             left_behind: called when a take leaves messages behind.
-            taken: called when this worker has got messages.
+            taken: called when this worker has received messages.
             events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
 
@@ -198,7 +198,7 @@ class Tasks(StartStopPart):
             pass
 
     def _sends_more(self) -> bool:
-        """Return whether a take may find what the tasks just taken are followed by. Switches: yes.
+        """Return whether a take may find the tasks that follow those just taken. Switches: yes.
 
         The next step of a chain whose step did not wait is then taken without a notice: its push
         and the take are under way together. Otherwise each step would need two round trips.
@@ -435,7 +435,7 @@ class Admission:
         self.goes_on = False
         # The body of the chord whose part was admitted last.
         self._body: Mapping[str, Any] | None = None
-        # How long the less common messages took to read; the caller sets it back.
+        # How long reading the less common messages took; the caller resets it.
         self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
@@ -583,7 +583,7 @@ class Admission:
         """Check a message's successors, and bury the message if they are malformed."""
         chord = message.chord
         if chord and chord == self._body:
-            # The parts of a chord arrive together, each with the body: one copy is kept of it.
+            # The parts of a chord arrive together, each with the body, of which one copy is kept.
             message.chord = self._body
             if not (message.chain or message.callbacks or message.errbacks):
                 return True

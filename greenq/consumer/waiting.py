@@ -133,7 +133,7 @@ class Waiting:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no requests wait here."""
+        """Whether no requests are waiting here."""
         return not self._scheduled and not any(map(len, self._lines.values()))
 
     def scheduled(self) -> list[tuple[datetime, Request]]:

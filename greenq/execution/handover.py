@@ -225,7 +225,7 @@ class Handover:
         workflow.written = [*workflow.written, *flow.written]
 
     def _counted(self, step: EndingStep, value: object) -> Continuation:
-        """Return what follows the success of most parts of a chord: that they are counted."""
+        """Return what follows the success of most parts of a chord: only that they are counted."""
         message = step.message
         refused = partial(self._refused, step)
         if not (message.group and self._transport.stores_results):

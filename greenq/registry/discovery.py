@@ -1,4 +1,4 @@
-"""Importing the modules that hold an app's tasks: named by settings, or found in packages."""
+"""Importing the modules that contain an app's tasks: named by settings, or found in packages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TaskModules:
     """The packages in which an app looks for modules of tasks, and how they are imported."""
 
     def __init__(self) -> None:
-        """Look nowhere yet."""
+        """Start without packages."""
         self._places: list[tuple[Packages, str | None]] = []
 
     def add(self, packages: Packages, related_name: str | None) -> None:
-        """Look for modules named `related_name` in packages that are named later."""
+        """Look for modules named `related_name` in the packages that `packages` will return."""
         self._places.append((packages, related_name))
 
     def import_all(self, app: Any, settings: Mapping[str, Any]) -> None:
@@ -56,17 +56,17 @@ class TaskModules:
 
 
 def set_up_framework(app: object) -> None:
-    """Set Django up for an app if it is in use."""
+    """Set up Django for an app if it is in use."""
     django = django_in_use()
     if django is not None:
         django.set_up(app)
 
 
 def discover(packages: Iterable[str] | None, related_name: str | None) -> None:
-    """Import the packages, and the module `related_name` of each, where it exists.
+    """Import the packages, and the module `related_name` of each one that has it.
 
     Raises:
-        ConfigError: there are no packages and no Django.
+        ConfigError: no packages are given, and Django is not in use.
     """
     if packages is None:
         django = django_in_use()

@@ -24,7 +24,7 @@ class SharingApp(TaskApp, Protocol):
 
 
 class Definition(NamedTuple):
-    """What each app creates its own task from: the function and the decorator's arguments."""
+    """The function and the decorator's arguments, from which each app creates its own task."""
 
     function: Callable[..., Any]
     name: str | None
@@ -92,7 +92,7 @@ class SharedTask:
     """
 
     def __init__(self, definition: Definition, task_class: type[BaseTask[..., Any]]) -> None:
-        """Add the definition to those that all apps share; `task_class` serves without an app.
+        """Add the definition to those that all apps share; without an app, `task_class` is used.
 
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.

@@ -1,4 +1,4 @@
-"""Many messages in few pushes: what one push holds, and the plans of calls sent together."""
+"""Many messages in few pushes: what one push holds, and the plans for calls sent together."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all the rest of it. They are one push up to here,
-# since a workflow of which a killed sender has sent a part can never end.
+# The messages that begin a workflow may contain all the rest of it. Up to this size they are one
+# push, since a workflow that a killed sender has sent only in part can never end.
 _WHOLE_CHARACTERS = 8 << 20
 
 
@@ -82,7 +82,7 @@ class KnownPlans:
         plan_of: Callable[[str, Mapping[str, Any]], SendPlan],
         complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
-        """Know none yet; `complete` adds the options of a task and of the sender to a call's."""
+        """Start without plans; `complete` adds a task's and the sender's options to a call's."""
         self._router = router
         self._plan_of = plan_of
         self._complete = complete

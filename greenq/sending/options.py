@@ -1,4 +1,4 @@
-"""The options of sendings, and checks of those and of tasks: refused where they are set."""
+"""The options for sending, and checks of those and of a task's: refused where they are set."""
 
 from __future__ import annotations
 

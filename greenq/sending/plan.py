@@ -1,4 +1,4 @@
-"""What the messages of one task with the same options have in common: place, text, retries."""
+"""What messages of one task with the same options have in common: destination, text, retries."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SendPlan(NamedTuple):
         return self.queue, self.broadcast, self.priority, exchange, self.policy
 
     def changed(self, announced: Announced) -> SendPlan:
-        """Return the plan with the changes of signal receivers."""
+        """Return the plan with the changes that signal receivers have made."""
         policy = announced.retry_policy
         known = {name: policy[name] for name in SendPolicy._fields if name in policy}
         return self._replace(
@@ -112,14 +112,14 @@ class SendPlan(NamedTuple):
     def explained(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
     ) -> EncodeError:
-        """Return an encoding error with the task, and the place in its arguments."""
+        """Return an encoding error that names the task, and the place in its arguments."""
         if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
             return error
         return explained(self.message.task, args, kwargs, self.encoding["serializer"], error)
 
 
 class Planner:
-    """Makes plans from the settings, the routes and the options of a sending."""
+    """Makes plans from the settings, the routes and the options given when sending."""
 
     def __init__(self, config: TaskConfig, router: Router) -> None:
         """Use the defaults of `config`."""
@@ -203,7 +203,7 @@ class Planner:
 
     @property
     def default_policy(self) -> SendPolicy:
-        """The retry policy of the settings."""
+        """The retry policy from the settings."""
         default: RetryPolicy = self._config.task_publish_retry_policy
         return SendPolicy(*(getattr(default, name) for name in SendPolicy._fields))
 

@@ -335,7 +335,7 @@ class Producer:
             options = self.router.ask(task, args, kwargs, options)
         chain = options.get("chain")
         if chain:
-            # It differs in each step of a chain, so it fills a gap: the plan is a known one.
+            # It differs in each step of a chain, so it fills a gap, and the plan is a known one.
             check_send_options(task, {"chain": chain})
             options = {name: value for name, value in options.items() if name != "chain"}
         plan = self.plan_of(task, options)
@@ -370,11 +370,11 @@ class Producer:
         return Filled(task_id, texts, announced)
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue that an exchange leads to; see `Pusher.queue_of`. Switches: yes."""
+        """Return the one queue to which an exchange leads; see `Pusher.queue_of`. Switches: yes."""
         return self._pusher.queue_of(exchange, routing_key)
 
     def queues(self, plan: SendPlan, what: str) -> list[str]:
-        """Return the queues that a message goes to; one, of a plan for a broadcast.
+        """Return the queues to which a message goes; for a broadcast, the one queue of its plan.
 
         Raises:
             OperationalError: its exchange leads to no queue, or the server could not be asked.

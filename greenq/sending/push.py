@@ -1,4 +1,4 @@
-"""Pushing written messages: to which queues, how often to try, and what an error means."""
+"""Pushing written messages: to which queues, how many times to try, and what an error means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """Pushes the messages of plans, each time within the time of one call."""
+    """Pushes the messages of plans, each time within the time limit of one call."""
 
     def __init__(self, broker: Broker) -> None:
         """Push through `broker`."""
@@ -46,7 +46,7 @@ class Pusher:
         return queues[0]
 
     def one_queue(self, plan: SendPlan) -> str:
-        """Return the one queue that the messages of a plan go to; raises as `queue_of`."""
+        """Return the one queue to which a plan's messages go; raises the same as `queue_of`."""
         if plan.broadcast:
             raise ValueError(
                 f"task {plan.message.task} goes to every worker that listens to exchange "

@@ -147,7 +147,7 @@ class Connection:
         # With pushes: True when the server has announced a change since this was last set to False,
         # and on a new socket, since earlier changes cannot have been announced there.
         self.noticed = False
-        # The same for one key alone, which its holder names.
+        # These are the same for a single key, which the connection's holder sets.
         self.watched: str | None = None
         self.changed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
@@ -257,7 +257,7 @@ class Connection:
     def _notice(self, message: list[Any]) -> Push:
         self.noticed = True
         keys = message[1]
-        # Without keys, the server has lost them all.
+        # A message without keys means that the server has lost all of them.
         if self.watched is not None and (keys is None or self.watched.encode() in keys):
             self.changed = True
         return _INVALIDATE

@@ -165,7 +165,7 @@ class _TakePlan(NamedTuple):
         turns: the same, each as often as it has turns.
         endings: the endings of their records, turn by turn.
         keys: the keys of a take.
-        lists: those of them to which messages are pushed.
+        lists: those keys to which messages are pushed.
         blocking: list and inbox of each queue that has its own waiting connection.
     """
 
@@ -247,7 +247,7 @@ class Fetcher:
 
     @property
     def lists(self) -> frozenset[str]:
-        """The lists of these queues to which messages are pushed."""
+        """The lists, of these queues, to which messages are pushed."""
         return self._plan.lists
 
     @property

@@ -27,7 +27,7 @@ _LEAD = load_script("beat_lead")
 # Another beat takes over when the leader has not called for this long.
 LEAD_S: Final = 3.8
 
-# A worker's beat asks who leads with the renewals of the worker's lease, at least this often. As
+# A worker's beat asks who leads when the worker's lease is renewed, at least this often. Like
 # LEAD_S, this leaves room for two late calls, and a leader that has died is replaced within 5 s.
 RENEW_S: Final = 1.2
 
@@ -139,7 +139,7 @@ class Lead(NamedTuple):
 
 
 class LeadCall(NamedTuple):
-    """The part of a renewal of the lease that asks for the lead of the worker's beat.
+    """The part of a lease's renewal that asks for the lead of the worker's beat.
 
     Attributes:
         leader, changes: the keys.
@@ -183,7 +183,7 @@ class ScheduleStore:
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def lead_call(self, schedule: str, who: str) -> LeadCall:
-        """Return what makes a renewal of a lease ask the same."""
+        """Return what makes a lease's renewal ask the same."""
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
@@ -213,8 +213,8 @@ class ScheduleStore:
     def begin(self, names: Sequence[str], known: Mapping[str, str], changes: int) -> dict[str, str]:
         """Give entries without a state one: the `known` one, or one that counts from now.
 
-        Entries are left out if any entry was changed after the first `changes` changes, since the
-        change may have removed them.
+        Entries are left out if any entry has changed since there were `changes` changes, because
+        that change may have removed them.
         """
         states: dict[str, str] = {}
         for at in range(0, len(names), _MOST_BEGUN):
@@ -313,7 +313,7 @@ class ScheduleStore:
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry, from now on; False if it was not paused."""
+        """Resume a paused entry, from now on; return False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_changes, self._keys.beat_paused]
         return bool(self._client.script(_BEGIN, keys, ["", name, ""]))
 

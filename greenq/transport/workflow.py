@@ -183,8 +183,8 @@ class Continuation:
     ) -> None:
         """Keep the lists; those not given are empty.
 
-        They are not created: a thousand parts of a chord that end together would have nine thousand
-        empty lists, which the garbage collector would traverse again and again.
+        No list is created for them: a thousand parts of a chord that end together would have nine
+        thousand empty lists, which the garbage collector would traverse again and again.
         """
         self.adds = adds
         self.parts = parts

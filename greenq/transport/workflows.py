@@ -156,7 +156,8 @@ class Workflows:
         """Reopen failed nodes, given with their texts, and send their messages.
 
         Returns:
-            How many were sent, and whether all were reset: some may have failed again meanwhile.
+            How many were sent, and whether all were reset; some may have failed again in the
+            meantime.
         """
         name = self._keys.workflow(workflow_id)
         names = [name, f"{name}.nodes", f"{name}.failed"]

@@ -59,7 +59,7 @@ class Watch(StartStopPart):
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
        and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
-    6. `BeatLead` asks who leads the beats, for the worker's own one.
+    6. `BeatLead` asks who leads the beats, on behalf of the worker's own beat.
     7. `Ending` requeues messages that the server still holds for this owner, then gives up the
        lease.
     """

@@ -1,6 +1,7 @@
 """What a worker consists of: its options, its parts, and the code that builds them.
 
-Used by the worker, by the commands and the monitoring that look into it, and by the command line.
+The worker uses this package, as do the commands and the monitoring that look into it, and the
+command line.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 It reads and writes the index of workflows, which senders and workers keep with the setting
 ``workflow_index``.
 
-Used by the app and the command line.
+The app and the command line use this package.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Workflow:
             GreenqError: the index does not know the workflow.
         """
         self._index.stop(self.id, CANCELLED)
-        # If it was paused, each message that was put aside ends like any other that waits.
+        # If it was paused, each message that was put aside ends like any other waiting one.
         self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
@@ -166,8 +166,8 @@ class Workflow:
         if self._known().stop == CANCELLED:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
-        # What a worker that has not learned of this puts aside from now on returns to its queue
-        # at once (lua/settle.lua).
+        # Whatever a worker that has not learned of this puts aside from now on returns to its queue
+        # immediately (lua/settle.lua).
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
