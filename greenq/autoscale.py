@@ -64,7 +64,7 @@ class NewSize(NamedTuple):
 
 
 class SizeRecord(NamedTuple):
-    """One decision as it was made; `at_s` is Unix time."""
+    """A decision as it was made; `at_s` is Unix time."""
 
     at_s: float
     backlog: int
@@ -123,7 +123,8 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
+            adaptive: finds out how many slots are worthwhile; None means that all slots needed are
+                used.
             ended: returns how many tasks have ended, and their total duration.
             is_empty: returns whether this worker holds no messages; if so, and the pool has its
                 smallest size, there is nothing to decide until `resume`.

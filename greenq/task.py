@@ -438,11 +438,11 @@ class BaseTask(Generic[P, R]):
         Retries follow immediately, ignoring their countdown.
 
         Args:
-            throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
-                says.
+            throw: raise the exception of a task that fails; None means whatever
+                ``task_eager_propagates`` says.
             retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery, no effect.
-            options: those of `apply_async`; those for the server have no effect.
+            options: those of `apply_async`; options that concern the server have no effect.
 
         Raises:
             Exception: with `throw`, the exception of a failed task.

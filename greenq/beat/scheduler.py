@@ -1,4 +1,4 @@
-"""The loop of one beat: see what is due, claim it, and leave everything else to the server.
+"""The loop of a beat: find what is due, claim it, and leave everything else to the server.
 
 Any number of beats may run this loop. Among those with the same entries, one leads and the others
 only ask whether it still does; but correctness does not depend on that, since each due time is
@@ -82,7 +82,7 @@ _FORGOTTEN_AT_ONCE: Final = 1000
 # These options are relative to the time of sending, so the message is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, drafts are created anew each time.
+# How many drafts of messages are shared; beyond that, a new draft is created each time.
 _DRAFTS: Final = 1000
 
 # A due time sent within this time is on time, whatever the policy for missed ones.
@@ -487,7 +487,7 @@ class Scheduler:
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
     def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do now for an entry; None if there is nothing, and it is planned anew."""
+        """Return what to do now for an entry; None if there is nothing, after planning it again."""
         try:
             step = self._step_now(slot, now, is_running=is_running)
         except Exception:

@@ -76,7 +76,7 @@ class Tasks(StartStopPart):
     """Takes as many messages from their queues as the worker has room for.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
-    2. `Admission` decides whether each message runs, waits, or is settled at once.
+    2. `Admission` decides whether each message runs, waits, or is settled immediately.
     3. `drain` and `stop` requeue everything that has not started, in order.
     """
 
@@ -372,7 +372,7 @@ class Tasks(StartStopPart):
 
 
 class Admission:
-    """Decides whether each message runs, waits, or is settled at once.
+    """Decides whether each message runs, waits, or is settled immediately.
 
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried;
        revoked and expired ones are discarded.

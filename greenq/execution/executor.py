@@ -348,7 +348,7 @@ class Executor:
     def _hand_over_failure(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a step that has no value to hand over: what waits for it fails, too."""
+        """Return the end of a step without a value to hand over, which fails what waits for it."""
         state = FAILURE if outcome.state == IGNORED else outcome.state
         failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE

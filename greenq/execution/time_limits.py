@@ -38,7 +38,7 @@ def run_limited(request: Request, config: TaskConfig, run: Callable[[Request], O
 
 
 def limits_of(request: Request, config: TaskConfig) -> tuple[float | None, float | None]:
-    """Return the hard and the soft limit of a run: the call's, else the task's, else the app's."""
+    """Return a run's hard and soft limit: the call's, or else the task's, or else the app's."""
     hard_s, soft_s = request.message.timelimit
     task = request.task
     return (

@@ -91,10 +91,9 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
 def _fitter(
     parameters: Sequence[inspect.Parameter],
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], bool], int, int]:
-    """Return a function that tells whether arguments fit, and the numbers that surely do.
+    """Return a function that tells whether arguments fit, and two numbers of arguments.
 
-    With a number of positional arguments from the first to the second one, none has to be passed by
-    name.
+    From the first to the second number, arguments that are all positional certainly fit.
     """
     kinds = {each.kind for each in parameters}
     open_names = inspect.Parameter.VAR_KEYWORD in kinds

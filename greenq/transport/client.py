@@ -659,7 +659,7 @@ class Client:
                     f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are "
                     "in use"
                 ) from None
-            # If the server has not answered for long, this ends at once with an error.
+            # If the server has not answered for a long time, this ends immediately with an error.
             return connection, max(ends_s, self._answered_s + limit_s) if patient else ends_s
 
     def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:

@@ -165,7 +165,7 @@ class _TakePlan(NamedTuple):
         turns: the same, each as often as it has turns.
         endings: the endings of their records, turn by turn.
         keys: the keys of a take.
-        lists: those keys to which messages are pushed.
+        lists: the keys of the lists to which messages are pushed.
         blocking: list and inbox of each queue that has its own waiting connection.
     """
 

@@ -306,7 +306,7 @@ def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
 
 
 def _log_lost(not_held: set[Settlement]) -> None:
-    """Log the tasks whose messages other workers have taken meanwhile."""
+    """Log the tasks whose messages other workers have taken in the meantime."""
     for entry in not_held:
         if entry.about is not None:
             _log.warning(

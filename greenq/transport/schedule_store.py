@@ -128,7 +128,7 @@ class Lead(NamedTuple):
     Attributes:
         now: the server's time, in microseconds.
         leads: whether the caller leads.
-        changes: how often entries have been changed at run time.
+        changes: how many times entries have been changed at run time.
         leader: the beat that leads.
     """
 

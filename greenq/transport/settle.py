@@ -41,13 +41,13 @@ INDEX = "INDEX "
 ACKNOWLEDGE: Final = "a"
 # It is acknowledged before its run; a stub remains, to which the outcome will belong.
 BEGIN: Final = "b"
-# The same for a message of a workflow, whose record remains, too: others wait for its end.
+# The same for a message of a workflow; its record also remains, since others wait for its end.
 BEGIN_STEP: Final = "e"
 # It goes back to its queue, unless it has begun.
 REQUEUE: Final = "g"
 # It stays as it is: there is only a state to store.
 KEEP: Final = "k"
-# It is about to run alone in its worker; without a tag, none does any more.
+# It is about to run alone in its worker; without a tag, none does any longer.
 RUN_ALONE: Final = "l"
 # It goes elsewhere.
 MOVE: Final = "m"
@@ -143,7 +143,7 @@ class Settled(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """On whose behalf messages are settled, and the lease that must stand for that.
+    """On whose behalf messages are settled, and the lease that must be valid for this.
 
     Attributes:
         incarnation: their owner; "" if they have none.

@@ -41,7 +41,7 @@ class StateWrite(NamedTuple):
 
     Attributes:
         key: the key under which it is stored, and the channel on which it is announced.
-        rule: its kind, followed by the seconds until it expires (0: never).
+        rule: its kind, followed by the seconds until it expires (0 means never).
         payload: the encoded state.
     """
 

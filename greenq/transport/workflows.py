@@ -209,7 +209,7 @@ class Workflows:
         return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
 
     def changes(self) -> int:
-        """Count how often workflows were stopped or resumed."""
+        """Count how many times workflows were stopped or resumed."""
         return int(self._client.call("HGET", self._keys.stopped_workflows, "") or 0)
 
     def stopped(self) -> dict[str, str]:

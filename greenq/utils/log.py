@@ -45,7 +45,7 @@ class Style:
 
     Attributes:
         format, task_format: format strings of logging, for lines logged outside and inside tasks.
-        date_format, task_date_format: the formats of their times; None: the default of logging.
+        date_format, task_date_format: the formats of their times; None means logging's default.
         json: write each line as a JSON object instead.
     """
 

@@ -88,9 +88,9 @@ class Watch(StartStopPart):
             leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
             state: the messages this worker holds.
-            hub_thread: tells what runs in the hub's thread.
+            hub_thread: shows what runs in the hub's thread.
             limits: how long things may take.
-            holdings: tells what this process knows of its messages.
+            holdings: shows what this process knows about its messages.
             calls: what the hub is to do.
             rescue: what this thread does when the hub cannot.
             guard: renews the lease while no Python code runs in this process; None for no guard.

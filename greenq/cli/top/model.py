@@ -233,7 +233,7 @@ class Picture:
         all_tasks: the totals of all tasks.
         points: the charts' history, with the latest last.
         greenlets: those of the chosen worker.
-        trouble: why the picture may not be up to date.
+        trouble: why the picture may be out of date.
         only: the filter of the lines; charts and totals ignore it.
     """
 
