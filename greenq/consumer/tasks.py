@@ -458,7 +458,7 @@ class Admission:
     def _admit(self, delivery: Delivery, message: TaskMessage) -> None:
         """Hand a message to the pool or the timer, or settle it if it cannot run.
 
-        Every task passes here, so only what few tasks have is left to other functions.
+        Every task passes through here, so only what few tasks have is left to other functions.
         """
         eta = expires = None
         # Not `has_successors`, which would be a call for every task.

@@ -179,8 +179,8 @@ class Handover:
 
         Args:
             request: the run that failed, for errbacks.
-            calls: False if errbacks are not called, because the task was revoked, expired or was
-                ignored.
+            calls: False if errbacks are not called, because the task was revoked, has expired or
+                was ignored.
         """
         message, flow = step.message, _Flow()
         if calls and message.errbacks:

@@ -166,8 +166,8 @@ class Workflow:
         if self._known().stop == CANCELLED:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
-        # Whatever a worker that has not learned of this puts aside from now on returns to its queue
-        # immediately (lua/settle.lua).
+        # From now on, whatever a worker that has not learned of this puts aside returns to its
+        # queue immediately (lua/settle.lua).
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
