@@ -65,9 +65,9 @@ class Worker:
     """A worker of an app in this process.
 
     Its blueprint starts Timer, Hub, Monitoring, Watch, Outbox, Pool, Autoreloader, Autoscaler,
-    Processes, Beat, Recycle, StateDB, Consumer, in this order, and stops them in reverse: first the
-    worker stops taking messages, then running tasks end, then their outcomes are written, and then
-    the lease is given up.
+    Processes, Beat, Recycle, StateDB, StoppedWorkflows, Consumer, in this order, and stops them in
+    reverse: first the worker stops taking messages, then running tasks end, then their outcomes are
+    written, and then the lease is given up.
 
     Attributes:
         parts: all of its parts.

@@ -8,12 +8,11 @@ from typing import Any, Final
 
 from greenq.config.queues import Exchange, check_type
 from greenq.config.validators import (
-    COMPRESSIONS,
-    SERIALIZERS,
     Validator,
-    choice,
+    compression,
     or_default,
     parse_json,
+    serializer,
     text,
     whole,
 )
@@ -42,8 +41,8 @@ _OPTIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "exchange_type": check_type,
     "routing_key": text().accept,
     "priority": whole(0, 9).accept,
-    "serializer": choice(*SERIALIZERS).accept,
-    "compression": choice(*COMPRESSIONS).accept,
+    "serializer": serializer().accept,
+    "compression": compression().accept,
     "delivery_mode": whole(1, 2).accept,
 }
 

@@ -38,8 +38,8 @@ class Consumer(StartStopPart):
        meantime.
     3. If access is refused at the first start, the worker ends, since waiting would not help.
 
-    The steps in starting order: Connection, Events, Mingle, Gossip, Tasks, Control, Heart, Agent;
-    then the event loop. The app's own steps are placed by their requirements. All of them except
+    The steps in starting order: Connection, Events, Mingle, Revokes, Gossip, Tasks, Control, Heart,
+    Agent; then the event loop. The app's own steps are placed by their requirements. All of them except
     Connection, Events and Tasks can be switched off.
     """
 

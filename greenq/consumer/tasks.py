@@ -552,7 +552,7 @@ class Admission:
             self._pool.submit(request)
 
     def send_signals_as(self, sender: object) -> None:
-        """Return the sender of the signals about messages: the consumer, as in Celery."""
+        """Set the sender of the signals about messages: the consumer, as in Celery."""
         self._refusals.sender = sender
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:

@@ -141,7 +141,7 @@ def build_blueprint(
         parts.beat or DisabledPart(Beat),
         parts.recycle or DisabledPart(Recycle),
         parts.state_db or DisabledPart(StateDB),
-        *([] if parts.stopped_workflows is None else [parts.stopped_workflows]),
+        parts.stopped_workflows or DisabledPart(StoppedWorkflows),
         consumer,
         *custom(parts.app.steps["worker"], worker, options.step_options),
     ]

@@ -463,7 +463,7 @@ def flood_asked() -> None:
     for number in range(10_500):
         takers.question(f"{number}")
 
-    assert len(takers._ask_at_s) == 500
+    assert len(takers.ask_at_s) == 500
 
 
 @memory("plans of sendings")

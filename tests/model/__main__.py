@@ -19,6 +19,9 @@ from tests.model.mutants import MUTANTS
 from tests.model.scenarios import SCENARIOS, named
 from tests.model.world import installed
 
+# Jobs tell of each 400 schedules, which takes minutes beside a busy test run.
+_HANGS_S = 600
+
 
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
@@ -74,7 +77,7 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
     running, done, steps = len(jobs), 0, 0
     while running:
         try:
-            number, what = told.get(timeout=60)
+            number, what = told.get(timeout=_HANGS_S)
         except queue.Empty:
             sys.exit("a job hangs or died")
         if number < 0:

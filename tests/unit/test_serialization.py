@@ -108,6 +108,15 @@ def test_results_are_written_with_it(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("registered")
+def test_route_may_name_them() -> None:
+    route = {"serializer": "rot13", "compression": "turned"}
+    app = Greenq(broker="redis://nowhere", task_routes={"t": route}, set_as_current=False)
+    assert app.conf.task_routes == ({"t": route},)
+    with pytest.raises(ConfigError, match="rot13"):
+        Greenq(broker="redis://nowhere", task_routes={"t": {"serializer": "rot14"}}).finalize()
+
+
+@pytest.mark.usefixtures("registered")
 def test_bytes_and_errors_of_its_own() -> None:
     serialization.register("rot13", bytes, bytes, ROT, "binary")
     assert serialize.dumps([1, 2], "rot13") == (b"\x01\x02", ROT, "binary")
