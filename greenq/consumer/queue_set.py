@@ -163,7 +163,7 @@ class QueueSet:
         try:
             self._transport.broker.renew(self.names)
         except OperationalError as exc:
-            _log.warning("queues that expire could not be renewed, next try soon: %s", exc)
+            _log.warning("queues that expire could not be renewed; retrying soon: %s", exc)
 
     def _take_from(self) -> None:
         queues = [queue for queue in self.names if queue not in self._state.paused]

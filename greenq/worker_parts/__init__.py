@@ -1,7 +1,6 @@
 """What a worker consists of: its options, its parts, and the code that builds them.
 
-The worker uses this package, as do the commands and the monitoring that look into it, and the
-command line.
+The worker, its commands and monitoring, which look into it, and the command line use this package.
 """
 
 from __future__ import annotations

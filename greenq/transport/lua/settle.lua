@@ -19,8 +19,8 @@
 --        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
 --        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative for
 --        those whose goal was such a key; if there are workflows, then a list of the numbers of the endings that are
---        withheld, and one of those whose chord another worker has completed}, or an error: FORGOTTEN the server does
---        not know the owner: it has lost its data; nothing was done
+--        withheld, and one of those whose chord another worker has completed}, or an error:
+--        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
 -- A head is the letter of the action, the letter of the state's kind or '-' for none, and the seconds until the state
@@ -29,8 +29,9 @@
 --   a  97  ACKNOWLEDGE  acknowledge
 --   b  98  BEGIN        acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome
 --                       will belong
---   e 101 BEGIN_STEP the same for a message of a workflow: its record also stays, so that whoever recovers it can fail
---   the tasks that wait for it g 103  REQUEUE      move, unless its owner has begun it after an early acknowledgement
+--   e 101  BEGIN_STEP   the same for a message of a workflow: its record also stays, so that whoever recovers it can
+--                       fail the tasks that wait for it
+--   g 103  REQUEUE      move, unless its owner has begun it after an early acknowledgement
 --   k 107  KEEP         only the state
 --   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag, that none does any longer
 --   m 109  MOVE         move
