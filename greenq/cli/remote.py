@@ -185,7 +185,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
 
 
 def _keep(app: Greenq, request: CommandRequest) -> str | None:
-    """Store a command's effect on nodes that start later on the server, and describe it."""
+    """Store, for nodes that start later, a command's effect on the server, and describe it."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
         arguments["by"] = _who()

@@ -528,7 +528,7 @@ class Admission:
             self._hand_over(request)
 
     def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
-        """Settle a request that must not run, at least not now; return whether that was so."""
+        """Settle a request that must not run, at least not now; return whether it was one."""
         if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):

@@ -247,7 +247,7 @@ class Fetcher:
 
     @property
     def lists(self) -> frozenset[str]:
-        """The lists, of these queues, to which messages are pushed."""
+        """Those lists of these queues to which messages are pushed."""
         return self._plan.lists
 
     @property

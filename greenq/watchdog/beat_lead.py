@@ -36,9 +36,10 @@ class BeatLead:
     """Keeps the lead for the worker's beat, and wakes the beat when something has changed.
 
     1. The beat itself asks the server at first (calling `begin` with the answer), and again after
-    each failure; in between, it reads `answer`, and sleeps in `wait`. 2. The watchdog thread asks
-    with each renewal (`call`), and is told of changes (`look`). 3. A beat that does not run when it
-    should, because its hub is blocked, loses the lead, as if it had stopped asking.
+       each failure; in between, it reads `answer`, and sleeps in `wait`.
+    2. The watchdog thread asks with each renewal (`call`), and is told of changes (`look`).
+    3. A beat that does not run when it should, because its hub is blocked, loses the lead, as if it
+       had stopped asking.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class BeatLead:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """Ask with each renewal from now on; `lead` is the server's answer of just now."""
+        """Ask with each renewal from now on; `lead` is the server's answer so far."""
         if self._is_over:
             return
         now_s = self._clock()
