@@ -39,8 +39,8 @@ class Consumer(StartStopPart):
     3. If access is refused at the first start, the worker ends, since waiting would not help.
 
     The steps in starting order: Connection, Events, Mingle, Revokes, Gossip, Tasks, Control, Heart,
-    Agent; then the event loop. The app's own steps are placed by their requirements. All except
-    Connection, Events and Tasks can be switched off.
+    Agent; then the event loop. The app's own steps are placed by their requirements. All of them
+    except Connection, Events, Revokes and Tasks can be switched off.
     """
 
     name = "Consumer"

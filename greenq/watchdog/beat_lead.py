@@ -69,7 +69,7 @@ class BeatLead:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """Ask with each renewal from now on; `lead` is the server's answer so far."""
+        """Ask with each renewal from now on; `lead` is what the server has just answered."""
         if self._is_over:
             return
         now_s = self._clock()

@@ -661,7 +661,7 @@ def test_commands_as_text(server: Server, capsys: pytest.CaptureFixture[str]) ->
         (["resume", "no"], "no periodic entry"),
         (["remove", "no"], "no periodic entry"),
         (["backfill", "x"], "--from and --to"),
-        (["next", "a", "b"], "a name and a number"),
+        (["next", "a", "b"], "a name, a number, or both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "said",
 )

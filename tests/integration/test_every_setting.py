@@ -69,7 +69,7 @@ ELSEWHERE = {
         "test_signing_is_introduced_with_signatures_that_are_not_required"
     ),
     "task_annotations": (
-        "tests/unit/test_annotations.py::test_the_worker_runs_what_the_annotation_says"
+        "tests/unit/registry/test_annotations.py::test_the_worker_runs_what_the_annotation_says"
     ),
     "task_allow_error_cb_on_chord_header": (
         "tests/unit/canvas/test_primitives.py::test_links_of_a_chord_are_those_of_its_body"
@@ -84,8 +84,10 @@ ELSEWHERE = {
     "workflow_index": (
         "tests/integration/test_workflow_index.py::test_without_the_setting_nothing_is_written"
     ),
-    "task_always_eager": "tests/unit/test_eager.py::test_always_eager_runs_instead_of_sending",
-    "task_eager_propagates": "tests/unit/test_eager.py::test_failure_is_held_or_raised",
+    "task_always_eager": (
+        "tests/unit/running/test_eager.py::test_always_eager_runs_instead_of_sending"
+    ),
+    "task_eager_propagates": "tests/unit/running/test_eager.py::test_failure_is_held_or_raised",
     "task_store_eager_result": (
         "tests/integration/test_workflow_settings.py::"
         "test_task_store_eager_result_writes_what_ran_here"
