@@ -83,17 +83,17 @@ class Task(BaseTask[P, R]):
 
     @property
     def app(self) -> Greenq:
-        """The app this task belongs to."""
+        """The app to which this task belongs."""
         return self._app()
 
     @classmethod
     def on_bound(cls, app: Greenq) -> None:
-        """Override: called when an app registers a task of this class."""
+        """Called when an app registers a task of this class; override it if needed."""
 
 
 name_what_is_not_here(Task)
 
-# Under another name, since apps have an attribute `Task`.
+# This has another name, since apps have an attribute `Task`.
 _Task = Task
 
 
@@ -177,7 +177,7 @@ class Greenq:
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         self._periodic: PeriodicTasks | None = None
         self._registry = AppTasks(self, self._ready, Task, task_cls)
-        # Not a method of its own: each use of a shared task calls it.
+        # This is not wrapped in a method, since each use of a shared task calls it.
         self.take_shared = self._registry.take_shared
         self._modules = TaskModules()
         self._lock = threading.Lock()
@@ -198,7 +198,7 @@ class Greenq:
     @property
     def config(self) -> Config:
         """All settings, checked, by section."""
-        # On the path of each sending: what has been read is not asked for again.
+        # This is on the path of each sending, so what has been read is not asked for again.
         built = self.conf.built
         return self.conf.config if built is None else built
 
@@ -252,7 +252,7 @@ class Greenq:
         return registry.by_name
 
     def _ready(self) -> Greenq:
-        """Return the app for its tasks: using it annotates them."""
+        """Return the app for use by its tasks, which annotates them."""
         if self._registry.unannotated:
             self._registry.annotate()
         return self
@@ -306,7 +306,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks: subclass it, or set another class for all later tasks."""
+        """The class of this app's tasks; subclass it, or assign another one for all later tasks."""
         return self._registry.base_class(__name__)
 
     @Task.setter
@@ -386,7 +386,7 @@ class Greenq:
             discover(call(), related_name)
 
     def set_up_framework(self) -> None:
-        """Set Django up if it is in use; commands that import task modules call this first."""
+        """Set up Django if it is in use; commands that import task modules call this first."""
         set_up_framework(self)
 
     def import_task_modules(self) -> None:

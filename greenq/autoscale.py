@@ -1,9 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
-The decision is a pure function of numbers (`decide`). It is made at every tick, and at once when a
-take leaves messages behind. It only resizes the pool; the number of messages taken depends on the
-pool's size. With `worker_autoscale_adaptive`, only as many slots are used as are worthwhile
-(greenq/upkeep/adaptive.py).
+The decision is a pure function of numbers (`decide`). It is made at every tick, and also
+immediately when a take leaves messages behind. It only resizes the pool; the number of messages
+taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are used as
+are worthwhile (greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class NewSize(NamedTuple):
 
 
 class SizeRecord(NamedTuple):
-    """One decision as it was made; `at_s` is Unix time."""
+    """A decision as it was made; `at_s` is Unix time."""
 
     at_s: float
     backlog: int
@@ -79,7 +79,7 @@ def needed(load: Load) -> int:
 
 
 def decide(load: Load) -> NewSize:
-    """Return the size for a load: grow at once, shrink to the keepalive's largest need."""
+    """Return the size for a load: grow immediately, but shrink only to the largest recent need."""
     if load.size < load.least:
         return NewSize(load.least, "below the minimum")
     if load.size > load.most:
@@ -123,10 +123,11 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots are worthwhile; None: use all slots that are needed.
+            adaptive: finds out how many slots are worthwhile; None means that all slots needed are
+                used.
             ended: returns how many tasks have ended, and their total duration.
-            is_empty: returns whether this worker holds no messages. Then a pool of the smallest
-                size has nothing to decide until `resume`.
+            is_empty: returns whether this worker holds no messages; if so, and the pool has its
+                smallest size, there is nothing to decide until `resume`.
             clock: monotonic time in seconds.
         """
         self.most, self.least = most, least
@@ -137,7 +138,7 @@ class Autoscaler(StartStopPart):
         self._adaptive, self._ended, self._is_empty = adaptive, ended, is_empty
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
-        # None while stopped, and while there is nothing to decide.
+        # This is None while stopped, and while there is nothing to decide.
         self._entry: TimerEntry | None = None
         self._runs = False
 
@@ -152,7 +153,7 @@ class Autoscaler(StartStopPart):
         self._rest()
 
     def resume(self) -> None:
-        """Tick again: this worker has taken messages. Switches: no."""
+        """Tick again, since this worker has taken messages. Switches: no."""
         if self._entry is None and self._runs:
             self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
 
@@ -206,7 +207,7 @@ class Autoscaler(StartStopPart):
         return replace(load, recent_need=self._needs[0][1])
 
     def _adapt(self, adaptive: Adaptive, load: Load) -> Load:
-        """Lower the maximum to the worthwhile size."""
+        """Return the load with its maximum lowered to the worthwhile size."""
         look = PoolSnapshot(self._clock(), load.size, load.running, load.backlog, *self._ended())
         found = adaptive.look(look, self.most, self.least)
         most = adaptive.limit(self.most, self.least)

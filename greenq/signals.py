@@ -76,8 +76,8 @@ class Signal:
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
         # found.
         self.receivers: list[_ConnectedReceiver] = []
-        # A real lock, even in a patched process: any thread may connect, and a collected receiver
-        # is removed wherever the garbage collector runs. Nothing waits while it is held.
+        # This is a real lock, even in a patched process: any thread may connect, and a collected
+        # receiver is removed wherever the garbage collector runs. Nothing waits while it is held.
         self._lock = _thread.RLock()
 
     def connect(

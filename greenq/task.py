@@ -163,7 +163,7 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
 
 
 class BaseTask(Generic[P, R]):
-    """A function that workers run: all of `greenq.app.Task` but its app's type.
+    """A function that workers run: all of `greenq.app.Task` except its app's type.
 
     Subclass `Task` and pass the class as ``base=`` to share options or hooks; a constructor of the
     class is called without arguments. The options below can be set on the class or in the
@@ -349,7 +349,7 @@ class BaseTask(Generic[P, R]):
 
     @property
     def app(self) -> TaskApp:
-        """The app this task belongs to."""
+        """The app to which this task belongs."""
         return self._app()
 
     @property
@@ -438,11 +438,11 @@ class BaseTask(Generic[P, R]):
         Retries follow immediately, ignoring their countdown.
 
         Args:
-            throw: raise the exception of a task that fails; None: as ``task_eager_propagates``
-                says.
+            throw: raise the exception of a task that fails; None means whatever
+                ``task_eager_propagates`` says.
             retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery, no effect.
-            options: those of `apply_async`; those for the server have no effect.
+            options: those of `apply_async`; options that concern the server have no effect.
 
         Raises:
             Exception: with `throw`, the exception of a failed task.
@@ -699,7 +699,7 @@ class BaseTask(Generic[P, R]):
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Override: called when an app registers a task of this class."""
+        """Called when an app registers a task of this class; override it if needed."""
 
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]

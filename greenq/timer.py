@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class TimerEntry:
-    """A call due at a time of the monotonic clock; skipped if cancelled."""
+    """A call due at a time on the monotonic clock; it is skipped if cancelled."""
 
     __slots__ = ("call", "due_s", "every_s", "number")
 
@@ -57,11 +57,11 @@ class Timer(StartStopPart):
         self._greenlet: Greenlet | None = None
 
     def call_after(self, delay_s: float, call: Callable[[], object]) -> TimerEntry:
-        """Call once, `delay_s` from now."""
+        """Make the call once, `delay_s` from now."""
         return self._add(delay_s, call, None)
 
     def call_repeatedly(self, every_s: float, call: Callable[[], object]) -> TimerEntry:
-        """Call every `every_s`, first after `every_s`; missed calls are skipped."""
+        """Repeat the call every `every_s`, starting after `every_s`; missed calls are skipped."""
         return self._add(every_s, call, every_s)
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _OVERLAPS: Final = ("allow", "skip", "queue_one", "cancel")
 _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
 
-# Each of them belongs to a single sending, whereas an entry is sent repeatedly.
+# Each of these options belongs to a single sending, whereas an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
 
 
@@ -126,7 +126,7 @@ _FIELDS: Final = frozenset({
 
 
 def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> ScheduleEntry:
-    """Check an entry as it is written in ``beat_schedule``.
+    """Check an entry written as in ``beat_schedule``.
 
     Args:
         name: the entry's name.

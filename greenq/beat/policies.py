@@ -27,7 +27,7 @@ class NextAction(NamedTuple):
 def next_step(
     entry: ScheduleEntry, last_due: int, now: int, *, is_running: bool = False
 ) -> NextAction | None:
-    """Return what to do next, None if nothing will ever be due again.
+    """Return what to do next; None if nothing will ever be due again.
 
     Args:
         entry: the entry.
@@ -49,7 +49,7 @@ def next_step(
 
 
 def _latest_ready(entry: ScheduleEntry, first: int, now: int) -> int:
-    """Return the last due time that is ready by now; `first` is."""
+    """Return the last due time that is ready by now; `first` is known to be ready."""
     # Whatever the jitter, this due time is ready.
     due = entry.latest_due(first, now - int(entry.jitter_s * 1_000_000)) or first
     while (later := entry.next_due(due)) is not None and entry.ready(later) <= now:

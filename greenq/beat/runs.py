@@ -31,7 +31,7 @@ _DAY_S: Final = 86400.0
 
 
 class _AwaitedRun(NamedTuple):
-    """A run whose result is awaited; the next one to check sorts first. Times in microseconds."""
+    """A run whose result is awaited, sorted by when to check it. Times are in microseconds."""
 
     at: int
     pause: int
@@ -49,7 +49,7 @@ class Runs:
         """Read the results that `transport` reaches, if any are stored, for `result_expires`."""
         self._transport = transport
         self._store = store
-        # For this long a result is available once the run has ended.
+        # How long a result remains available after the run has ended.
         self._limit_us = int((result_expires or _DAY_S) * 1_000_000)
         # When the last run of each entry was sent, and the last run whose end was seen.
         self._last: dict[str, int] = {}
@@ -57,7 +57,7 @@ class Runs:
         self._heap: list[_AwaitedRun] = []
 
     def follow(self, states: Mapping[str, EntryState]) -> None:
-        """Look for the results of the last runs of these entries from now on."""
+        """From now on, look for the results of the last runs of these entries."""
         if not self._transport.stores_results:
             return
         for name, state in states.items():
@@ -76,7 +76,7 @@ class Runs:
 
     @property
     def due(self) -> int | None:
-        """When to look next; None if no run is followed."""
+        """When to look next; None if no run is being followed."""
         return self._heap[0].at if self._heap else None
 
     def look(self, now: int) -> None:

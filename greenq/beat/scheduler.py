@@ -1,4 +1,4 @@
-"""The loop of one beat: see what is due, claim it, and leave everything else to the server.
+"""The loop of a beat: find what is due, claim it, and leave everything else to the server.
 
 Any number of beats may run this loop. Among those with the same entries, one leads and the others
 only ask whether it still does; but correctness does not depend on that, since each due time is
@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 # How often a beat asks the server who leads, and whether entries were changed.
 POLL_S: Final = 1.0
 
-# How long a beat that is told of news waits for them.
+# How long a beat that is told of changes waits for them.
 _REST_S: Final = 60.0
 
 # An entry whose sending was refused is tried again after this.
@@ -82,7 +82,7 @@ _FORGOTTEN_AT_ONCE: Final = 1000
 # These options are relative to the time of sending, so the message is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, drafts are created anew each time.
+# How many drafts of messages are shared; beyond that, a new draft is created each time.
 _DRAFTS: Final = 1000
 
 # A due time sent within this time is on time, whatever the policy for missed ones.
@@ -92,19 +92,19 @@ _HEADERS: Final = {"celery_beat_task": True}
 
 
 class Link(Protocol):
-    """Asks who leads in place of a beat, and wakes it when anything has changed."""
+    """Asks who leads on behalf of a beat, and wakes it when anything has changed."""
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """From now on ask this; `lead` is what the server has answered just now."""
+        """From now on, ask this; `lead` is the answer that the server has just given."""
 
     def end(self) -> None:
-        """Ask no more, and end the beat's `wait`."""
+        """Stop asking, and end the beat's `wait`."""
 
     def answer(self) -> Lead | None:
-        """Return the latest answer, with the server's time now; None if the beat must ask."""
+        """Return the latest answer, with the server's current time; None if the beat must ask."""
 
     def wait(self, seconds: float) -> None:
-        """Wait for news."""
+        """Wait until something changes, for at most `seconds`."""
 
 
 class _Draft(NamedTuple):
@@ -123,7 +123,7 @@ class _Slot:
 
     Attributes:
         entry: what is sent, and when.
-        seen: its state as text, which the server compares.
+        seen: its state as text, for the server to compare.
         state: the same, parsed.
         step: what to do next; None if nothing will be due any more or the entry is paused.
         following: the due time after that of `step`, once it is known.
@@ -199,7 +199,7 @@ class Scheduler:
             app: the app.
             clock: a clock in seconds; only differences count.
             name: a readable name for this beat; by default host and process.
-            link: asks who leads; None makes this beat ask each second.
+            link: asks who leads; with None, this beat asks every second.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.
@@ -320,14 +320,14 @@ class Scheduler:
             # known.
             self._load(lead.changes)
         elif not lead.leads:
-            # What this beat knows of the entries ages from now on.
+            # From now on, what this beat knows about the entries grows old.
             self._slots, self._heap = {}, []
         self.leads, self._changes = lead.leads, lead.changes
 
     # --- entries ----------------------------------------------------------------------------------
 
     def _load(self, changes: int) -> None:
-        """Read entries, pauses and states from the server, which has counted so many changes."""
+        """Read entries, pauses and states from the server, which has counted this many changes."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:
@@ -338,7 +338,7 @@ class Scheduler:
         missing = [name for name in entries if name not in states]
         if missing:
             # If there were changes, the server has not lost its data: these entries are new, or
-            # were removed since this beat has seen them.
+            # were removed after this beat had last seen them.
             is_lost = changes <= self._changes
             known = {name: slot.seen for name, slot in self._slots.items()} if is_lost else {}
             states |= self._store.begin(missing, known, changes)
@@ -487,7 +487,7 @@ class Scheduler:
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
     def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do now for an entry; None if there is nothing, and it is planned anew."""
+        """Return what to do now for an entry; None if there is nothing, after planning it again."""
         try:
             step = self._step_now(slot, now, is_running=is_running)
         except Exception:
@@ -503,7 +503,7 @@ class Scheduler:
 
     @staticmethod
     def _step_now(slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do for an entry whose time has come: usually the planned step."""
+        """Return what to do for an entry whose time has come, which is usually the planned step."""
         entry, step = slot.entry, slot.step
         assert step is not None
         slot.following = following = entry.next_due(step.due)
@@ -610,7 +610,7 @@ class Scheduler:
 
 
 def send_options(app: BeatApp, entry: ScheduleEntry) -> dict[str, Any]:
-    """Return the options of an entry's sendings: its own, the task's, and Celery's header."""
+    """Return the options with which an entry is sent: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
     options["headers"] = {**(options.get("headers") or {}), **_HEADERS}
@@ -647,7 +647,7 @@ def code_entries(app: BeatApp) -> dict[str, ScheduleEntry]:
 
 
 def fingerprint(entries: Iterable[ScheduleEntry]) -> str:
-    """Return a text that identifies these entries: beats with the same entries share a leader.
+    """Return a text that identifies these entries; beats with the same entries share a leader.
 
     During a deployment the old and the new beats each have a leader; claims prevent both from
     sending the same due time.

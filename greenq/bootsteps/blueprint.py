@@ -109,8 +109,8 @@ class Blueprint:
 
         Args:
             name: the name of the object whose parts the steps are.
-            steps: in the preferred order, which requirements may change. A step that requires one
-                that is not included starts without it.
+            steps: the steps in the preferred order, which requirements may change. A step that
+                requires one that is not included starts without it.
 
         Raises:
             ConfigError: two steps share a name, one requires a step that is missing, or they

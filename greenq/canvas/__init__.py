@@ -1,6 +1,7 @@
 """Workflows: signatures and what they send, with Celery's API and wire format.
 
-Used by tasks, by the app and by workers. Sends through the app it is given; imports no gevent.
+Tasks, the app and workers use this package. It sends through the app that it is given, and does not
+import gevent.
 """
 
 from __future__ import annotations

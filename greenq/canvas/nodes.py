@@ -60,7 +60,7 @@ class WorkflowNode(NamedTuple):
 
     @classmethod
     def read(cls, task_id: str, text: str) -> WorkflowNode:
-        """Return the node that `written` has written; an empty text is a node without a name."""
+        """Return the node that `written` has written; empty text means a node without a name."""
         if not text:
             return cls(task_id, "")
         name, parent, group, place, is_part, after, within = json.loads(text)
@@ -68,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def unrun(letter: str) -> str:
-    """Return how the end of a task that cannot run is noted: it replaces no other end."""
+    """Return how the end of a task that cannot run is noted; it never replaces another end."""
     return letter.upper()
 
 
@@ -119,7 +119,7 @@ def _end_of(signature: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def of_message(message: TaskMessage) -> WorkflowNode:
-    """Return the node of a message."""
+    """Return the node for a message."""
     within: tuple[str, ...] = ()
     if message.parent_id is None:
         within = _within(message.group, message.chord, message.chain)
@@ -130,7 +130,7 @@ def of_message(message: TaskMessage) -> WorkflowNode:
 
 
 def of_call(call: Call) -> WorkflowNode:
-    """Return the node of a call that is to be sent."""
+    """Return the node for a call that is to be sent."""
     options = call.options
     group, chord, chain = (options.get(name) for name in ("group_id", "chord", "chain"))
     place = None if group is None else options.get("group_index")

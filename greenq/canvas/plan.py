@@ -23,7 +23,7 @@ Sig = dict[str, Any]
 # A handle as data, in Celery's format: ((id, handle of the preceding step), members of a group).
 Handle = tuple[tuple[str, Any], Any]
 
-# Options that belong to one signature alone and are not passed on to its parts.
+# Options that belong only to one signature, and are not passed on to its parts.
 _OWN = frozenset({"task_id", "group_id", "group_index"})
 # Options that take effect when a signature ends, not when it starts.
 _ENDS = frozenset({"chain", "chord", "link", "link_error"})
@@ -100,7 +100,7 @@ def plan(
     kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> WorkflowPlan:
-    """Return the messages that sending a signature writes.
+    """Return the messages that are written when a signature is sent.
 
     Args:
         args: prepended to its own arguments, unless it is immutable.
@@ -456,7 +456,7 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: the id of its end, unless that has one.
+        task_id: the id of its end, unless that already has one.
         parent: the handle of the preceding step.
     """
     what = kind(sig)
@@ -627,8 +627,8 @@ def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
 def in_group(sig: Sig, group_id: str) -> Sig:
     """Return a frozen signature whose end belongs to a group.
 
-    The group is written only when the signature is sent, since Celery chooses the group of a chord
-    sent later anew, but would keep what its header contains.
+    The group is written only when the signature is sent, since Celery chooses a new group for a
+    chord that is sent later, but would keep what its header contains.
     """
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chord":

@@ -379,7 +379,7 @@ class group(_Composite):  # noqa: N801  Celery's name
 
 @Signature.register_type()
 class chord(_Composite):  # noqa: N801  Celery's name
-    """A group, its header, and a body that gets the list of the header's results.
+    """A header, which is a group, and a body that receives the list of the header's results.
 
     ``chord(header)(body)`` sends it, and so does ``chord(header, body)()``.
     """

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class GroupStream:
-    """A group whose members arrive one by one: what to send for each, in constant memory.
+    """A group whose members arrive one by one; it yields what to send for each, in constant memory.
 
     Attributes:
         group_id: the group's id.
-        ids: for each member, the id of its end.
+        ids: the id of each member's end.
         count: the number of members so far.
         size: how many tasks end them: the parts of a chord.
         special: handles of members with an id of their own, or with several ends, by position.

@@ -5,7 +5,7 @@ chosen, its options are read from its module or one next to it; such a module im
 at its top. A command's dependencies are imported when it runs, and after patching if it needs the
 hub.
 
-Nothing imports it but `greenq.__main__`.
+Only `greenq.__main__` imports it.
 """
 
 from __future__ import annotations

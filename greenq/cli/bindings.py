@@ -84,6 +84,6 @@ def bindings(app: Greenq, *, within_s: float | None = None) -> list[BoundQueue]:
 
 
 def parsed(exchange: str, member: bytes, sep: str) -> BoundQueue | None:
-    """Parse a member of an exchange's binding set; None if it is malformed."""
+    """Parse a member of an exchange's binding set; return None if it is malformed."""
     found = read_member(member, sep)
     return None if found is None else BoundQueue(found.queue, exchange, found.routing_key)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def described(queues: Iterable[QueueCounts]) -> str:
-    """Return how many messages wait in queues, in words."""
+    """Return how many messages are waiting in queues, in words."""
     parts = []
     for queue in queues:
         stay = [f"{queue.parked:,} parked"] * bool(queue.parked)

@@ -137,7 +137,7 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: QueuesSnapshot | None
 ) -> QueuesSnapshot:
-    """Count, and add the figures that only the workers know."""
+    """Count the messages, and add the figures that only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)

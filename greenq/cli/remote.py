@@ -44,7 +44,7 @@ _OTHER: Final = {"inspect": "control", "control": "inspect"}
 
 @dataclass(frozen=True, slots=True)
 class CommandRequest:
-    """What the command line requests.
+    """The request that the command line makes.
 
     Attributes:
         command: the command, known or not.
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int:
-    """Send a command without replies, and print its receivers; return 69 without workers.
+    """Send a command that has no reply, and print its receivers; return 69 if there are no workers.
 
     Raises:
         GreenqError: it would go to all nodes, and there is no terminal on which to ask for
@@ -185,7 +185,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
 
 
 def _keep(app: Greenq, request: CommandRequest) -> str | None:
-    """Store on the server a command's effect on nodes that start later; return it in words."""
+    """Store, for nodes that start later, a command's effect on the server, and describe it."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
         arguments["by"] = _who()

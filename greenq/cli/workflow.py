@@ -216,7 +216,7 @@ def row(workflow_id: str, record: WorkflowRecord, now_s: float) -> tuple[str, ..
 def text(
     workflow_id: str, record: WorkflowRecord, tree: Tree, limit: int, now_s: float
 ) -> Iterator[str]:
-    """Draw a workflow: one line for each task and group, members of groups indented."""
+    """Draw a workflow: one line for each task and group, with members of groups indented."""
     counts = counts_of(record)
     head = f"workflow {printable(workflow_id)}: {_painted(state_of(record))}"
     ended = f"{progress_of(counts):.0%} of {sum(counts.values()):,} tasks have ended"

@@ -1,4 +1,4 @@
-"""`app.conf`: the settings of one app, read late, checked at once, and where each comes from."""
+"""`app.conf`: the settings of one app, read late, checked when set, and where each comes from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SETTINGS = Config.names()
 
 
 class Settings(Mapping[str, Any]):
-    """An app's settings, `app.conf`: attributes and a mapping. Read one, set one, `update` several.
+    """An app's settings, `app.conf`, as attributes and as a mapping; `update` sets several.
 
-    Unknown names and wrong values are refused at once, with the nearest valid name. Once the app
-    has connected, its transport keeps the settings it was opened with.
+    Unknown names and wrong values are refused immediately, and the nearest valid name is suggested.
+    Once the app has connected, its transport keeps the settings it was opened with.
 
     Attributes:
-        built: all settings, checked, by section; None while something has to be read first.
+        built: all settings, checked, by section; None while something still has to be read.
     """
 
     built: Config | None
@@ -40,8 +40,8 @@ class Settings(Mapping[str, Any]):
     ) -> None:
         """Begin with the defaults, overridden by the environment and then by `values`.
 
-        On first use the two functions `around` are called: one before and one after everything is
-        read.
+        On first use the two functions in `around` are called, one before and one after everything
+        is read.
         """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
@@ -55,7 +55,7 @@ class Settings(Mapping[str, Any]):
         object.__setattr__(self, "_around", around)
 
     def update(self, *mappings: Mapping[str, Any], **values: Any) -> None:
-        """Set several settings.
+        """Change several settings.
 
         Raises:
             ConfigError: one of them is unknown or wrong; then none is set.
@@ -66,7 +66,7 @@ class Settings(Mapping[str, Any]):
         self.update_from("code", given)
 
     def update_from(self, source: str, values: Mapping[str, Any]) -> None:
-        """Set several settings, and note where they come from.
+        """Change several settings, and note where they come from.
 
         Raises:
             ConfigError: one of them is unknown or wrong; then none is set.
@@ -78,7 +78,7 @@ class Settings(Mapping[str, Any]):
         self._sources.update(dict.fromkeys(values, source))
 
     def source_of(self, name: str) -> str:
-        """Return where a setting comes from: default, environment, code, or a named one."""
+        """Return where a setting comes from: default, environment, code or a named source."""
         _ = self.config
         source: str = self._sources.get(name, "default")
         return source
@@ -111,7 +111,7 @@ class Settings(Mapping[str, Any]):
 
     def _read_first(self) -> None:
         before, after = self._around
-        # Signal receivers use the settings, too.
+        # Signal receivers also use the settings.
         object.__setattr__(self, "_around", ())
         before()
         # This raises if a setting is wrong.
@@ -119,7 +119,7 @@ class Settings(Mapping[str, Any]):
         after()
 
     def warn(self, *, foreign: bool = True) -> None:
-        """Log one warning for each name that is not read or has no effect.
+        """Log one warning for each name that is not read or that has no effect.
 
         Without `foreign`, Celery settings that greenq does not need are not logged: they concern
         workers, and would only clutter the start of programs that only send.
@@ -152,7 +152,7 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Read one setting; an unknown one is a KeyError with a suggestion."""
         config = self.config
-        # A Celery setting without effect here: code that has set it can read it.
+        # A Celery setting has no effect here, but code that has set it can read it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)

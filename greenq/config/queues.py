@@ -236,7 +236,7 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             f"queue {name!r} has {min(unknown)!r}; known are exchange, exchange_type, routing_key, "
             "expires, max_length and weight"
         )
-    # As in Celery: in this form the name is the routing key unless one is given.
+    # As in Celery, in this form the name is the routing key unless one is given.
     return broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
@@ -272,7 +272,7 @@ def _exchange_of_kombu(exchange: Any) -> Exchange | None:
 
 
 def broadcast_or(queue: Queue) -> Queue | Broadcast:
-    """Return a `Broadcast` for a queue of a fanout exchange: on Redis it is a channel."""
+    """Return a `Broadcast` for a queue of a fanout exchange, which is a channel on Redis."""
     exchange = queue.exchange
     if not isinstance(exchange, Exchange) or exchange.type != "fanout":
         return queue

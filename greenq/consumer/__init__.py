@@ -1,6 +1,6 @@
 """The consumer: the parts that depend on the server and restart after the connection is lost.
 
-Used by the worker's parts and its monitoring.
+The worker's parts and its monitoring use this package.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Consumer(StartStopPart):
         self._stopping = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
-        # Any thread may read these: whether messages are taken, why not, and how often the
+        # Any thread may read these: whether messages are taken, why not, and how many times the
         # connection was lost.
         self.has_started = self.is_stopping = self.is_consuming = False
         self.problem: Exception | None = None

@@ -191,7 +191,8 @@ class Gossip(StartStopPart):
         self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: TimerEntry | None = None
         self._timers: list[TimerEntry] = []
-        # When listening to heartbeats began, and its earliest end; infinite: not listening.
+        # When listening to heartbeats began, and when it may end at the earliest; infinite if not
+        # listening.
         self._listens_from_s = math.inf
         self._listens_until_s = 0.0
         self._is_looking = self._looks_again = False
@@ -452,7 +453,7 @@ class Gossip(StartStopPart):
             self._decide(election_id)
 
     def _stood_still(self, due: TimerEntry) -> bool:
-        """Return whether this worker was blocked and still has unread events of others."""
+        """Return whether this worker was blocked and still has unread events from others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))

@@ -59,9 +59,9 @@ class QueueSet:
         self._watch = watch
         self._timer = timer
         self._strategy = strategy
-        # Called repeatedly while the worker takes from a queue that expires.
+        # This is called repeatedly while the worker takes from a queue that expires.
         self._renewal: TimerEntry | None = None
-        # All queues added since the start: each has left a binding on the server.
+        # All queues added since the start, each of which has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
         # For each queue, the bindings that differ from those in the settings.
         self._sources: dict[str, Binding] = {}
@@ -163,7 +163,7 @@ class QueueSet:
         try:
             self._transport.broker.renew(self.names)
         except OperationalError as exc:
-            _log.warning("queues that expire could not be renewed, next try soon: %s", exc)
+            _log.warning("queues that expire could not be renewed; retrying soon: %s", exc)
 
     def _take_from(self) -> None:
         queues = [queue for queue in self.names if queue not in self._state.paused]

@@ -166,7 +166,7 @@ class Refusals:
             text = self._broker.resealed(delivery.queue, delivery.raw, plain)
             kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
         move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
-        # A retry of its workflow sends it without the mark, too.
+        # A retry of its workflow also sends it without the mark.
         self._put(Settlement.moving(move, result), kept, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
@@ -192,7 +192,7 @@ class Refusals:
         )
 
     def _put_with_successors(self, entry: Settlement, step: EndingStep, failure: Failure) -> None:
-        """Compute what follows: errbacks may run here. Switches: yes."""
+        """Compute what follows; errbacks may run here. Switches: yes."""
         calls = failure.state == FAILURE
         try:
             entry.workflow = self._handover.failed(step, failure, calls=calls)

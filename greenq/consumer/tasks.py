@@ -76,7 +76,7 @@ class Tasks(StartStopPart):
     """Takes as many messages from their queues as the worker has room for.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
-    2. `Admission` decides whether each message runs, waits, or is settled at once.
+    2. `Admission` decides whether each message runs, waits, or is settled immediately.
     3. `drain` and `stop` requeue everything that has not started, in order.
     """
 
@@ -108,7 +108,7 @@ class Tasks(StartStopPart):
             hostname: its node name.
             handover: computes what follows a task's end.
             left_behind: called when a take leaves messages behind.
-            taken: called when this worker has got messages.
+            taken: called when this worker has received messages.
             events: receives the task events.
             rate_limits: False lets tasks start without regard to their limits.
 
@@ -198,7 +198,7 @@ class Tasks(StartStopPart):
             pass
 
     def _sends_more(self) -> bool:
-        """Return whether a take may find what the tasks just taken are followed by. Switches: yes.
+        """Return whether a take may find the tasks that follow those just taken. Switches: yes.
 
         The next step of a chain whose step did not wait is then taken without a notice: its push
         and the take are under way together. Otherwise each step would need two round trips.
@@ -372,7 +372,7 @@ class Tasks(StartStopPart):
 
 
 class Admission:
-    """Decides whether each message runs, waits, or is settled at once.
+    """Decides whether each message runs, waits, or is settled immediately.
 
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried;
        revoked and expired ones are discarded.
@@ -435,7 +435,7 @@ class Admission:
         self.goes_on = False
         # The body of the chord whose part was admitted last.
         self._body: Mapping[str, Any] | None = None
-        # How long the less common messages took to read; the caller sets it back.
+        # How long reading the less common messages took; the caller resets it.
         self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
@@ -458,7 +458,7 @@ class Admission:
     def _admit(self, delivery: Delivery, message: TaskMessage) -> None:
         """Hand a message to the pool or the timer, or settle it if it cannot run.
 
-        Every task passes here, so only what few tasks have is left to other functions.
+        Every task passes through here, so only what few tasks have is left to other functions.
         """
         eta = expires = None
         # Not `has_successors`, which would be a call for every task.
@@ -528,7 +528,7 @@ class Admission:
             self._hand_over(request)
 
     def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
-        """Settle a request that must not run (now); return whether this was the case."""
+        """Settle a request that must not run, at least not now; return whether it was one."""
         if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
@@ -583,7 +583,7 @@ class Admission:
         """Check a message's successors, and bury the message if they are malformed."""
         chord = message.chord
         if chord and chord == self._body:
-            # The parts of a chord arrive together, each with the body: one copy is kept of it.
+            # The parts of a chord arrive together, each with the body, of which one copy is kept.
             message.chord = self._body
             if not (message.chain or message.callbacks or message.errbacks):
                 return True
@@ -606,7 +606,7 @@ class Admission:
         try:
             raw = signer.open("message", delivery.queue, delivery.raw)
         except SignatureError as exc:
-            # The id is left out, since it may be another task's: no result is stored under it.
+            # The id is left out, since it may be another task's, so no result is stored under it.
             self._refusals.bury(delivery, exc, None)
             return None
         message = fast_decode.read(raw, accept=self._accept, max_body_bytes=self._max_body_bytes)

@@ -133,7 +133,7 @@ class Waiting:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no requests wait here."""
+        """Whether no requests are waiting here."""
         return not self._scheduled and not any(map(len, self._lines.values()))
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
@@ -161,7 +161,7 @@ class Waiting:
             self._hand_over(request)
 
     def _rate_of(self, task: BaseTask[..., Any]) -> float | None:
-        """Return how often a task may start, per second; None means without limit."""
+        """Return how many times per second a task may start; None means no limit."""
         if not self._obeys_rates:
             return None
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)

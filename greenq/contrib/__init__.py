@@ -1,4 +1,5 @@
 """Integrations with frameworks; each is imported only if its framework is in use.
 
-Used by applications. The app loads `django` by its name; nothing else of greenq imports any.
+Applications use these modules. The app loads `django` by its name; nothing else in greenq imports
+any of them.
 """

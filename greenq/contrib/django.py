@@ -105,7 +105,7 @@ def _close(connection: Any) -> None:
 
 
 class _ConnectionQueue:
-    """Tasks that wait for a connection, in order of arrival, for all databases together."""
+    """The tasks waiting for a connection to any database, in order of arrival."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -55,7 +55,7 @@ _UID: Final = "greenq.contrib.opentelemetry"
 
 
 class _TracedRun(NamedTuple):
-    """A task's run: its span, the token to leave its context, and when it began (monotonic)."""
+    """A run of a task: its span, the token to leave its context, and when it began (monotonic)."""
 
     span: Span
     token: Token[Any]

@@ -74,7 +74,7 @@ _TASK_STATES = {
 
 @dataclass(slots=True, eq=False)
 class ObservedWorker:
-    """A worker according to its events.
+    """A worker as described by its events.
 
     Attributes:
         hostname: the node's name.
@@ -137,7 +137,7 @@ class ObservedWorker:
 
 @dataclass(slots=True, eq=False)
 class ObservedTask:
-    """A task according to its events.
+    """A task as described by its events.
 
     Attributes:
         state: the strongest one reported; see `greenq.states.precedence`.
@@ -252,7 +252,7 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
         self._key = key
 
     def __getitem__(self, name: str) -> set[ObservedTask]:
-        """Return the tasks of that name; there may be none."""
+        """Return the tasks with that name; there may be none."""
         return {task for task in self._state.all_tasks() if self._key(task) == name}
 
     def __iter__(self) -> Iterator[str]:
@@ -267,7 +267,7 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
     def __call__(
         self, name: str, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, ObservedTask]]:
-        """Yield the tasks of that name ordered by time."""
+        """Yield the tasks with that name, ordered by time."""
         found = [
             (task.uuid, task)
             for _, task in self._state.tasks_by_timestamp(reverse=reverse)
@@ -391,7 +391,7 @@ class State:
     def tasks_by_timestamp(
         self, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, ObservedTask]]:
-        """Yield pairs of id and task by the logical clock of their last event, latest first."""
+        """Yield pairs of id and task, latest first by the logical clock of their last event."""
         ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
         return iter([(task.uuid, task) for task in ordered[:limit]])
 

@@ -197,7 +197,7 @@ class Executor:
         if not request.settle():
             # The message was requeued, unless it never had a reservation.
             return not request.delivery.tag
-        # If others wait for a step, they must fail if its worker dies: its record stays.
+        # Tasks that depend on a step must fail if its worker dies, so the step's record is kept.
         action: Action = BEGIN_STEP if request.is_step else BEGIN
         confirmed = Event()
         answers: list[bool] = []
@@ -348,7 +348,7 @@ class Executor:
     def _hand_over_failure(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a step that has no value to hand over: what waits for it fails, too."""
+        """Return the end of a step without a value to hand over, which fails what waits for it."""
         state = FAILURE if outcome.state == IGNORED else outcome.state
         failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE

@@ -179,8 +179,8 @@ class Handover:
 
         Args:
             request: the run that failed, for errbacks.
-            calls: False if errbacks are not called, because the task was revoked, expired or was
-                ignored.
+            calls: False if errbacks are not called, because the task was revoked, has expired or
+                was ignored.
         """
         message, flow = step.message, _Flow()
         if calls and message.errbacks:
@@ -225,7 +225,7 @@ class Handover:
         workflow.written = [*workflow.written, *flow.written]
 
     def _counted(self, step: EndingStep, value: object) -> Continuation:
-        """Return what follows the success of most parts of a chord: that they are counted."""
+        """Return what follows the success of most parts of a chord: only that they are counted."""
         message = step.message
         refused = partial(self._refused, step)
         if not (message.group and self._transport.stores_results):
@@ -361,7 +361,8 @@ class Handover:
                 if claim is None:
                     # The results server has lost the chord, so count the existing parts again.
                     return first
-                # Another worker has completed it: nothing is sent, and the message is acknowledged.
+                # Another worker has completed it, so nothing is sent, and the message is
+                # acknowledged.
                 flow.clears.append(ChordClaim(group, min(own)))
         workflow = self._finished(flow, step)
         return Settlement(

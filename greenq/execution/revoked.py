@@ -84,7 +84,7 @@ class Revoked:
         any: False until a task is revoked, so that messages need no check.
         changes: the number of revocations so far.
         on_new: called after a revocation that `take_new` has not returned yet.
-        workflows: by root id, those that are ``cancelled`` or ``paused``.
+        workflows: the workflows, by root id, that are ``cancelled`` or ``paused``.
     """
 
     __slots__ = ("_ids", "_new", "_stamps", "any", "changes", "on_new", "workflows")

@@ -1,7 +1,7 @@
 """Learns which workflows are cancelled or paused, twice a second, if workflows are indexed.
 
-After this worker has put aside messages of a paused workflow, it asks at once: if the workflow has
-been resumed meanwhile, they are on their queue again, and would be put aside again.
+After this worker has put aside messages of a paused workflow, it asks immediately: if the workflow
+has been resumed in the meantime, they are on their queue again, and would be put aside again.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Series:
 
 
 class TaskTally:
-    """Counts by task and queue; only tasks registered here are named.
+    """The counts by task and queue; only tasks registered here are named.
 
     Attributes:
         series: the counts by task and queue.
@@ -91,7 +91,7 @@ class TaskTally:
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
         # This is extracted from the text, since parsing the envelope again would take longer than
-        # everything else. What it must look like is what `sent_at` checks, more slowly.
+        # everything else. `sent_at` checks the same format, more slowly.
         place = raw.rfind(_TAG) + len(_TAG)
         # Messages with an ETA wait intentionally.
         if raw[place + 13 : place + 15] == b"-7" and request.message.eta is None:

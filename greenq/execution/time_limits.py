@@ -1,7 +1,7 @@
 """Time limits: the soft one is raised in the task's code, once; the hard one ends it.
 
-What throws into the code is `greenq.pool.Interrupt`, by which the pool also ends revoked tasks. The
-executor looks whether a run has limits at all, since most have none.
+`greenq.pool.Interrupt` throws them into the code; the pool also uses it to end revoked tasks. The
+executor checks whether a run has limits at all, since most do not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_limited(request: Request, config: TaskConfig, run: Callable[[Request], Outcome]) -> Outcome:
-    """Run a task's code and interrupt it at its time limits. Switches: yes."""
+    """Run a task's code, interrupting it at its time limits. Switches: yes."""
     hard_s, soft_s = limits_of(request, config)
     interrupts = []
     if soft_s:
@@ -38,7 +38,7 @@ def run_limited(request: Request, config: TaskConfig, run: Callable[[Request], O
 
 
 def limits_of(request: Request, config: TaskConfig) -> tuple[float | None, float | None]:
-    """Return the hard and the soft limit of a run: the call's, else the task's, else the app's."""
+    """Return a run's hard and soft limit: the call's, or else the task's, or else the app's."""
     hard_s, soft_s = request.message.timelimit
     task = request.task
     return (

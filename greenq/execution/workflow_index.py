@@ -60,9 +60,9 @@ class WorkflowIndex:
         # The node name comes last in a node's times and ends with a bar.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
-        # Called when a message has been put aside.
+        # This is called when a message has been put aside.
         self.on_held: Callable[[bool], object] | None = None
-        # Groups of clients whose followers have been entered, the latest last.
+        # The groups of clients whose followers have been entered, with the latest last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod

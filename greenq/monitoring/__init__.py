@@ -3,5 +3,5 @@
 A separate thread, alongside the hub and the watchdog thread, serves them: it answers while a task
 blocks the hub, and no client can hold up the renewal of the lease.
 
-Used by the worker alone.
+Only the worker uses this package.
 """

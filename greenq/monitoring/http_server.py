@@ -107,9 +107,9 @@ class HttpServer:
         self._listeners: list[Any] = []
         self._accepts_from_s = 0.0
         self._thread: NativeThread | None = None
-        # Of the serving thread: connections, the oldest first.
+        # The serving thread's connections, oldest first.
         self._exchanges: list[_HttpExchange] = []
-        # Paths to compute, and computed answers, between the two threads.
+        # The paths to compute and the computed answers, passed between the two threads.
         self._wanted: deque[str] = deque()
         self._computed: deque[tuple[str, Response]] = deque()
         self._computing: set[str] = set()

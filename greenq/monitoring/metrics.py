@@ -1,7 +1,7 @@
 """Metrics of a worker as Prometheus reads them: greenq's own names, celery-exporter's and Flower's.
 
 Nothing is counted here: each scrape reads the worker's existing counters, and its `TaskTally`. This
-module needs prometheus_client, so it is imported only where metrics are wanted.
+module needs prometheus_client, so it is imported only if metrics are wanted.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _marked(element: Any, deliveries: int | None, raw: str | bytes) -> str:
 
 
 def header(raw: bytes, name: str) -> str | None:
-    """Return a header of a list element if it is text, else None; never raises."""
+    """Return a header of a list element if it is text, otherwise None; never raises."""
     return text_headers(raw).get(name)
 
 
@@ -255,12 +255,12 @@ class Held(NamedTuple):
         return self._of("properties", "priority")
 
     def header(self, name: str) -> str | None:
-        """Return a header if it is text, else None."""
+        """Return a header if it is text, otherwise None."""
         value = self._of("headers", name)
         return value if isinstance(value, str) else None
 
     def number(self, name: str) -> int | None:
-        """Return a header if it is a whole number, else None."""
+        """Return a header if it is a whole number, otherwise None."""
         value = self._of("headers", name)
         return value if type(value) is int else None
 

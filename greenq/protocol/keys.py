@@ -230,7 +230,7 @@ class Keys:
 
     @property
     def beat_changes(self) -> str:
-        """Number, greenq's own: how often entries were added, changed, removed or paused."""
+        """Number, greenq's own: how many times entries were added, changed, removed or paused."""
         return f"{self.prefix}greenq.beat.changes"
 
     def beat_leader(self, schedule: str) -> str:

@@ -286,7 +286,7 @@ def named(name: str, reason: str) -> str:
 
 
 def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
-    """Describe a value briefly: a number if its type is one of `numbers`, else its type."""
+    """Describe a value briefly: a number if its type is one of `numbers`, otherwise its type."""
     if type(value) not in numbers:
         return type(value).__name__
     if isinstance(value, int) and abs(value) >= 1 << 64:
@@ -326,7 +326,7 @@ def most_items(max_bytes: int) -> int:
 
 
 MOST_ITEMS: Final = most_items(BROADCAST_BYTES)
-"""How many values a message published to all may have."""
+"""How many values a message that is published to all workers may have."""
 
 
 def check_json(data: bytes, max_bytes: int, what: str) -> None:

@@ -43,8 +43,8 @@ class TaskMessage:
         args: positional arguments.
         kwargs: keyword arguments.
         shadow: name to show in logs and events instead of `task`, shortened if long; None for none.
-        eta: earliest time to run, ISO 8601 text; None: at once. See `parse_time`.
-        expires: latest time to run, ISO 8601 text; None: no limit.
+        eta: earliest time to run, as ISO 8601 text; None means immediately. See `parse_time`.
+        expires: latest time to run, as ISO 8601 text; None means no limit.
         group: id of the group it belongs to; None for none.
         group_index: place in the group, from 0; None outside a group.
         retries: how many times it was retried before; 0 the first time.
@@ -54,7 +54,7 @@ class TaskMessage:
         argsrepr: short readable text of the arguments; None generates it when encoding.
         kwargsrepr: likewise for the keyword arguments.
         origin: node name of the sender; None if not given.
-        ignore_result: store no result; None: the task decides.
+        ignore_result: whether to store no result; None leaves it to the task.
         replaced_task_nesting: how many times the call was replaced; 0 for never.
         stamped_headers: names of the stamps; None for none.
         stamps: a mapping from the name of a stamp to its value or list of values.
@@ -289,7 +289,7 @@ def _build(
 def part_of(envelope: Envelope) -> TaskMessage | None:
     """Return the place in a group given by the headers of a message with an unreadable body.
 
-    The headers do not tell whether the group is the header of a chord: `UNREADABLE` represents the
+    The headers do not show whether the group is the header of a chord: `UNREADABLE` represents the
     chord. Return None if there is no group, or if a header is invalid.
     """
     get = envelope.headers.get

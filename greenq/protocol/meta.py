@@ -71,7 +71,7 @@ _Moment: TypeAlias = Annotated[str, MOMENT_TEXT.meta]
 
 
 class _Success(msgspec.Struct, forbid_unknown_fields=True):
-    """Most results: all rules are checked by the decoder as it goes."""
+    """This covers most results: the decoder checks all rules as it goes."""
 
     status: Literal["SUCCESS"]
     result: Any
@@ -85,7 +85,8 @@ class _Success(msgspec.Struct, forbid_unknown_fields=True):
 
 _read_success = msgspec.json.Decoder(_Success).decode
 
-# Celery's tag for a value of an extended type, and how its characters may be escaped.
+# Celery's tag for a value of an extended type, in all the ways in which its characters may be
+# escaped.
 _TAGGED = (b"__type__", b"\\u00")
 
 # Whether an id needs no escaping in JSON.
@@ -117,9 +118,9 @@ def encode_success(
     group_id: str | None = None,
     parent_id: str | None = None,
 ) -> bytes:
-    """Write, as JSON, what `encode_result` writes for a success, in a third of the time.
+    """Write the JSON that `encode_result` writes for a success, in a third of the time.
 
-    The id of the task `is_plain`.
+    The task's id must satisfy `is_plain`.
 
     Raises:
         EncodeError: the result cannot be serialized.
@@ -202,7 +203,7 @@ def encode_part(
         EncodeError: the result cannot be serialized.
     """
     if status == SUCCESS and serializer == "json" and not compression:
-        # Most parts: the same text in half the time.
+        # For most parts, this writes the same text in half the time.
         return f'[1, {quote(task_id)}, "SUCCESS", {json_dumps(result)}]'.encode()
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
@@ -269,7 +270,7 @@ def decode_result(
         try:
             found = _read_success(payload)
         except (ValueError, RecursionError):
-            # Any other state, and whatever is wrong with this one.
+            # This handles any other state, and whatever is wrong with this one.
             pass
         else:
             return ResultMeta(
@@ -409,7 +410,7 @@ def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
     stored = _stored_exception(data)
     found = _exception_class(stored.module, stored.name)
     if found is not None and issubclass(found, Exception):
-        # A constructor may take arguments different from those it stores in ``args``.
+        # A constructor's arguments may differ from those that it stores in ``args``.
         with suppress(Exception):
             return _with_text(found(*stored.args), stored.args, stored.text)
     keeps_text = not isinstance(data, dict) or "exc_text" in data

@@ -62,7 +62,7 @@ _Count: TypeAlias = Annotated[int, COUNT.meta]
 class _PlainOptions(msgspec.Struct):
     # Other options are checked when they are used.
     task_id: _Key | None = None
-    # The body of a chord has both.
+    # The body of a chord has both of them.
     group_id: _Key | None = None
     group_index: _Count | None = None
     root_id: None = None

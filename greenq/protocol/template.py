@@ -102,9 +102,9 @@ class Template:
             properties=task_properties(**named),
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
-        # Each part but the last ends in a gap. Without a regular expression: the message of each
-        # step of a chain with options of its own has its own template, and compiling an expression
-        # takes longer than everything else.
+        # Each part except the last ends in a gap. No regular expression is used: each step of a
+        # chain with options of its own has its own template, and compiling an expression takes
+        # longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:
@@ -128,7 +128,8 @@ class Template:
         """Write one message; without a `root_id` it is the root itself.
 
         Args:
-            chain: the rest of its chain in reverse order; None for that of the template's message.
+            chain: the rest of its chain, in reverse order; None means that of the template's
+                message.
 
         Raises:
             EncodeError: an argument cannot be serialized, or the body would be too large.

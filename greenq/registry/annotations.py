@@ -24,7 +24,7 @@ def annotate(task: BaseTask[Any, Any], annotations: Sequence[Any]) -> None:
     an entry for all tasks. As in Celery, the latter takes precedence.
 
     Raises:
-        ConfigError: an option is invalid, an attribute looks like a misspelt one, or an object
+        ConfigError: an option is invalid, an attribute's name looks misspelt, or an object
             named in the setting cannot be imported.
     """
     made = [_made(each) for each in annotations]
@@ -67,7 +67,8 @@ def _of_all(annotation: Any) -> Mapping[str, Any] | None:
 def _change(task: BaseTask[Any, Any], attributes: Mapping[str, Any]) -> None:
     """Give the task its own class, whose attributes override those of its old class.
 
-    So functions become methods, even `__call__`, and other tasks of the old class do not change.
+    As a result, functions become methods, even `__call__`, and other tasks of the old class do not
+    change.
     """
     old = type(task)
     new: dict[str, Any] = {"__module__": old.__module__, "__doc__": old.__doc__}

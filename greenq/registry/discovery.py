@@ -1,4 +1,4 @@
-"""Importing the modules that hold an app's tasks: named by settings, or found in packages."""
+"""Importing the modules that contain an app's tasks: named by settings, or found in packages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TaskModules:
     """The packages in which an app looks for modules of tasks, and how they are imported."""
 
     def __init__(self) -> None:
-        """Look nowhere yet."""
+        """Start without packages."""
         self._places: list[tuple[Packages, str | None]] = []
 
     def add(self, packages: Packages, related_name: str | None) -> None:
-        """Look for modules named `related_name` in packages that are named later."""
+        """Look for modules named `related_name` in the packages that `packages` will return."""
         self._places.append((packages, related_name))
 
     def import_all(self, app: Any, settings: Mapping[str, Any]) -> None:
@@ -56,17 +56,17 @@ class TaskModules:
 
 
 def set_up_framework(app: object) -> None:
-    """Set Django up for an app if it is in use."""
+    """Set up Django for an app if it is in use."""
     django = django_in_use()
     if django is not None:
         django.set_up(app)
 
 
 def discover(packages: Iterable[str] | None, related_name: str | None) -> None:
-    """Import the packages, and the module `related_name` of each, where it exists.
+    """Import the packages, and the module `related_name` of each one that has it.
 
     Raises:
-        ConfigError: there are no packages and no Django.
+        ConfigError: no packages are given, and Django is not in use.
     """
     if packages is None:
         django = django_in_use()
@@ -86,7 +86,7 @@ def discover(packages: Iterable[str] | None, related_name: str | None) -> None:
 
 
 def django_in_use() -> ModuleType | None:
-    """Return greenq's Django module if Django is in use, else None without loading Django."""
+    """Return greenq's Django module if Django is in use; otherwise None, without loading Django."""
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:
@@ -100,7 +100,7 @@ def _import_named(module: str, source: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        # A module missing inside it is that module's own error.
+        # If another module is missing inside it, the error is that module's own.
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise
         reason = "no such module; is its folder on the Python path?"

@@ -24,7 +24,7 @@ class SharingApp(TaskApp, Protocol):
 
 
 class Definition(NamedTuple):
-    """What each app creates its own task from: the function and the decorator's arguments."""
+    """The function and the decorator's arguments, from which each app creates its own task."""
 
     function: Callable[..., Any]
     name: str | None
@@ -68,7 +68,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.app: SharingApp | None = None
-        # Append-only, so that a count tells each app which ones it has already created.
+        # The list is append-only, so that a count tells each app which ones it has already created.
         self.definitions: list[Definition] = []
 
     def current(self) -> SharingApp:
@@ -92,7 +92,7 @@ class SharedTask:
     """
 
     def __init__(self, definition: Definition, task_class: type[BaseTask[..., Any]]) -> None:
-        """Add the definition to those that all apps share; `task_class` serves without an app.
+        """Add the definition to those that all apps share; without an app, `task_class` is used.
 
         Raises:
             TypeError: an option is wrong, or the function cannot be a task.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=BaseTask[Any, Any])
 
-# How many characters of an unknown name are compared with the known names.
+# The number of characters of an unknown name that are compared with the known names.
 _COMPARED_CHARS = 200
 
 
@@ -41,7 +41,7 @@ class TasksByName(dict[str, T], Generic[T]):
     """
 
     def __init__(self, app: RegistryApp, task_class: type[T]) -> None:
-        """Hold the tasks of an app; `task_class` is that of the built-in ones."""
+        """Hold the tasks of an app; `task_class` is the class of the built-in ones."""
         super().__init__()
         self._app = app
         self._task_class = task_class
@@ -70,9 +70,9 @@ class AppTasks(Generic[T]):
     """Defines, registers and annotates the tasks of one app.
 
     Attributes:
-        by_name: those that are registered.
-        own_class: the class of later tasks if the app has its own, else None.
-        unannotated: tasks to be annotated on first use: there may be no settings before.
+        by_name: the registered tasks.
+        own_class: the class for later tasks if the app has its own; otherwise None.
+        unannotated: tasks to be annotated on first use, since there may be no settings before then.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AppTasks(Generic[T]):
         task_class: type[T],
         own_class: type[T] | None,
     ) -> None:
-        """Hold no task yet; a task gets its app from `ready`, which annotates it."""
+        """Start without tasks; a task gets its app from `ready`, which annotates it."""
         self._app = app
         self._ready = ready
         self._task_class = task_class
@@ -100,16 +100,16 @@ class AppTasks(Generic[T]):
         return not self.unannotated and len(self._shared) == len(shared.definitions)
 
     def define(self, definition: Definition) -> T:
-        """Create a task and register it; raises as `register`."""
+        """Create a task and register it; raises the same as `register`."""
         return self.register(self._made(definition))
 
     def complete(self, task: T) -> T:
-        """Complete a class-based task and register it; raises as `register`."""
+        """Complete a class-based task and register it; raises the same as `register`."""
         task.complete(self._ready, self._app.main)
         return self.register(task)
 
     def base_class(self, module: str) -> type[T]:
-        """Return the class of later tasks; without an own one, a new one bound to the app."""
+        """Return the class for later tasks; if the app has none, create one that is bound to it."""
         if self.own_class is None:
             bound = {"_app": staticmethod(self._ready), "__module__": module}
             self.own_class = type("Task", (self._task_class,), bound)
@@ -119,7 +119,7 @@ class AppTasks(Generic[T]):
         return definition.make(self._ready, self._app.main, self.own_class or self._task_class)
 
     def take_shared(self) -> Sequence[T]:
-        """Create this app's version of each shared task; return them in the order of definition.
+        """Create this app's version of each shared task; return them in their order of definition.
 
         If the app has a task with another function under the same name, that task stays.
         """
@@ -136,7 +136,7 @@ class AppTasks(Generic[T]):
         return self._shared
 
     def annotate(self) -> None:
-        """Apply the setting `task_annotations` to the tasks that wait for it."""
+        """Apply the setting `task_annotations` to the tasks that are waiting for it."""
         annotations = self._app.conf["task_annotations"]
         with self._lock:
             if self._annotating:
@@ -159,7 +159,7 @@ class AppTasks(Generic[T]):
         known = self.by_name.get(task.name)
         if known is not None:
             if place(known.function) == place(task.function):
-                # The same module, imported again, as reloaders and test runners do.
+                # This is the same module, imported again, as reloaders and test runners do.
                 return self._add(task)
             raise AlreadyRegistered(
                 f"two tasks are named {task.name!r}: {place(known.function)} and "

@@ -120,7 +120,7 @@ class Control:
             destination: node names, or one name; None means all.
             reply: whether to wait for replies.
             timeout: seconds to wait.
-            limit: the most replies to wait for.
+            limit: the maximum number of replies to wait for.
             callback: called with each reply, ``{node name: reply}``, as it arrives.
             pattern: node names must match it.
             matcher: the type of the pattern: ``glob`` or ``pcre``.

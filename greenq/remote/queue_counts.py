@@ -85,7 +85,7 @@ class QueueCounts:
 
 @dataclass(frozen=True, slots=True)
 class QueuesSnapshot:
-    """The queues at one moment.
+    """The state of the queues at one moment.
 
     Attributes:
         at_s: monotonic time.

@@ -1,6 +1,6 @@
 """Handles of sent tasks: `AsyncResult` for one task, `GroupResult` for a group.
 
-Used by everything that sends or reads results, and by applications.
+Everything that sends tasks or reads results uses this package, and so do applications.
 """
 
 from __future__ import annotations

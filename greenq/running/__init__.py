@@ -1,4 +1,5 @@
-"""One run of a task: the delivery it stems from, the call of its code, how it ends, its signals.
+"""One run of a task: the delivery it comes from, the call of its code, how it ends, its signals.
 
-Used by workers and, for tasks that run in the caller's process, by the app. Knows no worker.
+Workers use this package, and so does the app, for tasks that run in the caller's process. It does
+not know of workers.
 """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _EagerDelivery(NamedTuple):
-    """The stand-in for a message's delivery."""
+    """A stand-in for a message's delivery."""
 
     delivery_info: Mapping[str, Any]
     properties: Mapping[str, Any]
@@ -70,7 +70,8 @@ def run_here(
     """Run a task with all its hooks and, without delay, its retries; return how it ended.
 
     Args:
-        throw: raise the exception of a task that fails; None: as ``task_eager_propagates`` says.
+        throw: raise the exception of a task that fails; None means whatever
+            ``task_eager_propagates`` says.
         retries: the number of earlier retries.
         options: the send options that `Task.request` shows.
 

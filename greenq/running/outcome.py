@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Called for a task unless its class overrides it.
+# This is called for a task unless its class overrides it.
 _PLAIN_CALL = BaseTask.__call__
 
 
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task and turn every way it can end into an outcome."""
+    """Call the task, and turn every way in which it can end into an outcome."""
     try:
         task.before_start(task_id, args, kwargs)
         # A class's own `__call__` wraps the code.

@@ -37,7 +37,7 @@ class Request:
         hub_s: seconds for which its greenlet has held the hub, if counted.
         in_code: True while the task's own code runs, None before and False after.
         killed: the exception thrown into its code to end it, or to be thrown when the code begins;
-            else None.
+            otherwise None.
     """
 
     __slots__ = (

@@ -1,5 +1,5 @@
 """From a call to a message on its queue: options, arguments, route, text and push.
 
-With what both ends of it see: the run that sends (`context`) and pydantic models (`validation`).
-Used by tasks, by the app, and by a worker that retries a task. Imports no gevent.
+Tasks, the app, and a worker that retries a task use this package. It also holds what both ends see:
+the run that sends (`context`) and pydantic models (`validation`). It does not import gevent.
 """

@@ -69,8 +69,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     fits, least, most = _fitter(parameters)
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # The common case. A value that is not a list is refused later, on writing, with a better
-        # message.
+        # This is the common case. A value that is not a list is refused later, when it is written,
+        # with a better message.
         if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
             return
         if not fits(args, kwargs):
@@ -91,9 +91,9 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
 def _fitter(
     parameters: Sequence[inspect.Parameter],
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], bool], int, int]:
-    """Return a function that tells whether arguments fit, and the numbers that surely do.
+    """Return a function that tells whether arguments fit, and two numbers of arguments.
 
-    From the first to the second number of arguments by place, none has to be given by name.
+    From the first to the second number, arguments that are all positional certainly fit.
     """
     kinds = {each.kind for each in parameters}
     open_names = inspect.Parameter.VAR_KEYWORD in kinds

@@ -1,4 +1,4 @@
-"""Many messages in few pushes: what one push holds, and the plans of calls sent together."""
+"""Many messages in few pushes: what one push holds, and the plans for calls sent together."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all the rest of it. They are one push up to here,
-# since a workflow of which a killed sender has sent a part can never end.
+# The messages that begin a workflow may contain all the rest of it. Up to this size they are one
+# push, since a workflow that a killed sender has sent only in part can never end.
 _WHOLE_CHARACTERS = 8 << 20
 
 
 class PushBatch:
-    """The messages of one round of pushes: one push for each destination."""
+    """The messages of one round of pushes, with one push for each destination."""
 
     def __init__(self, *, whole: bool = False) -> None:
-        """Start empty; with `whole` a push ends only at the count, or at 8 MB."""
+        """Start empty; with `whole`, a push ends only at the maximum count or at 8 MB."""
         self.count = 0
         self.tag_prefix = tag_prefix(time.time())
         self.events: list[Stamped] = []
@@ -54,7 +54,7 @@ class PushBatch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages may be sent only in part: all, if they go to several queues."""
+        """How many messages may be sent only in part: all of them, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -69,12 +69,12 @@ class PushBatch:
         self._characters += len(text)
 
     def by_plan(self) -> Iterable[tuple[SendPlan, list[str], list[str]]]:
-        """Return the ids and texts for each destination, with a plan that leads there."""
+        """Return the ids and texts for each destination, each with a plan that leads there."""
         return self._places.values()
 
 
 class KnownPlans:
-    """The plans of calls that are sent together: most have one of a few sets of options."""
+    """The plans of calls that are sent together; most have one of a few sets of options."""
 
     def __init__(
         self,
@@ -82,16 +82,16 @@ class KnownPlans:
         plan_of: Callable[[str, Mapping[str, Any]], SendPlan],
         complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
-        """Know none yet; `complete` adds the options of a task and of the sender to a call's."""
+        """Start without plans; `complete` adds a task's and the sender's options to a call's."""
         self._router = router
         self._plan_of = plan_of
         self._complete = complete
-        # The options are kept, too, so that no other object can get the identity of one of their
+        # The options are also kept, so that no other object can get the identity of one of their
         # values.
         self._known: dict[tuple[object, ...], tuple[SendPlan, Mapping[str, Any]]] = {}
 
     def forget_times(self) -> None:
-        """Forget plans that contain a time: a countdown counts from each push."""
+        """Forget plans that contain a time, since a countdown counts from each push."""
         known = self._known.items()
         self._known = {
             key: each

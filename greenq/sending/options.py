@@ -1,4 +1,4 @@
-"""The options of sendings, and checks of those and of tasks: refused where they are set."""
+"""The options for sending, and checks of those and of a task's: refused where they are set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_URGENT, LEAST_URGENT = 0, 9
 
 
 class SendOptions(TypedDict, total=False):
-    """Options of one sending of a task; each may be left out or None.
+    """The options for sending a task; each may be left out or None.
 
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
@@ -78,7 +78,7 @@ SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
 
 
 def with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the stamps, which are given as separate options, as by Celery's senders."""
+    """Gather the stamps, which are given as separate options, as Celery's senders do."""
     names = set(options["stamped_headers"])
     kept = {name: value for name, value in options.items() if name not in names}
     kept["stamps"] = {name: options[name] for name in names if name in options}

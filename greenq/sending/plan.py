@@ -1,4 +1,4 @@
-"""What the messages of one task with the same options have in common: place, text, retries."""
+"""What messages of one task with the same options have in common: destination, text, retries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
 
 
 class SendPolicy(NamedTuple):
-    """How often to retry sending (None: no limit), and the pauses between, in seconds."""
+    """How many times to retry sending (None means no limit), and the pauses, in seconds."""
 
     max_retries: int | None
     interval_start: float
@@ -78,7 +78,7 @@ class Encoding(TypedDict):
 
 
 class SendPlan(NamedTuple):
-    """The common data of all sendings of one task with the same options.
+    """The data common to all sendings of a task with the same options.
 
     With `broadcast`, the queue's messages are published instead of pushed. The template has been
     created from `message`, `encoding` and `properties`.
@@ -102,7 +102,7 @@ class SendPlan(NamedTuple):
         return self.queue, self.broadcast, self.priority, exchange, self.policy
 
     def changed(self, announced: Announced) -> SendPlan:
-        """Return the plan with the changes of signal receivers."""
+        """Return the plan with the changes that signal receivers have made."""
         policy = announced.retry_policy
         known = {name: policy[name] for name in SendPolicy._fields if name in policy}
         return self._replace(
@@ -112,14 +112,14 @@ class SendPlan(NamedTuple):
     def explained(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
     ) -> EncodeError:
-        """Return an encoding error with the task, and the place in its arguments."""
+        """Return an encoding error that names the task, and the place in its arguments."""
         if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
             return error
         return explained(self.message.task, args, kwargs, self.encoding["serializer"], error)
 
 
 class Planner:
-    """Makes plans from the settings, the routes and the options of a sending."""
+    """Makes plans from the settings, the routes and the options given when sending."""
 
     def __init__(self, config: TaskConfig, router: Router) -> None:
         """Use the defaults of `config`."""
@@ -194,7 +194,7 @@ class Planner:
             raise ConfigError([Problem("queue", queue, reason)])
 
     def _policy(self, options: Mapping[str, Any]) -> SendPolicy | None:
-        """Return the retry policy of one sending, None for no retries."""
+        """Return the retry policy for sending a message; None means no retries."""
         retry = options.get("retry")
         if not (self._config.task_publish_retry if retry is None else retry):
             return None
@@ -203,7 +203,7 @@ class Planner:
 
     @property
     def default_policy(self) -> SendPolicy:
-        """The retry policy of the settings."""
+        """The retry policy from the settings."""
         default: RetryPolicy = self._config.task_publish_retry_policy
         return SendPolicy(*(getattr(default, name) for name in SendPolicy._fields))
 
@@ -217,7 +217,7 @@ class Planner:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the header's text and the property's: whole milliseconds from now."""
+        """Return the header's text and the property's, which is whole milliseconds from now."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from greenq.sending.plan import SendPlan
     from greenq.transport.broker import Broker
 
-# Options with few different values: templates for them are worth keeping.
+# Options with few different values, so that templates for them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
     "ignore_result", "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
@@ -44,7 +44,8 @@ Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
-    channel: the channel on which it is published instead, if its exchange is a fanout; else "".
+    channel: the channel on which it is published instead, if its exchange is a fanout; otherwise
+        "".
     announced: not None if it was passed to signal receivers. Code that pushes it calls its `sent`
         afterwards.
     """
@@ -108,7 +109,7 @@ class Producer:
         self.router = Router(config, find_task)
         self._planner = Planner(config, self.router)
         self._pusher = Pusher(broker)
-        # Two threads may both create an entry; that is harmless, so no lock.
+        # Two threads may both create an entry, which is harmless, so there is no lock.
         self._kept: dict[tuple[object, ...], SendPlan] = {}
         self._events: SentEvents | None = None
         if config.task_send_sent_event:
@@ -129,7 +130,7 @@ class Producer:
         task_id, text, announced = self._fill(plan, args, kwargs, options)
         if announced is not None:
             plan = plan.changed(announced)
-        # Stamped first, since the task may have ended before the event is published.
+        # The event is stamped first, since the task may have ended before the event is published.
         event = None
         if self._events is not None:
             event = self._events.stamp(plan, options, task_id, args, kwargs)
@@ -215,7 +216,8 @@ class Producer:
             except Unroutable as exc:
                 raise NotAllSent(task, ids[:sent], (), exc) from exc
             except OperationalError as exc:
-                # An exchange may lead to several queues, and the first may have received them.
+                # An exchange may lead to several queues, of which the first may already have
+                # received them.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events and self._events is not None:
@@ -334,7 +336,7 @@ class Producer:
             options = self.router.ask(task, args, kwargs, options)
         chain = options.get("chain")
         if chain:
-            # It differs in each step of a chain, so it fills a gap: the plan is a known one.
+            # It differs in each step of a chain, so it fills a gap, and the plan is a known one.
             check_send_options(task, {"chain": chain})
             options = {name: value for name, value in options.items() if name != "chain"}
         plan = self.plan_of(task, options)
@@ -352,7 +354,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> SendPlan:
-        """Return a plan with which `fill` writes messages; expiries count from now."""
+        """Return a plan from which `fill` writes messages; expiries count from now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._planner.make(task, options)
@@ -369,11 +371,11 @@ class Producer:
         return Filled(task_id, texts, announced)
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue that an exchange leads to; see `Pusher.queue_of`. Switches: yes."""
+        """Return the one queue to which an exchange leads; see `Pusher.queue_of`. Switches: yes."""
         return self._pusher.queue_of(exchange, routing_key)
 
     def queues(self, plan: SendPlan, what: str) -> list[str]:
-        """Return the queues that a message goes to; one, of a plan for a broadcast.
+        """Return the queues to which a message goes; for a broadcast, the one queue of its plan.
 
         Raises:
             OperationalError: its exchange leads to no queue, or the server could not be asked.
@@ -465,7 +467,7 @@ class Producer:
         try:
             plan = self._kept.get(key)
         except TypeError:
-            # An unhashable value is invalid: let the check report it.
+            # An unhashable value is invalid, so let the check report it.
             return self._planner.make(task, shared)
         if plan is None:
             plan = self._planner.make(task, shared)

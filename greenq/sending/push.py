@@ -1,4 +1,4 @@
-"""Pushing written messages: to which queues, how often to try, and what an error means."""
+"""Pushing written messages: to which queues, how many times to try, and what an error means."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """Pushes the messages of plans, each time within the time of one call."""
+    """Pushes the messages of plans, each time within the time limit of one call."""
 
     def __init__(self, broker: Broker) -> None:
         """Push through `broker`."""
         self._broker = broker
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue that an exchange leads to. Switches: yes.
+        """Return the one queue to which an exchange leads. Switches: yes.
 
         Raises:
             ValueError: it leads to none or to several.
@@ -46,7 +46,7 @@ class Pusher:
         return queues[0]
 
     def one_queue(self, plan: SendPlan) -> str:
-        """Return the one queue that the messages of a plan go to; raises as `queue_of`."""
+        """Return the one queue to which a plan's messages go; raises the same as `queue_of`."""
         if plan.broadcast:
             raise ValueError(
                 f"task {plan.message.task} goes to every worker that listens to exchange "
@@ -59,7 +59,7 @@ class Pusher:
         if plan.queue:
             return [plan.queue]
         client = self._broker.client
-        # Half of the total time, so that half is left for the push.
+        # This is half of the total time, so that half is left for the push.
         with client.pooled(client.call_timeout_s / 2) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
@@ -70,14 +70,14 @@ class Pusher:
         return queues
 
     def push(self, plan: SendPlan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
-        """Push messages together to each of their queues, within the time of one call.
+        """Push messages together to each of their queues, within the time limit of one call.
 
         Args:
             what: names the messages in errors.
             new_ids: their task ids if created for this push.
 
         Raises:
-            ConnectionLost: an answer got lost, so they may have arrived.
+            ConnectionLost: an answer was lost, so they may have arrived.
             OperationalError: they have not arrived.
         """
         began_s = time.monotonic()
@@ -93,13 +93,14 @@ class Pusher:
         new_ids: Sequence[str],
         began_s: float,
     ) -> None:
-        """Push to one queue, as often as the policy allows; an attempt gets half a call's time.
+        """Push to one queue, as often as the policy allows; each attempt gets half a call's time.
 
         A broadcast leaves no trace, so it is not repeated if it may have been received.
         """
         broker, policy, signer = self._broker, plan.policy, self._broker.signer
         if signer is not None:
-            # Sign here, since the signature covers the queue and an exchange may lead to several.
+            # Sign here, since the signature covers the queue, and an exchange may lead to several
+            # queues.
             texts = [signer.seal("message", queue, text) for text in texts]
         whole_s = broker.client.call_timeout_s
         left_s = began_s + whole_s - time.monotonic()
@@ -137,7 +138,7 @@ class Pusher:
             raise error
         if may_be_there:
             raise ConnectionLost(
-                f"{what} may or may not have been sent to queue {queue!r}; the answer got lost: "
+                f"{what} may or may not have been sent to queue {queue!r}; the answer was lost: "
                 f"{error}"
             ) from error
         raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error

@@ -25,7 +25,7 @@ class SentEvents:
     """Stamps and publishes events of sent messages."""
 
     def __init__(self, broker: Broker, origin: str, clock: LamportClock) -> None:
-        """Publish through `broker`; `origin` names this process, `clock` stamps."""
+        """Publish through `broker`; `origin` names this process, and `clock` stamps the events."""
         self._broker = broker
         self._writer = EventWriter(origin, clock)
         self._outage = OutageLog(_log)
@@ -33,7 +33,7 @@ class SentEvents:
     def stamp(
         self, plan: SendPlan, options: Mapping[str, Any], task_id: str, args: object, kwargs: object
     ) -> Stamped:
-        """Return the task-sent event of one message."""
+        """Return the task-sent event of a message."""
         message = plan.message
         fields = {
             "uuid": task_id,

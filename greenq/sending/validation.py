@@ -88,7 +88,7 @@ def validating(
 
     Args:
         strict: models are validated without conversions.
-        context: for the models' validators, in addition to what `about` returns.
+        context: data for the models' validators, in addition to what `about` returns.
         dump: options for turning models into plain data.
         about: returns the data about the task for the validators.
     """

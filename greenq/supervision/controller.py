@@ -266,7 +266,7 @@ class Processes(StartStopPart):
         return len(coming) - len(late)
 
     def _remember(self, sample: GroupSample) -> None:
-        """Keep the samples that a decision needs."""
+        """Add a sample, and keep only those that a decision needs."""
         self._samples.append(sample)
         longest_s = max(self.rules.grow_after_s, self.rules.keepalive_s)
         while len(self._samples) > 1 and self._samples[1].at_s <= sample.at_s - longest_s:
@@ -313,7 +313,7 @@ class Processes(StartStopPart):
         return False
 
     def _remove(self, group: Sequence[Process], answer: GroupAnswer, reason: str) -> bool:
-        """Drain one process: the last one that supervisord does not start by itself."""
+        """Drain one process, namely the last one that supervisord does not start by itself."""
         for process in reversed(group):
             report = answer.reports.get(process.name)
             if process.is_spare and process.is_up and report is not None and not report.draining:

@@ -133,7 +133,7 @@ class Judge:
 
 
 class EventListener:
-    """Looks at the workers of one group and restarts at most one at each check."""
+    """Checks the workers of one group, and restarts at most one of them in each check."""
 
     def __init__(
         self,

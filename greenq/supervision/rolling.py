@@ -50,8 +50,8 @@ class RollingRestart:
             supervisor: the supervisord that runs the group.
             group: its name.
             nodes: the workers.
-            drain_s: how long to wait for the running tasks of a worker; longer ones get its
-                worker_shutdown_grace to end, and are then requeued.
+            drain_s: how long to wait for a worker's running tasks; those that take longer get its
+                worker_shutdown_grace to finish, and are then requeued.
             ready_s: how long a restarted worker may take to answer.
             say: called with progress messages.
             clock, sleep: monotonic seconds, and a function that waits.

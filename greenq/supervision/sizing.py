@@ -65,14 +65,14 @@ class Rules:
 
 
 class SizeChange(NamedTuple):
-    """One process more (1), one less (-1) or no change (0), and the reason."""
+    """One process more (1), one fewer (-1) or no change (0), and the reason."""
 
     change: int
     reason: str
 
 
 def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
-    """Decide by the samples since the last change, oldest first, at least one."""
+    """Decide from the samples taken since the last change (at least one, oldest first)."""
     now = samples[-1]
     there = now.workers + now.coming
     if there > rules.most:
@@ -98,7 +98,7 @@ def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
 
 
 def lasted(samples: Sequence[GroupSample], holds: Callable[[GroupSample], bool]) -> float:
-    """Return how many seconds a condition has held at the last sample; -1 if it does not."""
+    """Return how many seconds a condition has held up to the last sample; -1 if it does not."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

@@ -1,8 +1,8 @@
 """Results: storing, reading, awaiting and forgetting them.
 
-A result is a key with an expiry; storing it also publishes the same bytes on a channel of the same
-name. All waiting callers receive them through the process's one `ChannelListener`: ten thousand
-callers of `get` share one connection, in plain threads and in greenlets alike.
+A result is a key with an expiry; storing it also publishes the same bytes on a channel with the
+same name. All waiting callers receive them through the process's one `ChannelListener`: ten
+thousand callers of `get` share one connection, in plain threads and in greenlets alike.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ class Backend:
         Args:
             task_ids: the tasks' ids, each once.
             check: called with each final state as soon as it is known, to raise a task's exception;
-                also for tasks whose turn has not come.
+                even for tasks whose turn has not come.
             timeout_s, interval_s, on_interval: as for `wait_many`.
 
         Raises:

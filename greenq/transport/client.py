@@ -108,7 +108,7 @@ _MESSAGE = Push("message")
 
 
 class Published(NamedTuple):
-    """A message published on a channel that a connection is subscribed to."""
+    """A message published on a channel to which a connection is subscribed."""
 
     channel: str
     data: bytes
@@ -147,7 +147,7 @@ class Connection:
         # With pushes: True when the server has announced a change since this was last set to False,
         # and on a new socket, since earlier changes cannot have been announced there.
         self.noticed = False
-        # The same for one key alone, which its holder names.
+        # These are the same for a single key, which the connection's holder sets.
         self.watched: str | None = None
         self.changed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
@@ -257,7 +257,7 @@ class Connection:
     def _notice(self, message: list[Any]) -> Push:
         self.noticed = True
         keys = message[1]
-        # Without keys, the server has lost them all.
+        # A message without keys means that the server has lost all of them.
         if self.watched is not None and (keys is None or self.watched.encode() in keys):
             self.changed = True
         return _INVALIDATE
@@ -659,7 +659,7 @@ class Client:
                     f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are "
                     "in use"
                 ) from None
-            # If the server has not answered for long, this ends at once with an error.
+            # If the server has not answered for a long time, this ends immediately with an error.
             return connection, max(ends_s, self._answered_s + limit_s) if patient else ends_s
 
     def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:

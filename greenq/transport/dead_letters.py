@@ -84,7 +84,7 @@ class DeadLetter:
     """A message that no worker may run.
 
     Attributes:
-        queue: the queue it was taken from.
+        queue: the queue from which it was taken.
         reason: the reason, as a sentence.
         buried_at: the time, by the clock of the worker that buried it.
         worker: that worker's node name.

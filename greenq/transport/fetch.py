@@ -165,7 +165,7 @@ class _TakePlan(NamedTuple):
         turns: the same, each as often as it has turns.
         endings: the endings of their records, turn by turn.
         keys: the keys of a take.
-        lists: those of them to which messages are pushed.
+        lists: the keys of the lists to which messages are pushed.
         blocking: list and inbox of each queue that has its own waiting connection.
     """
 
@@ -247,7 +247,7 @@ class Fetcher:
 
     @property
     def lists(self) -> frozenset[str]:
-        """The lists of these queues to which messages are pushed."""
+        """Those lists of these queues to which messages are pushed."""
         return self._plan.lists
 
     @property
@@ -318,7 +318,7 @@ class Fetcher:
             held: the deliveries that this owner believes it holds.
             begun: the tags of messages acknowledged before their run, whose outcomes have not been
                 written yet.
-            timeout_s: for each call; held deliveries are sent in portions.
+            timeout_s: the timeout for each call; held deliveries are sent in portions.
 
         Returns:
             True if the server did not know it: the owner is new, or the server has lost its data.

@@ -115,7 +115,7 @@ class GroupStore:
 
 
 def _read(text: str) -> LoadReport | None:
-    """Parse a report; None if another version of greenq wrote it."""
+    """Parse a report; return None if another version of greenq wrote it."""
     try:
         return LoadReport(**json.loads(text))
     except (ValueError, TypeError):

@@ -326,7 +326,7 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: GuardedWorker) -> tuple[bytes, bytes] | None:
-    """Return the first line and the bytes after it; None if the worker ended before it wrote them.
+    """Return the first line and the bytes after it; None if the worker exited before it wrote them.
 
     On a busy machine the worker may have written them, taken its lease and died by now.
     """

@@ -61,7 +61,7 @@ class Renewal(NamedTuple):
             this owner, which is new, or the server has lost its data.
         question: the challenge that it must then return when it registers.
         relays: True if this worker should relay messages from lists on which no worker waits.
-        lead: the answer to its beat; None if it has not asked, or was refused.
+        lead: the answer to its beat; None if the beat has not asked, or was refused.
     """
 
     held: bool
@@ -83,7 +83,7 @@ class _Looks(NamedTuple):
     Attributes:
         queues: this worker's queues.
         keys: the keys of the renewal.
-        steps: the lists of each queue, the first one first, for the relay.
+        steps: the lists of each queue in order, for the relay.
         unwatched: those of the lists on which no worker waits.
     """
 
@@ -200,7 +200,7 @@ class Leases:
         )
 
     def changes(self, key: str) -> int:
-        """Return how often entries of beats have been changed, and be told of the next change.
+        """Return how many times entries of beats have changed, and be told of the next change.
 
         Raises:
             ServerError, AccessRefused: this server does not announce changes.

@@ -94,7 +94,7 @@ class Mailbox:
             client: the workers' server.
             keys: its key names.
             accept: serializers and content types accepted in replies.
-            serializer: for requests and replies.
+            serializer: the serializer for requests and replies.
             clock: the app's; None creates a new one.
             signer: signs requests and replies, and checks replies; None for neither.
         """

@@ -184,8 +184,8 @@ class Outbox(StartStopPart):
                 sleep(pauses.next_s())
         if pauses is not None:
             self._outage.recovered("outcomes are written again")
-            # A message that is no longer held was most likely settled by the first attempt; only a
-            # stub shows this for certain.
+            # On a repeated write, a message that is no longer held was most likely settled by the
+            # first attempt; only a stub shows this for certain.
             not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
         del self._entries[: len(entries)]
@@ -262,7 +262,7 @@ class Outbox(StartStopPart):
             spawn(_call_each, entry.workflow.written, entry.about, name="sent")
 
     def _complete(self, entry: Settlement) -> None:
-        """Request a chord's completion: the ending of its last part is to send the body."""
+        """Request a chord's completion, so that the ending of its last part sends the body."""
         assert entry.workflow is not None
         assert entry.workflow.complete is not None
         self.expect(entry.tag)
@@ -306,7 +306,7 @@ def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
 
 
 def _log_lost(not_held: set[Settlement]) -> None:
-    """Log the tasks whose messages other workers have taken meanwhile."""
+    """Log the tasks whose messages other workers have taken in the meantime."""
     for entry in not_held:
         if entry.about is not None:
             _log.warning(

@@ -70,8 +70,9 @@ class Lot(NamedTuple):
     Attributes:
         fence: on whose behalf to move them.
         owner: their owner, "" if unknown.
-        alone: the tag of the message that ran alone when its worker died, "" if none did.
-        counts: True when their worker has died.
+        alone: the tag of the message that was running alone when its worker died; "" if there was
+            none.
+        counts: True if their worker has died.
     """
 
     fence: Fence

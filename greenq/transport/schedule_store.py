@@ -27,7 +27,7 @@ _LEAD = load_script("beat_lead")
 # Another beat takes over when the leader has not called for this long.
 LEAD_S: Final = 3.8
 
-# A worker's beat asks who leads with the renewals of the worker's lease, at least this often. As
+# A worker's beat asks who leads when the worker's lease is renewed, at least this often. Like
 # LEAD_S, this leaves room for two late calls, and a leader that has died is replaced within 5 s.
 RENEW_S: Final = 1.2
 
@@ -72,8 +72,8 @@ class QueueLimits(NamedTuple):
     """The limits of a queue.
 
     Attributes:
-        most: how many messages may wait; 0 for any number.
-        lives_ms: how long its lists are kept without use; 0 for no limit.
+        most: how many messages may wait; 0 means any number.
+        lives_ms: how long its lists are kept without use; 0 means no limit.
         lists: all of its lists; empty without limits.
     """
 
@@ -90,7 +90,7 @@ class DueClaim(NamedTuple):
 
     Attributes:
         name: the entry's name.
-        seen: its state, as the text last read.
+        seen: its state, as the text that was last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
         task_id: the message's task id.
@@ -111,7 +111,7 @@ class DueClaim(NamedTuple):
 
 
 class ClaimOutcome(NamedTuple):
-    """The outcome of a claim: ``sent``, ``skipped``, ``changed``, ``early``, ``paused``, an error.
+    """The outcome of a claim: sent, skipped, changed, early, paused or an error.
 
     Attributes:
         said: which of these it was.
@@ -128,7 +128,7 @@ class Lead(NamedTuple):
     Attributes:
         now: the server's time, in microseconds.
         leads: whether the caller leads.
-        changes: how often entries have been changed at run time.
+        changes: how many times entries have been changed at run time.
         leader: the beat that leads.
     """
 
@@ -139,7 +139,7 @@ class Lead(NamedTuple):
 
 
 class LeadCall(NamedTuple):
-    """The part of a renewal of the lease that asks for the lead of the worker's beat.
+    """The part of a lease's renewal that asks for the lead of the worker's beat.
 
     Attributes:
         leader, changes: the keys.
@@ -183,7 +183,7 @@ class ScheduleStore:
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def lead_call(self, schedule: str, who: str) -> LeadCall:
-        """Return what makes a renewal of a lease ask the same."""
+        """Return what makes a lease's renewal ask the same."""
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
@@ -193,7 +193,7 @@ class ScheduleStore:
             self._client.call("DEL", key)
 
     def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
-        """Claim due times, at most `MOST_CLAIMS`; return the server's time and the outcome of each.
+        """Claim at most `MOST_CLAIMS` due times; return the server's time and the outcome of each.
 
         Repeating a call whose answer was lost sends nothing twice.
         """
@@ -213,8 +213,8 @@ class ScheduleStore:
     def begin(self, names: Sequence[str], known: Mapping[str, str], changes: int) -> dict[str, str]:
         """Give entries without a state one: the `known` one, or one that counts from now.
 
-        Entries are left out if any entry was changed after the first `changes` changes, since the
-        change may have removed them.
+        Entries are left out if any entry has changed since there were `changes` changes, because
+        that change may have removed them.
         """
         states: dict[str, str] = {}
         for at in range(0, len(names), _MOST_BEGUN):
@@ -313,7 +313,7 @@ class ScheduleStore:
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry, from now on; False if it was not paused."""
+        """Resume a paused entry, from now on; return False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_changes, self._keys.beat_paused]
         return bool(self._client.script(_BEGIN, keys, ["", name, ""]))
 

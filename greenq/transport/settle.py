@@ -41,13 +41,13 @@ INDEX = "INDEX "
 ACKNOWLEDGE: Final = "a"
 # It is acknowledged before its run; a stub remains, to which the outcome will belong.
 BEGIN: Final = "b"
-# The same for a message of a workflow, whose record remains, too: others wait for its end.
+# The same for a message of a workflow; its record also remains, since others wait for its end.
 BEGIN_STEP: Final = "e"
 # It goes back to its queue, unless it has begun.
 REQUEUE: Final = "g"
 # It stays as it is: there is only a state to store.
 KEEP: Final = "k"
-# It is about to run alone in its worker; without a tag, none does any more.
+# It is about to run alone in its worker; without a tag, none does any longer.
 RUN_ALONE: Final = "l"
 # It goes elsewhere.
 MOVE: Final = "m"
@@ -76,7 +76,7 @@ class Publication(NamedTuple):
 
 
 class Settlement:
-    """The writes for a message that ends or changes its place; see lua/settle.lua.
+    """The writes for a message that ends or is moved; see lua/settle.lua.
 
     Attributes:
         tag: the delivery tag whose record makes it valid; "" for a message without a record.
@@ -85,7 +85,7 @@ class Settlement:
         move: where it goes.
         written: called with True when everything is on the server, and with False when the message
             was no longer held; None if no caller waits for this.
-        about: names the message in the log; None: log nothing if it is not held.
+        about: names the message in the log; None means that nothing is logged if it is not held.
         workflow: what else follows the ending; None for nothing.
     """
 
@@ -123,9 +123,9 @@ class Settled(NamedTuple):
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication, "" if there is none; after `INDEX`, the
+        unpublished: the reason for a failed publication; "" if there is none; after `INDEX`, the
             reason why the index of workflows could not be written.
-        misplaced: the target of a move that is not a queue, "" if all are; its messages stay
+        misplaced: the target of a move that is not a queue; "" if all are; its messages stay
             reserved.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
@@ -143,7 +143,7 @@ class Settled(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """On whose behalf messages are settled, and the lease that must stand for that.
+    """On whose behalf messages are settled, and the lease that must be valid for this.
 
     Attributes:
         incarnation: their owner; "" if they have none.
@@ -230,7 +230,7 @@ def settle(
     """Run `SETTLE`; entries whose message is not held have no effect. Switches: yes.
 
     Args:
-        fence: on whose behalf; None when there are only states.
+        fence: on whose behalf to settle; None if there are only states.
         results: the results server, if separate. Then the broker is asked first which messages are
             held, and their states are stored before they are moved or acknowledged; a lease that
             ends between these steps goes unnoticed.
@@ -300,7 +300,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
-    """Return the part of an entry that remains for the broker once its state is stored."""
+    """Return the part of an entry that remains for the broker once its state has been stored."""
     if withheld:
         return Settlement(entry.tag, KEEP)
     workflow = None

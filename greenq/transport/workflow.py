@@ -41,7 +41,7 @@ class StateWrite(NamedTuple):
 
     Attributes:
         key: the key under which it is stored, and the channel on which it is announced.
-        rule: its kind, followed by the seconds until it expires (0: never).
+        rule: its kind, followed by the seconds until it expires (0 means never).
         payload: the encoded state.
     """
 
@@ -50,12 +50,12 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return it as the failure of an unrunnable message, which replaces no final state."""
+        """Return it as the failure of an unrunnable message, which never replaces a final state."""
         return self._replace(rule=KIND_UNRUN + self.rule[1:])
 
 
 class ChordPart(NamedTuple):
-    """One part of a chord.
+    """A part of a chord.
 
     Attributes:
         group: the key of its group.
@@ -112,7 +112,7 @@ class Noted(NamedTuple):
         seconds: how long the index keeps the workflow.
         state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
             sending a part of the workflow begins, and ends.
-        times: when it began and ended, unix seconds, and its worker, if known.
+        times: when it began and ended, in unix seconds, and its worker, if known.
         node: the rest of the node, as text; the first non-empty text is kept.
         kept: the task's message, for a retry; "" for none.
     """
@@ -144,7 +144,7 @@ def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
 
 
 class Continuation:
-    """What follows one ending.
+    """What follows an ending.
 
     Attributes:
         adds: tasks that join a chord, before its parts are counted.
@@ -183,8 +183,8 @@ class Continuation:
     ) -> None:
         """Keep the lists; those not given are empty.
 
-        They are not created: a thousand parts of a chord that end together would have nine thousand
-        empty lists, which the garbage collector would traverse again and again.
+        No list is created for them: a thousand parts of a chord that end together would have nine
+        thousand empty lists, which the garbage collector would traverse again and again.
         """
         self.adds = adds
         self.parts = parts

@@ -156,7 +156,8 @@ class Workflows:
         """Reopen failed nodes, given with their texts, and send their messages.
 
         Returns:
-            How many were sent, and whether all were reset: some may have failed again meanwhile.
+            How many were sent, and whether all were reset; some may have failed again in the
+            meantime.
         """
         name = self._keys.workflow(workflow_id)
         names = [name, f"{name}.nodes", f"{name}.failed"]
@@ -176,7 +177,7 @@ class Workflows:
     # --- reading ----------------------------------------------------------------------------------
 
     def record(self, workflow_id: str) -> WorkflowRecord | None:
-        """Read the entry for a whole workflow; None if the index has no such workflow."""
+        """Read the entry for a whole workflow; return None if the index has no such workflow."""
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
     def records(self, limit: int) -> Iterator[tuple[str, WorkflowRecord]]:
@@ -208,7 +209,7 @@ class Workflows:
         return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
 
     def changes(self) -> int:
-        """Count how often workflows were stopped or resumed."""
+        """Count how many times workflows were stopped or resumed."""
         return int(self._client.call("HGET", self._keys.stopped_workflows, "") or 0)
 
     def stopped(self) -> dict[str, str]:

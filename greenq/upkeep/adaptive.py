@@ -50,7 +50,7 @@ _FOLLOW: Final = 0.05
 
 
 class PoolSnapshot(NamedTuple):
-    """The pool at one moment.
+    """The state of the pool at one moment.
 
     Attributes:
         at_s: the time of the sample, by the monotonic clock.

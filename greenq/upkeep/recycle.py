@@ -48,7 +48,7 @@ _PAGE_KB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecycleLimits:
-    """What a worker may use before it is replaced; None: no limit.
+    """What a worker may use before it is replaced; None means no limit.
 
     Attributes:
         tasks: how many tasks it may finish.
@@ -65,7 +65,7 @@ class RecycleLimits:
         return self != RecycleLimits()
 
     def lowered(self, share: Callable[[], float]) -> RecycleLimits:
-        """Return these limits, each lowered by the share that a new call of `share` returns."""
+        """Return these limits, each lowered by the fraction that a new call of `share` returns."""
         tasks, memory_kb, lifetime_s = self.tasks, self.memory_kb, self.lifetime_s
         return RecycleLimits(
             tasks=tasks and max(1, round(tasks * (1 - share()))),
@@ -76,7 +76,7 @@ class RecycleLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a worker has used: as in `RecycleLimits`."""
+    """What a worker has used, as in `RecycleLimits`."""
 
     tasks: int
     memory_kb: int

@@ -1,4 +1,5 @@
-"""What every layer may use, and what knows of no task: log, pauses, near names, addresses, version.
+"""What every layer may use and knows of no task: log, pauses, near names, addresses, version.
 
-`greenq.utils.log` has its name from Celery. Uses only errors and text of the wire formats.
+`greenq.utils.log` has its name from Celery. The package uses only the errors and the wire formats'
+module for text.
 """

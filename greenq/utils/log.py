@@ -1,4 +1,4 @@
-"""Logging: set up only for the command line; each line logged by a task contains its name and id.
+"""Logging, set up only for the command line; each line logged by a task contains its name and id.
 
 Nothing here takes effect before `setup` is called, so a program that only sends keeps its own
 logging.
@@ -45,7 +45,7 @@ class Style:
 
     Attributes:
         format, task_format: format strings of logging, for lines logged outside and inside tasks.
-        date_format, task_date_format: the formats of their times; None: the default of logging.
+        date_format, task_date_format: the formats of their times; None means logging's default.
         json: write each line as a JSON object instead.
     """
 
@@ -99,11 +99,11 @@ def setup(
     hijack_root: bool = True,
     style: Style = _PLAIN_STYLE,
 ) -> None:
-    """Send the log to `logfile`, or else to `stream` (standard error).
+    """Send the log to `logfile`, or otherwise to `stream` (standard error).
 
     Args:
-        level: lowest level that is logged, in upper or lower case.
-        logfile: appended to; its folder must exist.
+        level: the lowest level that is logged, in upper or lower case.
+        logfile: the file to which lines are appended; its folder must exist.
         color: None colours when the log goes to a terminal and NO_COLOR is not set.
         stream: where the log goes without a logfile.
         hijack_root: replace the root logger's handlers; False keeps existing ones.
@@ -125,7 +125,7 @@ def setup(
 
 
 # The parent of the task loggers. It has no handlers; receivers of after_setup_task_logger may
-# add some. Not below ``greenq``, whose level is that of greenq's own lines.
+# add some. It is not below ``greenq``, whose level is that of greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
 
@@ -142,7 +142,7 @@ def get_task_logger(name: str) -> logging.Logger:
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
-    """Return whether to colour output to `stream`: as `wanted`, otherwise if it is a terminal."""
+    """Return whether to colour output to `stream`: as `wanted`, or else if it is a terminal."""
     if wanted is not None:
         return wanted
     return stream.isatty() and not os.environ.get("NO_COLOR")
@@ -151,7 +151,8 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
 def _own(stream: TextIO) -> TextIO:
     """Return another stream to the same file; if that is impossible, the same stream."""
     try:
-        # A high number, since a task that closes the first few descriptors does not mean this one.
+        # The number is high, since a task that closes the first few descriptors does not mean this
+        # one.
         number = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, _OWN_FD)
     except (OSError, ValueError):
         # The stream is closed, or has no descriptor.
@@ -181,7 +182,7 @@ def _handler(
 def add_task(record: logging.LogRecord) -> bool:
     """Give `record` the fields task_name, task_id and root_id.
 
-    It can also be a filter of other handlers.
+    It can also be used as a filter for other handlers.
     """
     running = task_log_context.get()
     record.task_name = None if running is None else printable(running.task)
@@ -199,8 +200,8 @@ def keep_going() -> None:
     global _stderr
     _stderr = _identity(2)
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
-        # The watchdog thread logs, too. A greenlet waiting for one of gevent's locks while an OS
-        # thread holds it may wait for ever, so use a real lock; it is held only while a line is
+        # The watchdog thread also logs. A greenlet waiting for one of gevent's locks while an OS
+        # thread holds it may wait forever, so use a real lock, which is held only while a line is
         # written.
         handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
@@ -245,7 +246,7 @@ def _identity(number: int) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
-# The file behind descriptor 2 at startup; `keep_going` looks again.
+# The file behind descriptor 2 at startup; `keep_going` checks again.
 _stderr = _identity(2)
 
 
@@ -279,10 +280,10 @@ class _OwnStream(_Keeping, logging.StreamHandler[TextIO]):
 
 
 class _File(_Keeping, logging.handlers.WatchedFileHandler):
-    """A file that may be renamed or deleted, as by rotation: the next line reopens it.
+    """A file that may be renamed or deleted, for example by rotation; the next line reopens it.
 
-    A link is followed only if the user or root created it, as with ``/dev/stdout``: a link of
-    another user could redirect the log to any of this user's files.
+    A link is followed only if the user or root created it, as with ``/dev/stdout``: another user's
+    link could redirect the log to any of this user's files.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -323,7 +324,7 @@ _plain = _Formatter(colored=False)
 
 
 class _JsonFormatter(logging.Formatter):
-    """Formats each record as one JSON object in one line."""
+    """Formats each record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -353,7 +354,7 @@ _OF_RECORDS: Final = frozenset(
 
 
 def _task_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return the name and ids of a record's task: the running one, or an argument."""
+    """Return the name and ids of a record's task, which is the running one or an argument."""
     task_id = getattr(record, "task_id", None)
     if task_id is not None:
         return {
@@ -372,15 +373,15 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
 
 # --- standard output and standard error ---
 
-# Longer text without a line ending is logged in pieces.
+# Text without a line ending that is longer than this is logged in pieces.
 _MOST_CHARS: Final = 8192
 
 
 class Redirected(io.TextIOBase):
     """Replaces sys.stdout or sys.stderr, and logs each line written to it.
 
-    The log line names the task that wrote it. Text without a line ending waits for
-    one, until another task writes, or for `flush`.
+    The log line names the task that wrote it. Text without a line ending is held back until one
+    follows, another task writes, or `flush` is called.
     """
 
     def __init__(self, name: str, level: int, original: TextIO) -> None:
@@ -389,22 +390,22 @@ class Redirected(io.TextIOBase):
         self._log.__class__ = _Unfailing
         self._level = level
         self._original = original
-        # Text waiting for its line ending, and its writer. A real lock, since tasks have
-        # threads; nothing waits while it is held.
+        # The text waiting for its line ending, and its writer. The lock is a real one, since tasks
+        # may have threads; nothing waits while it is held.
         self._text = ""
         self._running: Running | None = None
         self._lock = _thread.RLock()
-        # The greenlets and threads whose line is being logged at the moment.
+        # The greenlets and threads whose lines are being logged at the moment.
         self._busy: set[int] = set()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the original stream."""
+        """The encoding of the original stream."""
         return self._original.encoding
 
     @property
     def buffer(self) -> object:
-        """That of the original stream: bytes are not redirected."""
+        """The buffer of the original stream, since bytes are not redirected."""
         return self._original.buffer
 
     def fileno(self) -> int:
@@ -412,7 +413,7 @@ class Redirected(io.TextIOBase):
         return self._original.fileno()
 
     def isatty(self) -> bool:
-        """Return False: there are no colours in a log line."""
+        """Return False, since there are no colours in a log line."""
         return False
 
     def writable(self) -> bool:
@@ -422,21 +423,21 @@ class Redirected(io.TextIOBase):
     def write(self, text: str) -> int:
         """Log the lines of `text`."""
         if _thread.get_ident() in self._busy:
-            # A handler of the log writes to the stream that it logs.
+            # A handler of the log is writing to the stream that is being logged.
             return self._original.write(text)
         for line, running in self._add(text, task_log_context.get()):
             self._emit(line, running)
         return len(text)
 
     def flush(self) -> None:
-        """Log the text that waits for its line ending."""
+        """Log the text that is waiting for its line ending."""
         with self._lock:
             text, running = self._text, self._running
             self._text, self._running = "", None
         self._emit(text, running)
 
     def close(self) -> None:
-        """Log the waiting text, and stay open: the stream is not the task's alone."""
+        """Log the waiting text, but stay open, since the stream is not the task's alone."""
         self.flush()
 
     @contextmanager
@@ -454,7 +455,7 @@ class Redirected(io.TextIOBase):
     def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
         """Add text that `running` writes; return the complete lines with their writers.
 
-        Text by another writer that waits for its line ending is complete now.
+        Text by another writer that is still waiting for its line ending counts as complete now.
         """
         with self._lock:
             complete: list[tuple[str, Running | None]] = []
@@ -464,7 +465,7 @@ class Redirected(io.TextIOBase):
             *lines, rest = (self._text + text).split("\n")
             if len(rest) > _MOST_CHARS:
                 lines, rest = [*lines, rest], ""
-            # Keep no reference to a task that has ended.
+            # Do not keep a reference to a task that has ended.
             self._text, self._running = rest, running if rest else None
         return complete + [(line, running) for line in lines]
 
@@ -518,7 +519,7 @@ class OutageLog:
         self._said: set[str] = set()
 
     def failed(self, text: str, exc: OperationalError) -> None:
-        """Log that `exc` happened, if its kind is new; `text` states the consequence."""
+        """Log that `exc` was raised, if its kind is new; `text` states the consequence."""
         kind = exc.reply.split(" ", 1)[0] if isinstance(exc, ServerError) else type(exc).__name__
         if kind in self._said:
             self._log.debug("%s: %s", text, exc)
@@ -539,7 +540,7 @@ _MINUTE_S: Final = 60.0
 class Repeated:
     """Limits log lines about data from outside: a few of each kind, then only their number.
 
-    A kind is a line's text before formatting, so their number is limited by the code. The number is
+    A kind is a line's text before formatting, so the code limits their number. The number is
     logged with the first line of that kind after the minute.
     """
 

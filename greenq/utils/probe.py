@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the worker and print its answer as JSON; return 0 if it is healthy, else 1."""
+    """Ask the worker and print its answer as JSON; return 0 if it is healthy, otherwise 1."""
     text = ""
     try:
         address = args.address or _default_address()

@@ -1,8 +1,8 @@
 """The lead of the worker's beat: asked for with the renewals of the lease.
 
-A beat of its own asks the server each second who leads and what was changed. In a worker both ride
-in the renewal, a call that is made anyway, and the server announces changes. So an idle beat sends
-nothing, and does not wake the hub.
+A separate `greenq beat` asks the server every second who leads and whether entries have changed. In
+a worker, the first question is part of the renewal, a call that is made anyway, and the server
+announces changes. So an idle beat sends nothing, and does not wake the hub.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Beats see changes within this time, also where the server announces none. Nor do they see them
-# more often: reading all entries takes long.
+# Beats see changes within this time, even if the server does not announce them; nor do they look
+# more often, since reading all entries takes a long time.
 _SEEN_S = 1.0
 
-# A clock has been set, or this machine was suspended.
+# With such a difference, a clock has been set, or this machine was suspended.
 _CLOCK_MOVED_US = 100_000
 
 
 class BeatLead:
-    """Keeps the lead for the worker's beat, and wakes the beat when there is news.
+    """Keeps the lead for the worker's beat, and wakes the beat when something has changed.
 
-    1. The beat asks the server itself at first (`begin`), and again after each failure; in between
-       it reads `answer`, and sleeps with `wait`.
+    1. The beat itself asks the server at first (calling `begin` with the answer), and again after
+       each failure; in between, it reads `answer`, and sleeps in `wait`.
     2. The watchdog thread asks with each renewal (`call`), and is told of changes (`look`).
-    3. A beat that does not run when it should, because its hub is blocked, loses the lead as if it
-       had not called.
+    3. A beat that does not run when it should, because its hub is blocked, loses the lead, as if it
+       had stopped asking.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class BeatLead:
         self._hub = hub
         self._wake = wake
         self._clock = clock
-        # Replaced as a whole, by either thread: the call, None if no beat asks; and the latest
-        # answer with the time of its arrival.
+        # Either thread replaces these as a whole: the call, None if no beat asks; and the latest
+        # answer, with the time of its arrival.
         self._call: LeadCall | None = None
         self._answer: tuple[Lead, float] | None = None
-        # When the beat should run, or since when it has been running.
+        # When the beat is to run next, or the time since which it has been running.
         self._runs_s = math.inf
         self._news = Event()
         self._is_over = False
-        # Watchdog thread only: whether the last renewal asked, whether the server announces
-        # changes, and when to look for them at the earliest.
+        # Only the watchdog thread uses these: whether the last renewal asked, whether the server
+        # announces changes, and when to look for them at the earliest.
         self._is_asked = False
         self._is_told = True
         self._look_s = -math.inf
@@ -69,7 +69,7 @@ class BeatLead:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """From now on ask with each renewal; `lead` is what the server has answered just now."""
+        """Ask with each renewal from now on; `lead` is what the server has just answered."""
         if self._is_over:
             return
         now_s = self._clock()
@@ -78,21 +78,21 @@ class BeatLead:
         self._wake()
 
     def end(self) -> None:
-        """Ask no more, and end the beat's `wait`."""
+        """Stop asking, and end the beat's `wait`."""
         self._is_over = True
         self._call = self._answer = None
         self.due_s = math.inf
         self._news.set()
 
     def answer(self) -> Lead | None:
-        """Return the latest answer, with the server's time now; None if the beat must ask."""
+        """Return the latest answer, with the server's current time; None if the beat must ask."""
         answer, now_s = self._answer, self._clock()
         if answer is None or now_s - answer[1] > LEAD_S:
             return None
         return _aged(answer, now_s)
 
     def wait(self, seconds: float) -> None:
-        """Wait for news. Switches: yes."""
+        """Wait until something changes, for at most `seconds`. Switches: yes."""
         self._runs_s = self._clock() + seconds
         self._news.wait(seconds)
         self._news.clear()
@@ -101,7 +101,7 @@ class BeatLead:
     # --- watchdog thread --------------------------------------------------------------------------
 
     def call(self, now_s: float) -> LeadCall | None:
-        """Return what a renewal at `now_s` should ask; None: nothing."""
+        """Return what a renewal at `now_s` should ask; None means nothing."""
         call = self._call
         left_s = LEAD_S - max(0.0, now_s - self._runs_s)
         self._is_asked = call is not None and left_s > 0
@@ -111,7 +111,7 @@ class BeatLead:
         return call._replace(term_s=left_s) if self._is_asked else None
 
     def renewed(self, renewal: Renewal) -> None:
-        """Note the answer of a renewal."""
+        """Note the answer to a renewal."""
         if not self._is_asked:
             return
         if renewal.lead is None:
@@ -120,7 +120,7 @@ class BeatLead:
             self._note(renewal.lead)
 
     def failed(self) -> None:
-        """Let the beat ask itself, which tells what is wrong."""
+        """Let the beat ask by itself, which reveals what is wrong."""
         if self._call is not None:
             self._call = self._answer = None
             self.due_s = math.inf
@@ -128,7 +128,7 @@ class BeatLead:
 
     @property
     def look_s(self) -> float:
-        """When to look what was changed; infinite if nothing was."""
+        """When to look for what has changed; infinite if nothing has."""
         is_changed = self._call is not None and self._leases.connection.changed
         return self._look_s if is_changed else math.inf
 
@@ -141,18 +141,18 @@ class BeatLead:
         try:
             changes = self._leases.changes(call.changes)
         except (AccessRefused, ServerError) as exc:
-            # Some proxies and managed servers refuse it.
+            # Some proxies and managed servers refuse this command.
             self._is_told = False
-            _log.info("the server announces no changes of periodic tasks; renewals ask: %s", exc)
+            _log.info("changes of periodic tasks are not announced, so renewals ask: %s", exc)
         except OperationalError as exc:
-            _log.debug("could not read what was changed: %s", exc)
+            _log.debug("could not read whether entries have changed: %s", exc)
             self._leases.connection.close()
             return False
         else:
             self._is_told = True
             lead, at_s = answer
             if changes != lead.changes:
-                # Who leads is as old as before.
+                # The answer about who leads is as old as before.
                 self._answer = lead._replace(changes=changes), at_s
                 self._tell()
         return True
@@ -163,7 +163,7 @@ class BeatLead:
         if before is None or before[0][1:] != lead[1:]:
             self._tell()
         elif abs(lead.now - _aged(before, now_s).now) > _CLOCK_MOVED_US:
-            # The beat waits for due times, which come sooner or later now.
+            # The beat is waiting for due times, which now come sooner or later.
             self._tell()
 
     def _tell(self) -> None:
@@ -172,6 +172,6 @@ class BeatLead:
 
 
 def _aged(answer: tuple[Lead, float], now_s: float) -> Lead:
-    """Return an answer with the server's time at `now_s`."""
+    """Return an answer with the server's time as it is at `now_s`."""
     lead, at_s = answer
     return lead._replace(now=lead.now + int((now_s - at_s) * 1_000_000))

@@ -1,4 +1,4 @@
-"""What the watchdog thread is given: its limits, and what it may ask of a worker and do for it."""
+"""What the watchdog thread is given: its limits, and what it may ask a worker or do for it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class WatchLimits:
     Attributes:
         lease_s: how long a lease holds.
         visibility_timeout_s: the visibility timeout of the fleet.
-        blocked_after_s: log a hub that has been blocked for this long.
-        blocked_limit_s: end the process when its hub has been blocked for this long; 0: never.
+        blocked_after_s: a hub that has been blocked for this long is logged.
+        blocked_limit_s: the process is ended when its hub has been blocked for this long; 0 means
+            never.
     """
 
     lease_s: float
@@ -32,13 +33,13 @@ class WatchLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What this process knows of the messages it holds; all are called in the watchdog thread.
+    """What this process knows about the messages it holds; all are called in the watchdog thread.
 
     Attributes:
-        unsettled: returns the tags that are not settled on the server yet, and the first unused tag
-            number before that.
+        unsettled: returns the tags that are not yet settled on the server, and the first unused tag
+            number as it was before that.
         first_unused: returns the first unused tag number.
-        is_waiting: returns whether this worker waits for messages, so that it may relay.
+        is_waiting: returns whether this worker is waiting for messages, so that it may relay.
         unwritten: called at the end; returns the outcomes that could not be written before.
     """
 
@@ -50,7 +51,7 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCalls:
-    """What the hub is to do; all are called in its thread, each time in a greenlet.
+    """What the hub is to do; all are called in the hub's thread, each time in a greenlet.
 
     Attributes:
         look: called when a waiting consumer should check for messages itself.
@@ -64,23 +65,24 @@ class HubCalls:
 
 
 def _no_cut(_connection: Connection) -> None:
-    """Stop waiting for nothing."""
+    """Do nothing: there is no wait to stop."""
 
 
 def _end_process() -> None:
-    """End at once: code that needs the hub would never finish."""
+    """End immediately, since code that needs the hub would never finish."""
     os._exit(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescue:
-    """What the watchdog thread does itself when the hub cannot.
+    """What the watchdog thread itself does when the hub cannot.
 
     Attributes:
-        give_away: called when the hub is blocked, to requeue messages that have not begun, over
-            a connection.
-        cut: called before the process ends, to stop waiting for messages, over a connection.
-        end_process: ends the process at once.
+        give_away: called in the watchdog thread when the hub is blocked, to requeue messages that
+            have not begun, over a connection.
+        cut: called in the watchdog thread before it ends the process, to stop waiting for messages
+            over a connection.
+        end_process: ends the process immediately.
     """
 
     give_away: Callable[[Connection], object]

@@ -29,10 +29,10 @@ class SilenceMonitor:
         """Report silences.
 
         Args:
-            hub_thread: tells what the hub was doing.
+            hub_thread: shows what the hub was doing.
             found: called with what the hub was doing.
             noticeable_s: report a silence that lasts this long.
-            now_s: seconds, including the time in which the machine was suspended.
+            now_s: seconds, including time during which the machine was suspended.
             clock: seconds, monotonic, excluding it.
         """
         self._hub_thread = hub_thread

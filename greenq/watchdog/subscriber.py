@@ -80,7 +80,8 @@ class Subscriber:
         # This is replaced as a whole, so that the thread can read it at any time.
         self._channels: tuple[_Channel, ...] = ()
         self._waiting: Backlog[_Incoming] = Backlog(_WAITING, _WAITING_BYTES, _size)
-        # Hub's thread only. `late_s`: how long the message being handled had to wait.
+        # Only the hub's thread uses these. `late_s` is how long the message being handled had to
+        # wait.
         self._busy = False
         self.late_s = 0.0
         self._logged_dropped = 0

@@ -59,7 +59,7 @@ class Watch(StartStopPart):
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
        and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
-    6. `BeatLead` asks who leads the beats, for the worker's own one.
+    6. `BeatLead` asks who leads the beats, on behalf of the worker's own beat.
     7. `Ending` requeues messages that the server still holds for this owner, then gives up the
        lease.
     """
@@ -88,12 +88,12 @@ class Watch(StartStopPart):
             leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
             state: the messages this worker holds.
-            hub_thread: tells what runs in the hub's thread.
+            hub_thread: shows what runs in the hub's thread.
             limits: how long things may take.
-            holdings: tells what this process knows of its messages.
+            holdings: shows what this process knows about its messages.
             calls: what the hub is to do.
             rescue: what this thread does when the hub cannot.
-            guard: renews the lease while no Python runs in this process; None for no guard.
+            guard: renews the lease while no Python code runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
             clock: seconds, monotonic.
         """

@@ -1,6 +1,6 @@
-"""What a worker is made of: its options, its parts, and the code that builds them.
+"""What a worker consists of: its options, its parts, and the code that builds them.
 
-Used by the worker, by the commands and the monitoring that look into it, and by the command line.
+The worker, its commands and monitoring, which look into it, and the command line use this package.
 """
 
 from __future__ import annotations

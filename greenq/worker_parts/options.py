@@ -8,8 +8,8 @@ from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-# The exit code at a limit: a supervisor starts the worker again after any exit code but 0
-# (EX_TEMPFAIL).
+# The exit code at a limit (EX_TEMPFAIL); a supervisor starts the worker again after any exit code
+# except 0.
 EXIT_RECYCLED = 75
 
 
@@ -26,9 +26,9 @@ class WorkerOptions:
         hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
-        heartbeat_interval_s: seconds between two heartbeats; None means two.
+        heartbeat_interval_s: seconds between heartbeats; None means two.
         control: whether to answer remote control; None means the setting.
-        beat: whether to send periodic tasks, too.
+        beat: whether to send periodic tasks as well.
         autoreload: whether to restart when a source file of the app has changed.
         step_options: values of the app's own command line options, for its own steps.
     """

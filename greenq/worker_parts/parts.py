@@ -41,10 +41,10 @@ class Life(Protocol):
         """Stop warm."""
 
     def restart(self, why: str = "") -> None:
-        """Stop warm, and restart the process."""
+        """Shut down warm, and restart the process."""
 
     def recycle(self, why: str) -> None:
-        """Stop warm at a limit."""
+        """Shut down warm at a limit."""
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot continue."""
@@ -64,7 +64,7 @@ class Parts:
         app: the app whose tasks run.
         hostname: the node name.
         owner: this incarnation of the worker as an owner of messages.
-        started_s: when the worker was created, seconds of the monotonic clock.
+        started_s: when the worker was created, in seconds of the monotonic clock.
         life: stops the worker.
         autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
             heart, stopped_workflows: None if switched off.

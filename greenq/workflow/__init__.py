@@ -3,7 +3,7 @@
 It reads and writes the index of workflows, which senders and workers keep with the setting
 ``workflow_index``.
 
-Used by the app and the command line.
+The app and the command line use this package.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Workflow:
             GreenqError: the index does not know the workflow.
         """
         self._index.stop(self.id, CANCELLED)
-        # If it was paused, each message that was put aside ends like any other that waits.
+        # If it was paused, each message that was put aside ends like any other waiting one.
         self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
@@ -166,8 +166,8 @@ class Workflow:
         if self._known().stop == CANCELLED:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
-        # What a worker that has not learned of this puts aside from now on returns to its queue
-        # at once (lua/settle.lua).
+        # From now on, whatever a worker that has not learned of this puts aside returns to its
+        # queue immediately (lua/settle.lua).
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Workflow:
             # Tasks have ended since their states were read.
             if time.monotonic() > ends_s:
                 raise GreenqError(
-                    f"workflow {self.id}: a chord is being completed at this moment: try again"
+                    f"workflow {self.id}: a chord is being completed at the moment; try again"
                 )
             time.sleep(_LOOK_S)
 
@@ -229,7 +229,7 @@ class Workflow:
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
-        # All are checked before the first is changed.
+        # All chords are checked before the first one is changed.
         seconds = self._app.transport.backend.chord_seconds
         return all(
             self._index.reopen(size, seconds, out, kept)

@@ -157,7 +157,7 @@ class Tree:
                     waiting += [*self._within(task), task.id]
 
     def before(self, task: WorkflowTask) -> str | None:
-        """Return the id of the task or the group before a task, None for the first."""
+        """Return the id of the task or the group before a task; None for the first one."""
         node = task.node
         if node.after in self.tasks or node.after in self._known_groups:
             return node.after

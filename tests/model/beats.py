@@ -1,8 +1,8 @@
 """The world of the beats: real schedulers on one server, and the people who change entries.
 
-A sleep of a beat ends when the explorer chooses it, at the time until which it was to last; so the
-time of the world goes on, and a beat that is not chosen is late. Nobody takes the messages: a run
-ends when the explorer says so.
+When the explorer chooses a beat's sleep, it ends at the time until which it was to last; so the
+world's time goes on, and a beat that is not chosen is late. Nobody takes the messages: a run ends
+when the explorer says so.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.model.net import pack
 from tests.model.scenarios import BeatScenario, Periodic
 from tests.model.world import _MODULES, T0, Site, World, _new_id
 
-# A clock that is nearly a second ahead, until its beat asks for the server's time again.
+# The clock may be nearly a second ahead until its beat asks for the server's time again.
 _JUMP_S = 0.9
 
 
 class _BeatTime:
-    """The module `time` for a beat's loop."""
+    """Stands in for the module `time` in a beat's loop."""
 
     @staticmethod
     def sleep(seconds: float) -> None:
@@ -56,7 +56,7 @@ class SimBeat:
         self.world = world
         self.name = name
         self.entries = entries
-        # Each machine was started at another time, and their clocks differ by hours.
+        # Each machine was started at a different time, and their clocks differ by hours.
         self.offset_s = 1000.0 * (ord(name[0]) - 60)
         self.skew_s = 3600.0 * (ord(name[0]) - ord("B"))
         # The steps in which it read results.
@@ -105,7 +105,7 @@ class Person:
 
 @dataclass
 class Claimed:
-    """A claim as the script has answered it."""
+    """A claim, with the script's answer."""
 
     name: str
     due: int
@@ -117,17 +117,17 @@ class Claimed:
 
 @dataclass
 class Ledger:
-    """What the server has accepted, in the order in which it did: the promises are checked by it.
+    """What the server has accepted, in that order; the promises are checked against it.
 
-    B1 each due time is sent once; B2 none is sent too early or left out against the policy of its
-    entry; B3 nothing is sent for a paused or removed entry; B4 runs do not overlap against the
+    B1 each due time is sent once; B2 none is sent too early, or left out contrary to its entry's
+    policy; B3 nothing is sent for a paused or removed entry; B4 runs do not overlap contrary to the
     policy; B5 nothing but a claim or a resume changes how far an entry has got.
 
     Attributes:
         last: how far each entry has got, as its last due time in microseconds.
         added, paused: the entries added at run time, and the paused ones.
-        sent: how often each due time was sent, and when last, with the version.
-        runs: the task ids of each entry, the last one last; those that have ended, by the step.
+        sent: how many times each due time was sent, and when it was last sent, with the version.
+        runs: the task ids of each entry, in order; and those that have ended, with the step.
     """
 
     world: BeatWorld
@@ -255,7 +255,7 @@ class Ledger:
         elif not plan.missed.startswith("skip"):
             self.problem(f"B2 {claim.name} is skipped against its policy")
         else:
-            # Its clock may have jumped ahead, and it decides by that.
+            # The beat decides by its own clock, which may have jumped ahead.
             late_s = self.world.now - claim.ready / 1e6
             if late_s <= plan.skip_after_s - 2 * _JUMP_S:
                 self.problem(f"B2 {claim.name} is skipped although it is {late_s:.3f} s late")
@@ -397,11 +397,11 @@ class BeatWorld(World):
         worker.scheduler.stop()
 
     def env_jump(self, beat: SimBeat, _argument: str) -> None:
-        """Let its clock jump ahead, by less than the time between two questions."""
+        """Let its clock jump ahead by less than the time between two questions."""
         beat.offset_s += _JUMP_S
 
     def env_suspend(self, worker: Any, _argument: str) -> None:
-        """Suspend its machine: its clock stops, the server's goes on."""
+        """Suspend its machine: its clock stops, while the server's goes on."""
         worker.offset_s -= LEAD_S * 1.1
         self.pass_time(LEAD_S * 1.1)
 
@@ -422,7 +422,7 @@ class BeatWorld(World):
         self.end_run(name)
 
     def env_refuse(self, _worker: None, _argument: str) -> None:
-        """Make the queue's key one of another type, so that each push is refused."""
+        """Turn the queue's key into one of another type, so that each push is refused."""
         if self.ledger.queued:
             self.link.later(pack(("RENAME", "q", "q.away")))
         self.link.later(pack(("SET", "q", "no list")))
@@ -439,7 +439,7 @@ class BeatWorld(World):
         self.ledger.forget()
 
     def fingerprint(self) -> Any:
-        """Everything that decides how this world continues."""
+        """Everything that determines how this world continues."""
         keys = self.site.keys
         names = (keys.beat_states, keys.beat_entries, keys.beat_paused)
         data = b"".join(pack(("HGETALL", key)) for key in names)

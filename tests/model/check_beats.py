@@ -1,4 +1,4 @@
-"""The end of a schedule of beats: all faults end, and then each due time is sent, on time, once."""
+"""The end of a schedule of beats: all faults end, and then each due time is sent once, on time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from tests.model.scenarios import Periodic
 
 _MOST_STEPS = 900
 
-# Within this time after the end of the faults another beat leads, and has sent what was missed.
+# Within this time after the faults have ended, another beat leads, and has sent what was missed.
 _TAKEOVER_S = LEAD_S + 3.0
 
 # How late a due time may be sent when nothing goes wrong.
 _LATE_S = 0.3
 
-# A refused sending, and an entry whose last run has not ended, are tried again after a second.
+# A sending that was refused, and an entry whose last run has not ended, are tried again after a
+# second.
 _AGAIN_S = 1.0
 
 
 def check_beats(world: BeatWorld) -> None:
-    """Heal, and note the broken promises."""
+    """Remove all faults, and note the broken promises."""
     world.healing = True
     for beat in world.beats.values():
         beat.frozen = False
@@ -36,7 +37,7 @@ def check_beats(world: BeatWorld) -> None:
     _run(world, _TAKEOVER_S)
     _check_period(world, 6.0)
     if world.late:
-        # What is still under way arrives at the very end.
+        # Whatever is still under way arrives at the very end.
         for op in list(world.late):
             world.do_late(op, f"+~{op.name}")
             _run(world, 0.0)
@@ -50,7 +51,7 @@ def check_beats(world: BeatWorld) -> None:
 
 
 def _run(world: BeatWorld, seconds: float) -> None:
-    """Run without faults for some time."""
+    """Run for some time without faults."""
     until, steps = world.now + seconds, 0
     while not world.problems:
         op = _next(world, until)
@@ -79,7 +80,7 @@ def _ends(sleeper: Op) -> float:
 
 
 def _check_period(world: BeatWorld, seconds: float) -> None:
-    """Check that in this time each due time is sent once, in the form that the entry has now."""
+    """Check that during this time, each due time is sent once, in the entry's current form."""
     if world.problems:
         return
     ledger, began = world.ledger, world.now

@@ -1,9 +1,9 @@
 """The world of one workflow in the index: its workers, and a person who stops or retries it.
 
 The promises: W1 nothing begins in a worker that knows that the workflow is cancelled; W2 nothing
-begins after a slot was got while the worker knew that it is paused; W3 the index agrees with what
-happened, and ends; W4 a retry runs again exactly what had failed; W5 each call is sent once; W6
-each key expires.
+begins that got its slot while the worker knew that the workflow was paused; W3 the index agrees
+with what happened, and ends; W4 a retry runs exactly what had failed; W5 each call is sent
+once; W6 each key expires.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ENDED = {"s": SUCCESS, "f": FAILURE, "v": REVOKED}
 
 
 class _FlowTime(_Time):
-    """The module `time` for the one who stops or retries the workflow."""
+    """Stands in for the module `time` for the person who stops or retries the workflow."""
 
     @staticmethod
     def sleep(seconds: float) -> None:
@@ -42,14 +42,15 @@ class _FlowTime(_Time):
         op.actor.kernel.park(op)
 
 
-# A chord that is being completed is soon asked for the last time.
+# A chord that stays "being completed" is soon given up.
 _MODULES.append((greenq.workflow, {"time": _FlowTime, "_COMPLETED_S": 0.2}))
 
 
 class Person:
-    """Someone who stops the workflow or runs it again; one thing after the other.
+    """Someone who stops the workflow or runs it again, doing one thing after another.
 
-    A command whose answer was lost is repeated, but not a sending, of which there would be two.
+    A command whose answer was lost is repeated, except for a sending, which would then happen
+    twice.
     """
 
     name = "P"
@@ -89,13 +90,13 @@ class FlowWorld(World):
         self.refusals: list[str] = []
         self.name = site.keys.workflow(root)
         self.stop = ""
-        # How often each task was sent again by a retry.
+        # How many times a retry has sent each task again.
         self.again: Counter[str] = Counter()
-        # Calls that wait for the end; how often each is to be sent.
+        # Calls that wait for the end, and how many times each is to be sent.
         self.calls: list[tuple[str, str]] = []
         self.called: Counter[str] = Counter()
         self.is_over = False
-        # Tags of requests that got their slot while their worker knew that the workflow is paused.
+        # Tags of requests that got their slot while their worker knew that the workflow was paused.
         self._paused: set[str] = set()
         self.members = {m.id for m in self.scenario.messages} - self.scenario.calls.keys()
         self._note_members()
@@ -262,7 +263,7 @@ class FlowWorld(World):
     # --- the end ----------------------------------------------------------------------------------
 
     def may_retry(self) -> bool:
-        """Tell whether something has failed that may run again."""
+        """Return whether something has failed that may run again."""
         if "*!retry" not in self.scenario.env:
             return False
         return any(node[:1] in b"fv" for node in self._nodes().values())
@@ -272,7 +273,7 @@ class FlowWorld(World):
         return {key.decode(): value for key, value in zip(answer[::2], answer[1::2], strict=True)}
 
     def fingerprint(self) -> Any:
-        """Everything about the index that decides how this world continues."""
+        """Everything about the index that determines how this world continues."""
         return (
             sorted((task_id, node[:1]) for task_id, node in self._nodes().items()),
             self.link.one("HKEYS", f"{self.name}.failed"),

@@ -52,7 +52,7 @@ class DemoDisplay:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def show(self, sample: DemoSample, *, last: bool = False) -> None:
-        """Show a sample if the last was shown long enough ago; always show the `last` one."""
+        """Show a sample if enough time has passed since the previous one; always show the last."""
         if sample.at_s < self._next_s and not last:
             return
         terminal = self._console.is_terminal

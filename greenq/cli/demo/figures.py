@@ -17,7 +17,7 @@ _TICK_COLUMNS = 16
 
 @dataclass(frozen=True, slots=True)
 class DemoSample:
-    """The worker and its queue at one moment.
+    """The state of the worker and its queue at one moment.
 
     Attributes:
         at_s: seconds since the burst started.

@@ -23,7 +23,7 @@ _END_OF_REQUEST = b"\r\n\r\n"
 
 
 class DelayedAnswer(asyncio.Protocol):
-    """One connection: one request, one delayed answer."""
+    """One connection, with one request and one delayed answer."""
 
     def __init__(self) -> None:
         """Start with nothing read."""

@@ -60,7 +60,7 @@ class Asker:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
     def look(self, chosen: str | None = None) -> ClusterSnapshot:
-        """Ask for everything, and for the greenlets of the chosen worker, by default the first.
+        """Ask for everything, and for the greenlets of the chosen worker (by default the first).
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

@@ -67,7 +67,7 @@ class Greenlets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSnapshot:
-    """The cluster at one moment.
+    """The state of the cluster at one moment.
 
     Attributes:
         at_s: monotonic time.
@@ -233,7 +233,7 @@ class Picture:
         all_tasks: the totals of all tasks.
         points: the charts' history, with the latest last.
         greenlets: those of the chosen worker.
-        trouble: why the picture may not be up to date.
+        trouble: why the picture may be out of date.
         only: the filter of the lines; charts and totals ignore it.
     """
 
@@ -496,7 +496,7 @@ class EventTally:
         self._marks.append((at_s, counts))
 
     def tasks(self) -> list[TaskLine]:
-        """Return a line for each task, the busiest first."""
+        """Return a line for each task, busiest first."""
         found = [self._task(name) for name in self._counts]
         return sorted(found, key=lambda task: (*(-each for each in task.busy), task.name))
 

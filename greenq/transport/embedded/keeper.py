@@ -85,7 +85,7 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: it does not belong to the user. On systems without this check, that of the
+        NotPrivate: it does not belong to the user. On systems without this check, the check of the
             folder has to suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)

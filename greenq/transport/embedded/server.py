@@ -195,7 +195,7 @@ class EmbeddedServer:
 
     @contextmanager
     def _keeper_place(self) -> Iterator[int | None]:
-        """Yield the locked keeper's lock if no keeper is running, else None."""
+        """Yield the locked keeper's lock if no keeper is running, otherwise None."""
         fd = self._open_lock(keeper.KEEPER_LOCK)
         try:
             yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None

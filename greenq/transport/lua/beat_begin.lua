@@ -3,8 +3,8 @@
 -- KEYS  1 the states: a hash, 2 the number of changes; when resuming also: 3 the paused entries: a hash
 -- ARGV  1 the number of changes that the caller has seen, '' when resuming; then names and states, alternating: the
 --       state that the caller remembers, or '' for none
--- Reply the states, in the order of the names; {} if entries have been changed since, or if the one to be resumed was
---       not paused
+-- Reply the states, in the order of the names; {} if entries have been changed since then, or if the one to be resumed
+--       was not paused
 --
 -- An entry that was removed after the caller had read the entries must not get a state: it would be sent again.
 local time = redis.call('TIME')

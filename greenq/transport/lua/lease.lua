@@ -1,6 +1,6 @@
 -- Renews a worker's lease, publishes its heartbeat if due, and returns information about this worker, others, and
 -- work: which leases have ended by the server's clock, whether there are messages, when the next parked ETA is due.
--- For a worker with a beat it also does what beat_lead.lua does for a beat of its own.
+-- For a worker with a beat, it also does what beat_lead.lua does for a separate beat.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
@@ -9,7 +9,7 @@
 --       with a beat: then the leader, a string with an expiry, and the number of changes
 -- ARGV  1 this worker's member, 2 seconds for which the lease holds from now on, 3 how many parked ETAs,
 --       4 '1' if this worker can relay, '0' to give up the role;
---       5 the queues that this worker takes from, as JSON, '' if the server has them already;
+--       5 the queues that this worker takes from, as JSON, '' if the server already has them;
 --       6 a channel and 7 the text to publish on it, '' for none;
 --       with a beat: 8 its name, 9 milliseconds within which the leader must call again
 -- Reply {1 if the lease was still held; 0 if it had ended in the meantime, or there was none,
@@ -60,7 +60,7 @@ elseif ARGV[4] == '1' and (not relay or relay == ARGV[1]) then
   redis.pcall('SET', KEYS[4], ARGV[1], 'PX', math.floor(tonumber(ARGV[2]) * 1000))
   relays = 1
 end
--- Nor the keys of the beat.
+-- Nor must the keys of the beat.
 local lead = {}
 if ARGV[8] then
   local leader, changes = redis.pcall('GET', KEYS[last + 1]), redis.pcall('GET', KEYS[last + 2]) or '0'

@@ -17,9 +17,9 @@
 --       if workflows are indexed, what happens to their tasks: see the end
 -- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '', the
 --        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
---        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative: whose
---        goal was such a key; if there are workflows, then a list of the numbers of the endings that are withheld, and
---        one of those whose chord another worker has completed}, or an error:
+--        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative for
+--        those whose goal was such a key; if there are workflows, then a list of the numbers of the endings that are
+--        withheld, and one of those whose chord another worker has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
@@ -29,11 +29,11 @@
 --   a  97  ACKNOWLEDGE  acknowledge
 --   b  98  BEGIN        acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome
 --                       will belong
---   e 101  BEGIN_STEP   the same for a message of a workflow: its record stays, too, so that whoever recovers it can
+--   e 101  BEGIN_STEP   the same for a message of a workflow: its record also stays, so that whoever recovers it can
 --                       fail the tasks that wait for it
 --   g 103  REQUEUE      move, unless its owner has begun it after an early acknowledgement
 --   k 107  KEEP         only the state
---   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag: that none does any more
+--   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag, that none does any longer
 --   m 109  MOVE         move
 --   s      KIND_SUCCESS  a success
 --   f      KIND_FINAL    another final state
@@ -44,8 +44,8 @@
 -- if its answer was lost, and one that arrives late has no effect. A message that was not held now belongs to
 -- another worker, which decides about its state; only a success is still stored, unless a final state exists, since
 -- the work was done. A stored success is never replaced. A message without a tag has no record: its final state
--- is stored, while its other states replace no final one. Nor does the failure of a message that could not run, since
--- anyone can send one with the id of another task.
+-- is stored, while its other states replace no final one. The failure of a message that could not run does not replace
+-- one either, since anyone can send such a message with the id of another task.
 --
 -- A workflow is what follows an ending, the Continuation of workflow.py; its action is a capital: A, G, K or M (65, 71,
 -- 75, 77). It is seven lists, each preceded by its length:
@@ -85,8 +85,8 @@ elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
 
--- The tags whose records were removed in this call, those to be removed at its end, and of the latter those that may
--- have a stub, too.
+-- The tags whose records were removed in this call; those to be removed at its end; and of the latter, those that may
+-- also have a stub.
 local taken, acks, stubs = {}, {}, {}
 
 -- A refusal must not affect other writes: a user without channels can still settle its messages.
@@ -387,7 +387,7 @@ local function is_void(ending)
   return false
 end
 
--- Returns whether nothing follows an ending but that its parts have been counted, as for most parts of chords.
+-- Returns whether an ending has no effect except that its parts have been counted, as for most parts of chords.
 local function is_bare(ending)
   return ending.what == 97 and ending.pushes == none and ending.states == none and ending.seals == none -- ACKNOWLEDGE
     and ending.clears == none and ending.frees == none
@@ -397,7 +397,7 @@ local function finish(ending)
   if is_bare(ending) then
     local tag = ending.tag
     if tag ~= '' and not taken[tag] then
-      -- With the other acknowledgements: a repetition may find the record, since a part is counted once.
+      -- Acknowledge it with the others: a repetition may find the record, since a part is counted only once.
       taken[tag] = true
       acks[#acks + 1] = tag
       if asks == 'own' then stubs[#stubs + 1] = tag end
@@ -539,7 +539,7 @@ for first = 1, #stubs, 1000 do redis.call('SREM', begun, unpack(stubs, first, ma
 -- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
 --   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
 --   F and V the same of a task that cannot run: they replace no f or v, as its state replaces no final one
---   + and - sending a part of the workflow begins and ends: it is open meanwhile
+--   + and - sending a part of the workflow begins and ends: it is open in the meantime
 -- When no node is open, the calls of the workflow are sent, each once, since they are then removed.
 if ARGV[at + 2 * news] then
   local function keep_index()
@@ -627,8 +627,8 @@ if ARGV[at + 2 * news] then
       redis.call('DEL', name .. '.calls')
     end
 
-    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late: what it
-    -- puts aside returns to its queue.
+    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late: whatever
+    -- it puts aside returns to its queue.
     local function let_go(name)
       local list = name .. '.held'
       for i = 6, 5 + goals do
