@@ -148,6 +148,7 @@ def test_graph_shows_the_own_steps_in_their_places_without_a_server() -> None:
         "Processes",
         "Recycle",
         "StateDB",
+        "StoppedWorkflows",
         "Agent",
         "Health",
         "ReadyFile",
