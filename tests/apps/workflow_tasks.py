@@ -61,9 +61,11 @@ def register(app: Any) -> None:
 
     @app.task(name="flow.shielded", acks_late=True)
     def shielded(key: str) -> None:
+        is_open = False
         record("shielded")
-        while not _seen.exists(key):
+        while not is_open:
             try:
+                is_open = bool(_seen.exists(key))
                 time.sleep(0.02)
             except BaseException:
                 record("termination ignored")

@@ -328,6 +328,7 @@ def test_steps_that_a_running_step_would_begin_are_revoked(rig: Rig) -> None:
     rig.worker()
     workflow = rig.send(chain(rig.s("shielded", "go", task_id="a"), rig.s("echo", task_id="b")))
     rig.wait_state(workflow, "a", "STARTED")
+    wait_until(lambda: rig.ran()["shielded"], WAIT_S)
     workflow.cancel()
     wait_until(lambda: rig.ran()["termination"], WAIT_S)
     rig.server.client.set("go", 1)

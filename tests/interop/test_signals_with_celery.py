@@ -29,7 +29,8 @@ IDS = ("well", "badly", "twice", "sends", "sent", "revoked", "expired", "unknown
 def lines_of(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    # Without what is being written.
+    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
 
 
 def what_is_sent(
