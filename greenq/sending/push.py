@@ -36,7 +36,7 @@ class Pusher:
             OperationalError: the server could not be asked.
         """
         client = self._broker.client
-        with client.pooled(client.call_timeout_s) as connection:
+        with client.pooled(client.call_timeout_s, patient=True) as connection:
             queues = self._broker.bound_queues(connection, exchange, routing_key)
         if len(queues) != 1:
             raise ValueError(
@@ -60,7 +60,7 @@ class Pusher:
             return [plan.queue]
         client = self._broker.client
         # This is half of the total time, so that half is left for the push.
-        with client.pooled(client.call_timeout_s / 2) as connection:
+        with client.pooled(client.call_timeout_s / 2, patient=True) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
             raise Unroutable(

@@ -84,7 +84,7 @@ class FakeBroker:
         return self.listeners
 
     @contextmanager
-    def pooled(self, _timeout_s: float) -> Iterator[None]:
+    def pooled(self, _timeout_s: float, *, patient: bool) -> Iterator[None]:
         yield None
 
     def bound_queues(self, _connection: object, exchange: str, routing_key: str) -> list[str]:
