@@ -256,8 +256,7 @@ class Tasks(StartStopPart):
             if self.depth:
                 self._left_behind()
 
-    # --- stop and drain
-    # ----------------------------------------------------------------------------
+    # --- stop and drain ---------------------------------------------------------------------------
 
     def stop_consuming(self) -> None:
         """Make `consume` return soon."""

@@ -157,8 +157,7 @@ class Router:
             found = {name: value for name, value in found.items() if name != "queue"}
         return {**found, **{name: item for name, item in options.items() if item is not None}}
 
-    # --- destinations
-    # -------------------------------------------------------------------------------
+    # --- destinations -----------------------------------------------------------------------------
 
     def target(self, options: Mapping[str, Any]) -> Target:
         """Return the destination of messages with these options; None means not given."""

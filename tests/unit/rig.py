@@ -309,3 +309,9 @@ def stamped(delivery: Delivery, **stamps: Any) -> Delivery:
         properties=unwrapped.properties,
     )
     return delivery._replace(raw=text.encode())
+
+
+def wait_stored(rig: Rig, count: int = 1) -> list[tuple[str, str]]:
+    """Wait until that many states are stored and no task runs; return them with their ids."""
+    wait_for(lambda: len(rig.outbox.stored()) >= count and not rig.pool.running)
+    return rig.outbox.states()

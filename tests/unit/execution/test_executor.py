@@ -14,17 +14,12 @@ from greenq.errors import (
     TaskTerminated,
 )
 from greenq.transport.settle import ACKNOWLEDGE
-from tests.unit.rig import DEADLINE_S, Rig, settle, wait_for
+from tests.unit.rig import DEADLINE_S, Rig, settle, wait_for, wait_stored
 
 
 @pytest.fixture
 def rig() -> Rig:
     return Rig(size=1)
-
-
-def wait_stored(rig: Rig, count: int = 1) -> list[tuple[str, str]]:
-    wait_for(lambda: len(rig.outbox.stored()) >= count and not rig.pool.running)
-    return rig.outbox.states()
 
 
 # --- events ---------------------------------------------------------------------------------------

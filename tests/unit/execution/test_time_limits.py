@@ -17,7 +17,7 @@ from greenq.errors import (
     TimeLimitExceeded,
 )
 from greenq.pool import Interrupt
-from tests.unit.rig import DEADLINE_S, Rig, wait_for
+from tests.unit.rig import DEADLINE_S, Rig, wait_stored
 
 SOON_S = 0.01
 
@@ -25,11 +25,6 @@ SOON_S = 0.01
 @pytest.fixture
 def rig() -> Rig:
     return Rig(size=1)
-
-
-def wait_stored(rig: Rig, count: int = 1) -> list[tuple[str, str]]:
-    wait_for(lambda: len(rig.outbox.stored()) >= count and not rig.pool.running)
-    return rig.outbox.states()
 
 
 @pytest.mark.parametrize("whose", ["message", "task", "setting"])
