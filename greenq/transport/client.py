@@ -132,8 +132,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_client", "_link", "_pid", "_published", "_traffic", "changed", "ends_s", "noticed",
-        "number", "poll", "pushes", "used_at", "watched",
+        "_client", "_limit_s", "_link", "_pid", "_published", "_traffic", "changed", "ends_s",
+        "noticed", "number", "poll", "pushes", "used_at", "watched",
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
@@ -143,6 +143,8 @@ class Connection:
         self._link = link
         self._pid = os.getpid()
         self._traffic = client.traffic
+        # The socket's time limit, if `send` has set one.
+        self._limit_s = 0.0
         self.pushes = pushes
         # With pushes: True when the server has announced a change since this was last set to False,
         # and on a new socket, since earlier changes cannot have been announced there.
@@ -212,6 +214,7 @@ class Connection:
             parser = self._link._get_parser()  # noqa: SLF001  redis-py has no public way
             parser.set_invalidation_push_handler(self._notice)
             parser.set_pubsub_push_handler(self._keep)
+        self._limit_s = 0.0
         self._published.take_all()
         self.noticed = self.changed = self.pushes
         self.number = None
@@ -235,6 +238,13 @@ class Connection:
         except NotPrivate as exc:
             self.close()
             raise AccessRefused(f"{self._client.address}: {exc}") from exc
+
+    def _limit(self, left_s: float) -> None:
+        """Let each read and write on the socket take at most about `left_s` seconds."""
+        # Each change is a system call, so a limit that is a little too long is kept.
+        if not 0.9 * self._limit_s <= left_s <= self._limit_s:
+            self._limit_s = 1.05 * left_s
+            self._link._sock.settimeout(self._limit_s)  # noqa: SLF001  redis-py has no public way
 
     def _left_s(self, name: str) -> float:
         """Return how much time is left for a call with a deadline.
@@ -377,8 +387,7 @@ class Connection:
         """Write commands without waiting for the answers."""
         self.connect()
         if self.ends_s is not None:
-            left_s = self._left_s(str(commands[0][0]))
-            self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
+            self._limit(self._left_s(str(commands[0][0])))
         self._traffic.commands += len(commands)
         self._traffic.round_trips += 1
         try:
@@ -436,17 +445,23 @@ class Connection:
 
     def _has_input(self, timeout_s: float) -> bool:
         """Wait in the holder's own way until there is data to read or the socket is closed."""
+        if not self.connected or self.has_read_ahead():
+            return True
+        assert self.poll is not None
+        return self.poll(self.fileno(), timeout_s)
+
+    def has_read_ahead(self) -> bool:
+        """Return True if data that no caller has received is already in this process."""
         link = self._link
+        if self._published or not link.is_connected:
+            return bool(self._published)
         parser, sock = link._get_parser(), link._get_socket()  # noqa: SLF001  as above
         reader = getattr(parser, "_reader", None)
-        if sock is None or reader is None or reader.has_data():
+        if reader is None or reader.has_data():
             return True
         # Bytes that TLS has already decrypted are no longer visible on the socket.
         pending = getattr(sock, "pending", None)
-        if pending is not None and pending():
-            return True
-        assert self.poll is not None
-        return self.poll(sock.fileno(), timeout_s)
+        return pending is not None and bool(pending())
 
     def has_answer(self) -> bool:
         """Return True if data can be read without waiting, or arrived with an earlier answer.
@@ -481,15 +496,17 @@ class Connection:
         number: int = self._link._get_socket().fileno()  # noqa: SLF001  redis-py has no public way
         return number
 
-    def wait_readable(self, other: socket.socket, timeout_s: float) -> bool:
-        """Wait until this connection, if open, or `other` is readable; False after the timeout."""
+    def wait_for_either(self, other: socket.socket, timeout_s: float) -> tuple[bool, bool]:
+        """Wait until this connection, if open, or `other` is readable; return which of them are."""
+        if self.has_read_ahead():
+            return True, False
         poll = select.poll()
         poll.register(other, select.POLLIN)
         if self.connected:
-            if self.has_answer():
-                return True
-            poll.register(self._link._get_socket(), select.POLLIN)  # noqa: SLF001
-        return bool(poll.poll(timeout_s * 1000))
+            poll.register(self.fileno(), select.POLLIN)
+        ready = {number for number, _events in poll.poll(timeout_s * 1000)}
+        awake = other.fileno() in ready
+        return len(ready) > awake, awake
 
     def close(self) -> None:
         """Close the socket; the next use opens a new one."""

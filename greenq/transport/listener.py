@@ -31,6 +31,10 @@ _ANSWER_S = 2.0
 # A thread without subscriptions checks at this interval whether it must end.
 _IDLE_S = 60.0
 
+# Callers unsubscribe when they have received what they waited for. To say so at once would cost as
+# much as the wait itself, so for this long after a message it waits for the next change.
+_LINGER_S = 0.1
+
 
 # The maximum number of keys or channels in one command.
 PORTION = 1000
@@ -77,8 +81,10 @@ class ChannelListener:
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # When the server last sent data (monotonic); only the thread uses this.
+        # Only the thread uses these: when the server last sent data (monotonic), and whether that
+        # was a message.
         self._heard_s = 0.0
+        self._heard_message = False
         self._reset()
 
     def _reset(self) -> None:
@@ -89,6 +95,8 @@ class ChannelListener:
         self._changes: list[tuple[str, ...]] = []
         self._thread: threading.Thread | None = None
         self._closing = False
+        # True while the thread will look for changes within _LINGER_S by itself.
+        self._lingers = False
         self._waker: socket.socket | None = None
 
     @contextmanager
@@ -113,7 +121,8 @@ class ChannelListener:
                 self._channels.setdefault(channel, []).append(ear)
             # Subscribe even for a second listener: the server confirms again, and all read the
             # stored state again.
-            self._change("SUBSCRIBE", channels)
+            self._add_changes("SUBSCRIBE", channels)
+            self._wake()
 
     def unsubscribe(self, ear: Ear, channels: Iterable[str]) -> None:
         """Stop putting messages from these channels into `ear`."""
@@ -127,8 +136,9 @@ class ChannelListener:
                     if not ears:
                         del self._channels[channel]
                         unused.append(channel)
-            if unused:
-                self._change("UNSUBSCRIBE", unused)
+            self._add_changes("UNSUBSCRIBE", unused)
+            if unused and not self._lingers:
+                self._wake()
 
     def close(self) -> None:
         """End the thread and its connection."""
@@ -137,9 +147,8 @@ class ChannelListener:
             if self._thread is not None:
                 self._wake()
 
-    def _change(self, verb: str, channels: Iterable[str]) -> None:
+    def _add_changes(self, verb: str, channels: Iterable[str]) -> None:
         self._changes += [(verb, *portion) for portion in portions(channels)]
-        self._wake()
 
     def _wake(self) -> None:
         """Make the thread process the changes; start it if needed. The caller holds the lock."""
@@ -191,6 +200,8 @@ class ChannelListener:
         """Send the changes, then read the answers; return True if there were any."""
         with self._lock:
             changes, self._changes = self._changes, []
+            self._lingers = self._heard_message
+        self._heard_message = False
         if changes:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
@@ -200,14 +211,16 @@ class ChannelListener:
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True
-        if not connection.wait_readable(wakeups, max(0.0, left_s) if self._channels else _IDLE_S):
-            return False
-        with suppress(BlockingIOError):
+        wait_s = max(0.0, left_s) if self._channels else _IDLE_S
+        if self._lingers:
+            wait_s = min(wait_s, _LINGER_S)
+        heard, woken = connection.wait_for_either(wakeups, wait_s)
+        if woken:
             wakeups.recv(4096)
-        heard = False
-        while connection.has_answer():
+        if heard:
             self._hear(connection.receive("SUBSCRIBE"))
-            heard = True
+            while connection.has_read_ahead():
+                self._hear(connection.receive("SUBSCRIBE"))
         return heard
 
     def _hear(self, answer: Any) -> None:
@@ -219,6 +232,7 @@ class ChannelListener:
         if kind not in {b"message", b"subscribe"}:
             return
         heard = Heard(channel.decode(), answer[2] if kind == b"message" else b"")
+        self._heard_message |= kind == b"message"
         with self._lock:
             for ear in self._channels.get(heard.channel, ()):
                 ear.put(heard)
