@@ -36,6 +36,7 @@ from greenq.errors import (
 )
 from greenq.protocol.ids import new_id
 from greenq.transport.schedule_store import (
+    LEAD_S,
     MOST_CLAIMS,
     NO_LIMITS,
     ClaimOutcome,
@@ -93,6 +94,10 @@ _HEADERS: Final = {"celery_beat_task": True}
 
 class Link(Protocol):
     """Asks who leads on behalf of a beat, and wakes it when anything has changed."""
+
+    @property
+    def heard_s(self) -> float:
+        """When the server last answered; it has been asked all the time until then."""
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
         """From now on, ask this; `lead` is the answer that the server has just given."""
@@ -220,6 +225,10 @@ class Scheduler:
         self._offset = 0
         self._changes = -1
         self._polled_s = -math.inf
+        # When this beat last asked who leads, answered or not, and whether it has been silent for
+        # so long that another may have led since the last answer.
+        self._asked_s = -math.inf
+        self._was_silent = False
         self._is_stopping = False
         self._drafts: dict[str, _Draft] = {}
         self._outage, self._result_outage = OutageLog(_log), OutageLog(_log)
@@ -306,22 +315,30 @@ class Scheduler:
     def _poll(self) -> None:
         """Ask who leads and what has changed; take over if no one leads."""
         lead = None if self._link is None else self._link.answer()
+        now_s, offset = self._clock(), self._offset
+        if self._link is not None:
+            self._asked_s = max(self._asked_s, self._link.heard_s)
+        self._was_silent |= now_s - self._asked_s > LEAD_S
+        self._asked_s = now_s
         if lead is None:
             lead = self._store.lead(self._schedule, self.name)
             if self._link is not None:
                 self._link.begin(self._store.lead_call(self._schedule, self.name), lead)
         self._polled_s = self._clock()
         self._note_time(lead.now)
+        # The clock stops while the machine is suspended.
+        self._was_silent |= self._offset - offset > LEAD_S * 1_000_000
         if lead.leads != self.leads:
             text = "this beat sends" if lead.leads else f"beat {lead.leader} sends; this one waits"
             _log.info("%s", text)
-        if lead.leads and (not self.leads or lead.changes != self._changes):
+        if self._was_silent or not lead.leads:
+            # What this beat knows about the entries is old, or grows old from now on.
+            self._slots, self._heap = {}, []
+        if lead.leads and (self._was_silent or not self.leads or lead.changes != self._changes):
             # The states are those that the previous leader wrote; `leads` is set only once they are
             # known.
             self._load(lead.changes)
-        elif not lead.leads:
-            # From now on, what this beat knows about the entries grows old.
-            self._slots, self._heap = {}, []
+        self._was_silent = False
         self.leads, self._changes = lead.leads, lead.changes
 
     # --- entries ----------------------------------------------------------------------------------

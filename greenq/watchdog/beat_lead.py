@@ -54,6 +54,8 @@ class BeatLead:
         # answer, with the time of its arrival.
         self._call: LeadCall | None = None
         self._answer: tuple[Lead, float] | None = None
+        # When the latest answer arrived, even after a failure.
+        self._heard_s = -math.inf
         # When the beat is to run next, or the time since which it has been running.
         self._runs_s = math.inf
         self._news = Event()
@@ -73,7 +75,7 @@ class BeatLead:
         if self._is_over:
             return
         now_s = self._clock()
-        self._answer, self._call = (lead, now_s), call
+        self._answer, self._call, self._heard_s = (lead, now_s), call, now_s
         self.due_s = now_s + RENEW_S
         self._wake()
 
@@ -83,6 +85,11 @@ class BeatLead:
         self._call = self._answer = None
         self.due_s = math.inf
         self._news.set()
+
+    @property
+    def heard_s(self) -> float:
+        """When the server last answered; it has been asked all the time until then."""
+        return self._heard_s
 
     def answer(self) -> Lead | None:
         """Return the latest answer, with the server's current time; None if the beat must ask."""
@@ -159,6 +166,11 @@ class BeatLead:
 
     def _note(self, lead: Lead) -> None:
         now_s = self._clock()
+        if now_s - self._heard_s > LEAD_S:
+            # Another beat may have led in the meantime, which the beat finds out by asking.
+            self.failed()
+            return
+        self._heard_s = now_s
         before, self._answer = self._answer, (lead, now_s)
         if before is None or before[0][1:] != lead[1:]:
             self._tell()

@@ -92,6 +92,8 @@ def _listen(told: Any, jobs: list[Any], schedules: int, seed: int) -> int:
             )
             continue
         key = what.key
+        if key not in counts:
+            _say(f"\n{key[0]}: {what.problems[0]}\n  {' '.join(what.labels)}")
         counts[key] += 1
         if key not in best or len(what.labels) < len(best[key].labels):
             best[key] = what

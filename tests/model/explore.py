@@ -16,7 +16,7 @@ from tests.model.scenarios import BeatScenario, Scenario
 from tests.model.world import Site, World
 
 # Schedules between two garbage collections.
-_TIDY_EVERY = 100
+_TIDY_EVERY = 400
 
 
 class Found(NamedTuple):

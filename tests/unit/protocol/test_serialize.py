@@ -174,6 +174,39 @@ def test_large_json_is_read_without_collecting_garbage(end):
     assert gc.isenabled()
 
 
+PADDING = '"' + "x" * serialize._LARGE + '"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0", "-0", "-0.0", "0.1", "1E5", "1e400", "-1e400", "5e-324", "1.7976931348623159e308"),
+        *("9007199254740993", "18446744073709551616", "-9223372036854775809", "9" * 400 + ".5"),
+        *("1" * 4300, "1" * 4301, "01", "+1", ".5", "1.", "-", "NaN", "-Infinity", "nul", "tru"),
+        *('"\\ud800"', '"\\u00e9"', '"é"', '"\t"', '"\0"', '"\\/"', '"\\x"', '"\x7f"'),
+        *('{"a": 1, "a": 2}', '{"": 1}', "{1: 2}", "[1,]", "[1 2]", "\u00a01", "1\f", "\ufeff1"),
+        '{"__type__": "date", "__value__": "2026-01-02"}',
+        '{"\\u005f_type__": "date", "__value__": "2026-01-02"}',
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_large_json_is_read_as_small_json_is(text):
+    def read(text: str) -> str:
+        try:
+            return repr(serialize.json_loads(text))
+        except DecodeError:
+            return "refused"
+
+    small, large = read(f"[{text}]"), read(f"[{PADDING}, {text}]")
+    assert large.replace(f"{PADDING}, ".replace('"', "'"), "") == small
+
+
+@given(EXTENDED)
+def test_large_json_of_any_value_is_read_as_small_json_is(value):
+    small, large = (serialize.json_dumps(each) for each in ([value], [PADDING, value]))
+    assert repr(serialize.json_loads(large)[1:]) == repr(serialize.json_loads(small))
+
+
 def test_json_dumps_refuses_a_circle():
     circle: list = []
     circle.append(circle)

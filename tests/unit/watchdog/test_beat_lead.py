@@ -93,6 +93,15 @@ def test_a_beat_that_has_asked_goes_on_asking_with_each_renewal(world: World) ->
     assert world.told == 0
 
 
+def test_a_beat_asks_by_itself_after_a_silence_in_which_another_may_have_led(world: World) -> None:
+    began_s = world.now_s
+    world.renew(world.later(LEAD_S + 0.1))
+
+    assert world.told == 1
+    assert world.lead.answer() is None
+    assert world.lead.heard_s == began_s
+
+
 def test_the_answer_has_the_servers_time(world: World) -> None:
     world.now_s += 1.0
     assert world.lead.answer() == LEADS._replace(now=LEADS.now + 1_000_000)
