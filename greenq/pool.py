@@ -319,6 +319,8 @@ class Pool(StartStopPart):
         # Each `threading.local` used in this greenlet adds a key to its dict.
         attributes = me.__dict__
         untouched, ident = len(attributes), id(me)
+        # An ended thread that had the same number may have been left behind.
+        _threads.pop(ident, None)
         if self._thread_size is None:
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0

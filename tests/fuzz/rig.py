@@ -8,6 +8,7 @@ import ctypes
 import gc
 import json
 import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ RAN = "fuzz:ran"
 SETTLED_S = 60
 _KEPT_BYTES = 64 << 10
 STILL_S = 0.1
+
+# How often the same cases must cause a longer stop.
+_TRIES = 3
 GROWTH_BYTES = 20 << 20
 
 # What the worker says when something has happened that nobody has thought of.
@@ -65,28 +69,44 @@ class Rig:
     def run(self, cases: Sequence[Case]) -> str:
         """Send cases and wait for their ends; return what that has taken, in words.
 
+        The same work takes twice the processor time while other programs share the processor, so a
+        long stop counts only if the same cases cause it three times.
+
         Raises:
             Broken: a promise was.
         """
+        for _ in range(_TRIES):
+            took, stop = self._run_once(cases)
+            if not stop:
+                return took
+            sys.stderr.write(f"{cases[0].name}: {stop}; once more\n")
+        raise Broken(stop)
+
+    def _run_once(self, cases: Sequence[Case]) -> tuple[str, str]:
+        """Return what it has taken, and which stop was too long."""
         self.server.clear()
         before_bytes, own_bytes = _rss_bytes(self.worker.pid), _own_bytes()
+        read_s = 0.0
         for case in cases:
             if case.kind == "result":
-                self._read_result(case)
+                read_s = max(read_s, self._read_result(case))
             else:
                 self._send(case)
         self._wait_settled()
         self._check_fates([case for case in cases if case.kind == "message"])
         self._check_log()
         still_s, grown = self._still_s(), _rss_bytes(self.worker.pid) - before_bytes
-        if still_s > STILL_S:
-            raise Broken(f"the hub stood still for {still_s:.3f} s of processor time")
         if grown > GROWTH_BYTES:
             raise Broken(f"the worker has grown by {grown >> 20} MiB")
         own_grown = _own_bytes() - own_bytes
         if own_grown > GROWTH_BYTES:
             raise Broken(f"the client has grown by {own_grown >> 20} MiB")
-        return f"{still_s * 1000:.0f} ms still, {grown / (1 << 20):+.1f} MiB"
+        stop = ""
+        if still_s > STILL_S:
+            stop = f"the hub stood still for {still_s:.3f} s of processor time"
+        elif read_s > STILL_S:
+            stop = f"reading a result took {read_s:.3f} s of processor time"
+        return f"{still_s * 1000:.0f} ms still, {grown / (1 << 20):+.1f} MiB", stop
 
     def _send(self, case: Case) -> None:
         keys, client = self.app.transport.keys, self.server.client
@@ -97,8 +117,12 @@ class Rig:
         elif case.kind == "control":
             client.publish(keys.fanout(CONTROL), case.raw)
 
-    def _read_result(self, case: Case) -> None:
-        """Read a result as a program does: nothing but an `Exception` comes out of it, and soon."""
+    def _read_result(self, case: Case) -> float:
+        """Read a result as a program does, and return the seconds of processor time.
+
+        Raises:
+            Broken: something other than an `Exception` came out of it.
+        """
         self.server.client.set(f"celery-task-meta-{case.mark}", case.raw)
         result = self.app.AsyncResult(case.mark)
         began_s = time.thread_time()
@@ -109,9 +133,7 @@ class Rig:
                 str(exc)
         except BaseException as exc:
             raise Broken(f"{case.name} ({case.about}): get() raised {exc!r}") from exc
-        taken_s = time.thread_time() - began_s
-        if taken_s > STILL_S:
-            raise Broken(f"{case.name} ({case.about}): reading it took {taken_s:.3f} s")
+        return time.thread_time() - began_s
 
     # --- what must be true ------------------------------------------------------------------------
 

@@ -464,6 +464,26 @@ def test_there_are_never_more_greenlets_than_the_size_says(work: Work) -> None:
     assert pool.peak == 3
 
 
+def test_a_thread_left_behind_under_the_same_number_is_nobodys(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(work, 1)
+    left, spawn = threading.Thread(name="left behind"), pool._greenlets.spawn
+
+    def spawn_with_an_old_number(run: Callable[[], None]) -> gevent.Greenlet:
+        greenlet = spawn(run)
+        monkeypatch.setitem(threading._active, id(greenlet), left)  # type: ignore[attr-defined]
+        return greenlet
+
+    monkeypatch.setattr(pool._greenlets, "spawn", spawn_with_an_old_number)
+    submit(pool, "a")
+    (greenlet,) = pool._greenlets
+    assert threading._active.get(id(greenlet)) is not left  # type: ignore[attr-defined]
+    work.let_go("a")
+
+    assert list(pool._greenlets) == [greenlet]
+
+
 def test_shrinking_ends_those_that_rest_above_the_size(work: Work) -> None:
     pool = make_pool(work, 10)
     names = [str(number) for number in range(10)]
