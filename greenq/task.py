@@ -383,7 +383,9 @@ class BaseTask(Generic[P, R]):
         """Send the task with options (`SendOptions`). Switches: yes. Raises: as for `delay`."""
         # This comes first, since accessing the app annotates the task.
         app = self.app
-        self.argument_check.arguments(args or (), kwargs or {})
+        check = self.argument_check
+        if kwargs or args.__class__ is not tuple or not check.least <= len(args) <= check.most:
+            check.arguments(args or (), kwargs or {})
         if self.pydantic:
             args, kwargs = self._models.sent(args or (), kwargs or {}, self._dump_kwargs)
         if type(self).shadow_name is not BaseTask.shadow_name and not options.get("shadow"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.result import ResultBase
 
 

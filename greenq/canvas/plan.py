@@ -13,7 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenq.protocol.ids import new_id
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

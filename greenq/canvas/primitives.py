@@ -13,7 +13,7 @@ from greenq.canvas.send import send_signature, send_stream
 from greenq.canvas.signature import Signature, checked
 from greenq.canvas.stream import bare
 from greenq.protocol.ids import new_id
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.result import GroupResult
 
 W = TypeVar("W", bound=Signature)

@@ -12,7 +12,7 @@ from greenq.canvas import plan
 from greenq.canvas.mistakes import check_call, not_a_signature
 from greenq.canvas.stamps import StampingVisitor, stamp_signature
 from greenq.protocol.ids import new_id
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.result import AsyncResult, newest_app, result_from_tuple
 
 KEYS = ("task", "args", "kwargs", "options", "subtask_type", "immutable")

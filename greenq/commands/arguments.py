@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from greenq.protocol.limits import KEY, Rule, Whole, named
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 
 Item = TypeVar("Item")
 

@@ -18,7 +18,7 @@ from greenq.config.settings import Config
 from greenq.errors import ContentDisallowed, DecodeError, NotRegistered
 from greenq.protocol.envelope import header
 from greenq.protocol.limits import KEY
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.running.request import Request
 from greenq.transport.fetch import Delivery
 from greenq.utils.version import __version__

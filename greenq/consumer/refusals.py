@@ -12,7 +12,8 @@ from greenq.execution.results import ResultWriter
 from greenq.hub import spawn
 from greenq.protocol.envelope import Envelope, without_refusal
 from greenq.protocol.limits import KEY
-from greenq.protocol.message import has_successors, saferepr
+from greenq.protocol.message import has_successors
+from greenq.protocol.serialize import saferepr
 from greenq.running.outcome import Outcome
 from greenq.running.task_signals import tell_revoked
 from greenq.sending.context import Context

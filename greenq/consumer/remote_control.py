@@ -15,7 +15,7 @@ from greenq.errors import (
     SignatureError,
 )
 from greenq.protocol.mailbox import EXCHANGE, NO_REPLY, read_request
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:

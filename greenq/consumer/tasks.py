@@ -189,13 +189,14 @@ class Tasks(StartStopPart):
         self.admission.goes_on = False
         # Ask for at most half the capacity, so that one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
+        room -= len(deliveries)
         self._admit_all(deliveries)
         if self.depth:
             self._left_behind()
-        if self.admission.goes_on and self._may_wait() and self._sends_more():
+        if self.admission.goes_on and self._may_wait(room) and self._sends_more():
             return
-        while self._may_wait() and not self._fetcher.wait():
-            pass
+        while self._may_wait(room) and not self._fetcher.wait():
+            room = self._pool.room
 
     def _sends_more(self) -> bool:
         """Return whether a take may find the tasks that follow those just taken. Switches: yes.
@@ -213,10 +214,9 @@ class Tasks(StartStopPart):
         self._outbox.pushed_to = None
         return found
 
-    def _may_wait(self) -> bool:
-        """Return whether this worker is idle, waiting for work."""
-        is_full = self.depth or self._pool.room <= 0 or self._suspects.busy
-        return self._may_take() and not is_full
+    def _may_wait(self, room: int) -> bool:
+        """Return whether this worker, with at least this much room, is idle, waiting for work."""
+        return self._may_take() and room > 0 and not (self.depth or self._suspects.busy)
 
     def _admit_all(self, deliveries: list[Delivery]) -> None:
         """Admit the taken messages, or requeue them if the worker stops or drains."""

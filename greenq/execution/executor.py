@@ -33,7 +33,7 @@ from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.running.outcome import Outcome, call, call_hooks, forget_runs, text_of, trace_of
 from greenq.running.task_signals import (
     END_SIGNALS,
@@ -47,7 +47,7 @@ from greenq.sending.context import Context, current_context
 from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
-from greenq.task import classes
+from greenq.task import BaseTask, classes
 from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
 from greenq.transport.workflow import Continuation
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from greenq.protocol.event import EventSender
     from greenq.running.request import Request
     from greenq.sending.producer import Outgoing, Producer
-    from greenq.task import BaseTask, ExceptionInfo
+    from greenq.task import ExceptionInfo
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
@@ -78,6 +78,9 @@ _MAY_MOVE = frozenset({FAILURE, REJECTED})
 
 # How long to wait before asking the server again whether a message is still reserved here.
 _ASK_AGAIN_S = 0.25
+
+# The hooks that a task's class inherits unless it overrides them.
+_NO_SUCCESS, _NO_RETURN = BaseTask.on_success, BaseTask.after_return
 
 
 class Executor:
@@ -117,7 +120,7 @@ class Executor:
 
     def __call__(self, request: Request) -> None:
         """Run a request to its end, even if its code, its hooks or log handlers raise errors."""
-        if not self._state.surely_holds(request) and not self._is_still_ours(request):
+        if not surely_holds(self._state, request) and not self._is_still_ours(request):
             return
         context = Context(request.message, hostname=self._hostname, delivered=request)
         current_context.set(context)
@@ -533,7 +536,8 @@ class Executor:
                 def tell(info: ExceptionInfo | None) -> None:
                     tell_end(request, context, outcome, info, runtime_s)
 
-            call_hooks(request, outcome, tell)
+            if tell is not None or outcome.state != SUCCESS or _hears_success(request.task):
+                call_hooks(request, outcome, tell)
         elif outcome.state == REVOKED and task_revoked.receivers:
             signum = _signum(request)
             is_killed = request.killed is not None
@@ -599,6 +603,15 @@ class Executor:
             send("task-retried" if state == RETRY else "task-failed", {"uuid": task_id, **why})
 
 
+def surely_holds(state: WorkerState, request: Request) -> bool:
+    """Return whether the lease has held without interruption since `request` was taken.
+
+    It may have ended while this process was frozen or could not reach the server; then its messages
+    may belong to another worker.
+    """
+    return state.now_s() < state.lease_until_s and request.taken_s > state.lease_lost_s
+
+
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
@@ -628,6 +641,17 @@ def _call(request: Request) -> Outcome:
         except BaseException as exc:
             return Outcome(FAILURE, exc, trace_of(exc))
     return call(task, message.id, message.args, message.kwargs)
+
+
+def _hears_success(task: BaseTask[..., Any]) -> bool:
+    """Return whether the task has a hook for its success, which few have."""
+    cls, own = type(task), vars(task)
+    return (
+        cls.on_success is not _NO_SUCCESS
+        or cls.after_return is not _NO_RETURN
+        or "on_success" in own
+        or "after_return" in own
+    )
 
 
 def _forget_exceptions(*outcomes: Outcome | None) -> None:

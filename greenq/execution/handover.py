@@ -27,7 +27,8 @@ from greenq.errors import (
     TaskRevokedError,
 )
 from greenq.hub import sleep, spawn
-from greenq.protocol.message import UNREADABLE, TaskMessage, saferepr
+from greenq.protocol.message import UNREADABLE, TaskMessage
+from greenq.protocol.serialize import saferepr
 from greenq.running.outcome import takes_error
 from greenq.sending.context import Context
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS

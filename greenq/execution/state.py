@@ -58,11 +58,3 @@ class WorkerState:
     def finished(self) -> int:
         """Return how many of the messages taken have been settled or requeued."""
         return sum(self.total.values()) - len(self.reserved)
-
-    def surely_holds(self, request: Request) -> bool:
-        """Return whether the lease has held without interruption since `request` was taken.
-
-        It may have ended while this process was frozen or could not reach the server; then its
-        messages may belong to another worker.
-        """
-        return self.now_s() < self.lease_until_s and request.taken_s > self.lease_lost_s

@@ -20,8 +20,7 @@ from greenq.errors import DecodeError
 from greenq.protocol import envelope
 from greenq.protocol.ids import new_id
 from greenq.protocol.limits import BROADCAST_BYTES, EVENT, check_json, refusal
-from greenq.protocol.message import saferepr
-from greenq.protocol.serialize import json_dumps, loads
+from greenq.protocol.serialize import json_dumps, loads, saferepr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,13 +18,13 @@ import msgspec
 from greenq.errors import CELERY_NAMES, DecodeError, EncodeError, RemoteError, SecurityError
 from greenq.protocol.compress import KNOWN, compress, decompress
 from greenq.protocol.limits import DENSE_BYTES, MOMENT_TEXT, NAME, RESULT, most_items, refusal
-from greenq.protocol.message import saferepr
 from greenq.protocol.serialize import (
     UnpicklableException,
     content_type_of,
     dumps,
     json_dumps,
     loads,
+    saferepr,
 )
 from greenq.states import EXCEPTION_STATES, SUCCESS
 
@@ -125,14 +125,14 @@ def encode_success(
     Raises:
         EncodeError: the result cannot be serialized.
     """
-    places = ""
+    places, date_done = "", utc_now()
     if group_id:
         places = f'"group_id": {quote(group_id)}, '
     if parent_id:
         places += f'"parent_id": {quote(parent_id)}, '
     return (
         f'{{"status": "SUCCESS", "result": {json_dumps(result)}, "traceback": null, '
-        f'"children": {json_dumps(children) if children else "[]"}, "date_done": "{utc_now()}", '
+        f'"children": {json_dumps(children) if children else "[]"}, "date_done": "{date_done}", '
         f'{places}"task_id": "{task_id}"}}'
     ).encode()
 

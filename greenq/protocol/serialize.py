@@ -1,4 +1,4 @@
-"""Serializers by name and by content type, and JSON with Celery's extended types."""
+"""Values as text: serializers, JSON with Celery's extended types, and readable descriptions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import pickle
 from datetime import date, datetime, time
 from decimal import Decimal
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -451,3 +452,119 @@ def _why(exc: Exception) -> str:
 
 def _as_bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+
+
+# --- readable texts -------------------------------------------------------------------------------
+
+
+def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
+    """Describe `value` in about `max_chars` characters; never raises.
+
+    Shape: like ``repr``, but text is only quoted, not escaped; bytes that are not UTF-8 are shown
+        in hex; containers nested deeper than `max_levels` and anything beyond `max_chars` become
+        three dots.
+    """
+    if value is None:
+        # The most common return value.
+        return "None"
+    pieces: list[str] = []
+    try:
+        if max_levels > 0 and _is_plain(value):
+            # For these, `repr` (in C) gives the same result unless characters are escaped or left
+            # out.
+            text = repr(value)
+            if len(text) < max_chars and "\\" not in text and '"' not in text:
+                return text
+        _describe(value, pieces, max_chars, max_levels)
+    # Containers of users' own classes may raise any exception when accessed.
+    except Exception as exc:
+        return _unrepresentable(value, exc)
+    return "".join(pieces)
+
+
+_PLAIN = frozenset({bool, float, int, str, NoneType})
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a tuple, list or dict of only the simplest values."""
+    cls = type(value)
+    if cls is dict:
+        return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))
+    return (cls is tuple or cls is list) and _PLAIN.issuperset(map(type, value))
+
+
+def _describe(value: Any, pieces: list[str], left: int, levels: int) -> int:
+    """Append the description of `value`; return how many characters are left."""
+    cls = type(value)
+    if cls is str or cls is bytes or isinstance(value, (str, bytes)):
+        piece = _quote(value, left)
+    elif cls is int or cls is bool or cls is float:
+        piece = str(value)
+    elif isinstance(value, (tuple, list, dict)) or (value and isinstance(value, (set, frozenset))):
+        return _describe_container(value, pieces, left, levels)
+    else:
+        piece = _cut(_repr(value), left)
+    pieces.append(piece)
+    return left - len(piece)
+
+
+def _describe_container(value: Any, pieces: list[str], left: int, levels: int) -> int:
+    start, end = _brackets(value)
+    if levels <= 0:
+        pieces.append(f"{start}...{end}")
+        return left - len(pieces[-1])
+    pieces.append(start)
+    left -= len(start)
+    is_dict = isinstance(value, dict)
+    for index, item in enumerate(value):
+        if left <= 0:
+            pieces.append(", ..." if index else "...")
+            break
+        if index:
+            pieces.append(", ")
+            left -= 2
+        left = _describe(item, pieces, left, levels - 1)
+        if is_dict:
+            pieces.append(": ")
+            left = _describe(value[item], pieces, left - 2, levels - 1)
+    pieces.append(end)
+    return left - len(end)
+
+
+def _brackets(value: Any) -> tuple[str, str]:
+    if isinstance(value, tuple):
+        return "(", ",)" if len(value) == 1 else ")"
+    if isinstance(value, list):
+        return "[", "]"
+    if isinstance(value, dict):
+        return "{", "}"
+    return ("{", "}") if type(value) is set else (f"{type(value).__name__}({{", "})")
+
+
+def _quote(value: str | bytes, left: int) -> str:
+    if isinstance(value, str):
+        return "'" + _cut(value, left).replace("'", "\\'") + "'"
+    shown = value[: max(left, 0)]
+    try:
+        text = shown.decode()
+    except UnicodeDecodeError:
+        text = shown.hex()
+    return f"b'{text}{'...' if len(shown) < len(value) else ''}'"
+
+
+def _cut(text: str, left: int) -> str:
+    if len(text) < left:
+        return text
+    return text[: max(left, 0)].rsplit(" ", 1)[0] + "..."
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    # A user's broken __repr__ must not stop a task from being sent.
+    except Exception as exc:
+        return _unrepresentable(value, exc)
+
+
+def _unrepresentable(value: object, exc: Exception) -> str:
+    return f"<unrepresentable {type(value).__name__}: {type(exc).__name__}>"

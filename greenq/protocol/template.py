@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import task_properties, wrap
 from greenq.protocol.limits import DENSE_BYTES
-from greenq.protocol.message import check_args, check_size, embed_of, encode, saferepr
-from greenq.protocol.serialize import dumps, json_dumps
+from greenq.protocol.message import check_args, check_size, embed_of, encode
+from greenq.protocol.serialize import dumps, json_dumps, saferepr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# This is called for a task unless its class overrides it.
-_PLAIN_CALL = BaseTask.__call__
+# What a task's class inherits unless it overrides it.
+_PLAIN_CALL, _NO_START = BaseTask.__call__, BaseTask.before_start
 
 
 class Run(Protocol):
@@ -49,7 +49,8 @@ class Outcome(NamedTuple):
 def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
     """Call the task, and turn every way in which it can end into an outcome."""
     try:
-        task.before_start(task_id, args, kwargs)
+        if type(task).before_start is not _NO_START or "before_start" in vars(task):
+            task.before_start(task_id, args, kwargs)
         # A class's own `__call__` wraps the code.
         code = task.run if type(task).__call__ is _PLAIN_CALL else task
         return Outcome(SUCCESS, code(*args, **kwargs))

@@ -33,10 +33,13 @@ class Check(NamedTuple):
     Attributes:
         arguments: called with the positional and the keyword arguments.
         call: called with a pair of both, which it returns.
+        least, most: how many arguments certainly fit if all are positional.
     """
 
     arguments: Callable[[Sequence[Any], Mapping[str, Any]], object]
     call: Callable[[Call], Call]
+    least: int = 0
+    most: int = _MANY
 
 
 def _take(_args: Sequence[Any], _kwargs: Mapping[str, Any]) -> None:
@@ -85,7 +88,7 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
             check(args, kwargs)
         return call
 
-    return Check(check, check_call)
+    return Check(check, check_call, least, most)
 
 
 def _fitter(

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from greenq.protocol.message import parse_time, saferepr
+from greenq.protocol.message import parse_time
+from greenq.protocol.serialize import saferepr
 from greenq.sending.options import SendOptions, check_send_options
 from greenq.utils.suggest import suggestion
 

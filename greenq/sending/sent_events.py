@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.errors import OperationalError
 from greenq.protocol.event import EXCHANGE, MULTI, EventWriter
-from greenq.protocol.message import saferepr
+from greenq.protocol.serialize import saferepr
 from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:

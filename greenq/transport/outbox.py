@@ -83,9 +83,10 @@ class Outbox(StartStopPart):
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
-        # A function that returns the events to publish with the next write; set by the sender of
-        # events.
+        # A function that returns the events to publish with the next write, set by the sender of
+        # events, and whether there are any.
         self.collect: Callable[[], Sequence[Publication]] = tuple
+        self._has_events = False
         # If not None, each write adds the lists to which it pushes messages.
         self.pushed_to: set[str] | None = None
         # Own greenlet only. The entries of the current write that have not sent their pushes.
@@ -117,6 +118,7 @@ class Outbox(StartStopPart):
 
     def wake(self) -> None:
         """Schedule a write of the collected events. Switches: no."""
+        self._has_events = True
         self._filled.set()
         self._empty.clear()
 
@@ -166,7 +168,10 @@ class Outbox(StartStopPart):
     def _write_some(self) -> None:
         """Write the oldest entries, and repeat until the server has accepted them."""
         pauses: Backoff | None = None
-        publications = self.collect()
+        publications: Sequence[Publication] = ()
+        if self._has_events:
+            self._has_events = False
+            publications = self.collect()
         self._unsent.clear()
         while True:
             entries = self._entries[: self._batch]

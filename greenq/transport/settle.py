@@ -6,6 +6,7 @@ Events about them are published at the end of the same call.
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from greenq.transport.client import load_script
@@ -210,12 +211,13 @@ def settle_arguments(
         return results, arguments
     arguments[1] = len(goals)
     owner = fence.incarnation
-    names = [
-        *(keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases),
-        *goals,
-        *results,
-    ]
-    return names, arguments
+    return [*_keys_of(keys, owner), *goals, *results], arguments
+
+
+@lru_cache(maxsize=100)
+def _keys_of(keys: Keys, owner: str) -> tuple[str, ...]:
+    """Return the keys of an owner's messages; each outcome needs them."""
+    return keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases
 
 
 def settle(

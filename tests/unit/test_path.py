@@ -59,8 +59,8 @@ def test_sending_is_a_straight_walk(server: Server) -> None:
     app.close()
     found = walk_of(walked)
     assert SIGNALS.isdisjoint(walked), walked
-    assert found.files <= 12, walked
-    assert found.changes <= 15, walked
+    assert found.files <= 10, walked
+    assert found.changes <= 12, walked
 
 
 def test_work_is_a_straight_walk(server: Server, tmp_path: Path) -> None:
@@ -78,5 +78,5 @@ def test_work_is_a_straight_walk(server: Server, tmp_path: Path) -> None:
         app.close()
     assert SIGNALS.isdisjoint(file for walked in rounds[1:] for file in walked)
     walks = [walk_of(walked) for walked in rounds[1:]]
-    assert median_low(walk.files for walk in walks) <= 20, rounds[-1]
-    assert median_low(walk.changes for walk in walks) <= 52, rounds[-1]
+    assert median_low(walk.files for walk in walks) <= 16, rounds[-1]
+    assert median_low(walk.changes for walk in walks) <= 40, rounds[-1]

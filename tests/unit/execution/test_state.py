@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from greenq.execution.executor import surely_holds
 from greenq.execution.state import WorkerState
 
 
@@ -26,9 +27,9 @@ def test_a_message_is_surely_held_while_the_lease_has_held_since_it_was_taken(
     state = WorkerState(lambda: now_s)
     state.lease_until_s, state.lease_lost_s = 10.0, lost_s
     request: Any = SimpleNamespace(taken_s=taken_s)
-    assert state.surely_holds(request) is holds
+    assert surely_holds(state, request) is holds
 
 
 def test_without_a_lease_nothing_is_surely_held() -> None:
     request: Any = SimpleNamespace(taken_s=1.0)
-    assert not WorkerState(lambda: 0.0).surely_holds(request)
+    assert not surely_holds(WorkerState(lambda: 0.0), request)

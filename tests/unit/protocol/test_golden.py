@@ -167,7 +167,7 @@ def test_repr_of_every_extended_type_is_as_recorded():
     call = message.decode(wrapped, accept=ACCEPT, max_body_bytes=MAX_BYTES)
     as_sent = [tuple(value) if value == [1, 2] else value for value in call.args]
     as_sent[-1] = {5: "int key"}
-    assert message.saferepr(tuple(as_sent)) == wrapped.headers["argsrepr"]
+    assert serialize.saferepr(tuple(as_sent)) == wrapped.headers["argsrepr"]
 
 
 def test_version_1_task_is_read():

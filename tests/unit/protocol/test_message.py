@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenq.errors import ContentDisallowed, DecodeError, EncodeError
-from greenq.protocol import message, serialize
+from greenq.protocol import serialize
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import Envelope
-from greenq.protocol.message import TaskMessage, decode, encode, parse_time, saferepr
+from greenq.protocol.message import TaskMessage, decode, encode, parse_time
+from greenq.protocol.serialize import saferepr
 
 JSON = serialize.accepted(["json"])
 HEADERS = {"task": "t", "id": "i"}
@@ -346,7 +347,7 @@ SIMPLE = (
 )
 def test_saferepr_says_of_simple_values_what_it_says_of_all(value, max_chars):
     pieces = []
-    message._describe(value, pieces, max_chars, 3)
+    serialize._describe(value, pieces, max_chars, 3)
     assert saferepr(value, max_chars) == "".join(pieces)
 
 
@@ -354,7 +355,7 @@ def test_saferepr_says_of_simple_values_what_it_says_of_all(value, max_chars):
 @pytest.mark.parametrize("value", [[None], ("x" * 20, 1), {1: "x" * 9, "k": None}, [1.5] * 6, ()])
 def test_saferepr_leaves_out_the_same_of_simple_values_as_of_all(value, max_chars):
     pieces = []
-    message._describe(value, pieces, max_chars, 3)
+    serialize._describe(value, pieces, max_chars, 3)
     assert saferepr(value, max_chars) == "".join(pieces)
 
 
