@@ -181,7 +181,7 @@ class Tasks(StartStopPart):
         if self._suspects.busy:
             self._suspects.wait_over(_LOOK_S)
             return
-        room = min(self._pool.room, _UNWRITTEN - len(self._outbox))
+        room = min(self._pool.room, _UNWRITTEN - len(self._outbox.entries))
         if room <= 0:
             self._rest()
             return

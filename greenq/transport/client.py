@@ -56,7 +56,7 @@ Command = tuple[Any, ...]
 
 # A pooled connection that was idle for this long is checked before use: a restarted server has
 # closed it, and a command that was never sent can safely be sent on a new one.
-_RESTED_S = 1.0
+RESTED_S = 1.0
 
 # On a socket, a timeout of 0 would mean non-blocking.
 _LEAST_S = 0.001
@@ -335,7 +335,7 @@ class Connection:
 
     def check_rested(self) -> None:
         """Drop the socket if it was idle for a while and the server has closed it."""
-        if self._link.is_connected and time.monotonic() - self.used_at > _RESTED_S:
+        if self._link.is_connected and time.monotonic() - self.used_at > RESTED_S:
             try:
                 stale = self._link.can_read(timeout=0)
             except Exception:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
+from greenq.transport.client import RESTED_S
 from greenq.transport.settle import (
     ACKNOWLEDGE,
     INDEX,
@@ -76,7 +77,8 @@ class Outbox(StartStopPart):
         self._flush_timeout_s = flush_timeout_s
         # `stop` waits at least until then (monotonic): the end of the worker's grace period.
         self.until_s = 0.0
-        self._entries: list[Settlement] = []
+        # The entries not yet written, oldest first; others only count them.
+        self.entries: list[Settlement] = []
         # Tags of messages whose ending is still being prepared by another greenlet.
         self._expected: set[str] = set()
         self._filled = Event()
@@ -126,11 +128,11 @@ class Outbox(StartStopPart):
         """Queue an entry to be written soon. Switches: no."""
         if self._expected:
             self._expected.discard(entry.tag)
-        if not self._entries:
+        if not self.entries:
             # With entries left, the greenlet is already awake, and checks for more after its write.
             self._filled.set()
             self._empty.clear()
-        self._entries.append(entry)
+        self.entries.append(entry)
 
     def expect(self, tag: str) -> None:
         """Count a message as not written until an entry with its tag is put. Switches: no."""
@@ -139,16 +141,16 @@ class Outbox(StartStopPart):
 
     def unwritten(self) -> list[Settlement]:
         """Return the unwritten entries in order; any thread may call this."""
-        return list(self._entries)
+        return list(self.entries)
 
     def tags(self) -> set[str]:
         """Return the tags of unwritten entries; any thread may call this."""
-        tags = {entry.tag for entry in list(self._entries) if entry.tag}
+        tags = {entry.tag for entry in list(self.entries) if entry.tag}
         return tags | self._expected.copy()
 
     def __len__(self) -> int:
         """Count the entries that have not been written yet."""
-        return len(self._entries) + len(self._expected)
+        return len(self.entries) + len(self._expected)
 
     def wait_written(self, timeout_s: float) -> bool:
         """Wait until all entries are written; return False if time ran out. Switches: yes."""
@@ -160,7 +162,7 @@ class Outbox(StartStopPart):
             # Entries put while this batch is being written set it again.
             self._filled.clear()
             self._write_some()
-            if self._entries:
+            if self.entries:
                 self._filled.set()
             elif not (self._filled.is_set() or self._expected):
                 self._empty.set()
@@ -174,11 +176,12 @@ class Outbox(StartStopPart):
             publications = self.collect()
         self._unsent.clear()
         while True:
-            entries = self._entries[: self._batch]
+            entries = self.entries[: self._batch]
             if self.pushed_to is not None:
                 self.pushed_to.update(_pushed_to(entries))
+            now_s = time.monotonic()
             for connection in (self.connection, self._results):
-                if connection is not None:
+                if connection is not None and now_s - connection.used_at > RESTED_S:
                     connection.check_rested()
             try:
                 not_held = self._write(entries, publications)
@@ -193,7 +196,7 @@ class Outbox(StartStopPart):
             # first attempt; only a stub shows this for certain.
             not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
-        del self._entries[: len(entries)]
+        del self.entries[: len(entries)]
         for entry in entries:
             if entry.written is not None:
                 entry.written(entry not in not_held)
@@ -206,7 +209,7 @@ class Outbox(StartStopPart):
         if isinstance(exc, TransportTimeout):
             # The write may be too large for its timeout.
             self._batch = max(1, self._batch // 2)
-        self._outage.failed(f"{len(self._entries)} outcomes are waiting to be written", exc)
+        self._outage.failed(f"{len(self.entries)} outcomes are waiting to be written", exc)
 
     def _write(
         self, entries: list[Settlement], publications: Sequence[Publication] = ()
