@@ -228,12 +228,12 @@ class Workflow:
     ) -> bool:
         """Make the chords count their failed parts again; False if parts have ended meanwhile.
 
-        `claims` are those that have refused earlier calls. If a chord's body was sent before the
-        tree was read, such a claim was left behind by its completion.
+        `claims` are those that have refused earlier calls. If a chord's body was sent or has failed
+        before the tree was read, such a claim was left behind by its completion.
         """
-        completed = {
-            task.node.after for task in tree.tasks.values() if task.state != STATES[PLANNED]
-        }
+        # A cancelled body is revoked whether or not its chord was completed.
+        unsure = (STATES[PLANNED], STATES[REVOKED])
+        completed = {task.node.after for task in tree.tasks.values() if task.state not in unsure}
         parts: dict[str, list[WorkflowTask]] = defaultdict(list)
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:

@@ -367,6 +367,11 @@ MUTANTS: list[Mutant] = [
         "a failed part is not counted again", ("flow_retry", "flow_cancel_retry"), 3000,
     ),
     Mutant(
+        "settle", "and (claim or is_last) then", "and claim then",
+        "a chord prepared for a retry is cleared", ("flow_apart",),
+        found="f10_cleared_after_prepared",
+    ),
+    Mutant(
         "workflow_forget", "~= 'SUCCESS'", "~= ''",
         "a retry removes a success", ("flow_cancel_retry",),
         found="f7_success_forgotten_by_a_retry",
