@@ -1,8 +1,8 @@
 """Results: storing, reading, awaiting and forgetting them.
 
-A result is a key with an expiry; storing it also publishes the same bytes on a channel with the
-same name. All waiting callers receive them through the process's one `ChannelListener`: ten
-thousand callers of `get` share one connection, in plain threads and in greenlets alike.
+A result is a key with an expiry. Storing it also publishes the same bytes on a channel with the
+same name. All waiting callers receive the results through the process's one `ChannelListener`, so
+ten thousand callers of `get` share one connection, in plain threads and in greenlets alike.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A read gets at least this long, even if the caller has less time left, since it may have to
+# The shortest timeout of a read, even if the caller has less time left: the read may have to
 # connect first.
 _LEAST_READ_S = 1.0
 
 # While the server cannot be reached, waiting callers try to read at this interval.
 _READ_AGAIN_S = 1.0
 
-# If there are more tasks than this, only a sample is listened to: see `Backend._sample`.
+# If there are more tasks than this, only a sample of them is listened to: see `Backend._sample`.
 _LISTENED = 256
 _SAMPLE = 64
 
-# The other tasks are read after this much silence, or less often if that takes more than a
-# twentieth of the time.
+# The other tasks are read after this much silence, or less often if reading them would take more
+# than a twentieth of the time.
 _LOOK_S = 0.5
 _LOOK_SHARE = 20
 
@@ -92,8 +92,8 @@ class Backend:
             client: the server.
             keys: its key names.
             config: the result section of the settings.
-            accept_content: the content types accepted unless ``result_accept_content`` is set.
-            accept_compression: the compressions accepted in addition to ``result_compression``.
+            accept_content: the content types to accept unless ``result_accept_content`` is set.
+            accept_compression: the compressions to accept in addition to ``result_compression``.
             max_bytes: the limit on a result's size before it is decoded.
             silence_s: seconds of silence after which a listening connection is checked.
             signer: signs and checks results; None for neither.
@@ -107,7 +107,7 @@ class Backend:
         expiry = failure_expiry = int(config.result_expires or 0)
         if config.result_failure_expires is not None:
             failure_expiry = int(config.result_failure_expires)
-        # The rules for each final state, followed by the one for all other states.
+        # The rule for each final state, and then the rule for all other states.
         self._rules = {
             SUCCESS: f"{KIND_SUCCESS}{expiry}",
             FAILURE: f"{KIND_FINAL}{failure_expiry}",
@@ -121,7 +121,7 @@ class Backend:
         self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._max_bytes = max_bytes
-        # The options with which all stored values are decoded.
+        # The options that all stored values are decoded with.
         self._reading: dict[str, Any] = {
             "serializer": config.result_serializer,
             "accept": serialize.accepted(accept_content if names is None else names),
@@ -146,7 +146,7 @@ class Backend:
         parent_id: str | None = None,
         extended: Mapping[str, object] | None = None,
     ) -> StateWrite:
-        """Return a state in the form in which it is stored and announced to waiting callers.
+        """Return a state in the form that is stored and announced to waiting callers.
 
         Raises:
             EncodeError: the result cannot be serialized, or has more values than readers accept.
@@ -201,9 +201,9 @@ class Backend:
         """Read a chord by its group's key. Switches: yes.
 
         Returns:
-            The worker that is to send its body; the parts that have ended, in their order, as
-            `decode_part` returns them; and the group as saved; None unless its members are also
-            groups.
+            The worker that is to send the body; the parts that have ended, in their order, as
+            `decode_part` returns them; and the group as saved, or None unless the group's members
+            include groups.
 
         Raises:
             ProtocolError: a part cannot be read.
@@ -239,7 +239,7 @@ class Backend:
             yield from map(self._meta, portion, payloads)
 
     def get_readable(self, task_ids: Iterable[str]) -> list[ResultMeta]:
-        """Read the stored states of tasks, in order; one that cannot be read counts as PENDING.
+        """Read the stored states of tasks, in order; an unreadable state counts as PENDING.
 
         This is for lists of many tasks, in which one bad result must not hide the others.
         """
@@ -267,7 +267,7 @@ class Backend:
         return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
 
     def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
-        """Read the keys of different callers as if each caller were alone."""
+        """Read the keys of several callers as if each caller were alone."""
         return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
 
     def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
@@ -275,8 +275,8 @@ class Backend:
         try:
             return self._client.pipeline(commands, optional=each, timeout_s=half_s)
         except ConnectionLost:
-            # The pooled connection died while idle, for example because of a restart; reading twice
-            # is harmless.
+            # The pooled connection died while it was idle, for example because the server was
+            # restarted. Reading twice is harmless.
             return self._client.pipeline(commands, optional=each, timeout_s=half_s)
 
     def forget(self, *task_ids: str) -> None:
@@ -292,7 +292,7 @@ class Backend:
         self._client.pipeline([store, ("PUBLISH", key, payload)])
 
     def saved_group(self, group_id: str, members: object) -> StateWrite:
-        """Return a group's result tuple in the form in which it is stored."""
+        """Return a group's result tuple in the form that is stored."""
         config = self._config
         payload = encode_group(
             members,
@@ -313,7 +313,7 @@ class Backend:
         self._client.call("DEL", self._keys.group(group_id))
 
     def wait(self, task_id: str, **how: Any) -> ResultMeta:
-        """Wait until a task has ended and return its state; `how` is as for `wait_many`.
+        """Wait until a task has ended, and return its state; `how` is as for `wait_many`.
 
         Raises:
             ResultTimeout: the task did not end in time.
@@ -330,14 +330,14 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task as it ends, starting with those already ended.
+        """Yield the final state of each task when it ends, starting with those already ended.
 
         Args:
             task_ids: the tasks' ids; each is yielded once.
             timeout_s: the longest wait for all of them; None means no limit.
-            interval_s: read the stored states again after this much silence; None relies on the
-                notifications only.
-            on_message: called with each state announced in the meantime, including the final ones.
+            interval_s: read the stored states again after this many seconds of silence; None means
+                that only the notifications are relied on.
+            on_message: called with each state announced in the meantime, including final states.
             on_interval: called after each silence of `interval_s`.
 
         Raises:
@@ -358,12 +358,12 @@ class Backend:
         interval_s: float | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield the final state of each task in order; keeps at most one portion of them.
+        """Yield the final state of each task in order; keeps at most one portion of the states.
 
         Args:
             task_ids: the tasks' ids, each once.
-            check: called with each final state as soon as it is known, to raise a task's exception;
-                even for tasks whose turn has not come.
+            check: called with each final state as soon as the state is known, even for tasks whose
+                turn has not come; may raise a task's exception.
             timeout_s, interval_s, on_interval: as for `wait_many`.
 
         Raises:
@@ -397,7 +397,7 @@ class Backend:
         known: bytearray,
         check: Callable[[ResultMeta], object],
     ) -> float:
-        """Check tasks from `position` on that have ended; return how long to pause afterwards."""
+        """Check which tasks after `position` have ended; return how long to pause afterwards."""
         began_s = time.monotonic()
         numbered = enumerate(task_ids[position:], position)
         for portion in portions(each for each in numbered if not known[each[0]]):
@@ -416,7 +416,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None,
         on_interval: Callable[[], object] | None,
     ) -> Iterator[ResultMeta]:
-        """Yield final states until none is `waiting` or the time is `ends_s`."""
+        """Yield final states until no task is `waiting` or the time is `ends_s`."""
         for portion in portions(list(waiting)):
             for meta in self._final(self._read_stored(portion, ends_s), waiting, None):
                 if on_message is not None:
@@ -439,8 +439,8 @@ class Backend:
         """Yield final states of many tasks until few are left or the time is `ends_s`.
 
         Announcing a state costs the server, the worker and this process as much as storing it. So
-        only the last few of a portion are listened to: once they have ended, most of the others
-        have also ended, and are read together.
+        only the last few tasks of a portion are listened to: once they have ended, most of the
+        others have also ended, and their states are read together.
         """
         pause_s = _LOOK_S
         while len(waiting) > _LISTENED and time.monotonic() < ends_s:
@@ -451,7 +451,7 @@ class Backend:
                 for meta in self._follow(ear, sample, until_s, interval_s, None, on_interval):
                     waiting.pop(self._keys.result(meta.task_id), None)
                     yield meta
-            # If one of these takes long, the others may already have ended.
+            # If a task of the sample takes long, the others may already have ended.
             began_s = time.monotonic()
             for keys in portions(list(waiting) if sample else portion):
                 yield from self._final(self._reread(keys, ends_s), waiting, None)
@@ -460,10 +460,10 @@ class Backend:
     def call_when_ended(
         self, task_ids: Iterable[str], call: Callable[[ResultMeta], object]
     ) -> None:
-        """Call a function with the final state of each of these tasks, in a thread.
+        """Register a function to be called in a thread with the final state of each of these tasks.
 
         One thread makes all of these calls, so `call` must be short, or at least must not wait for
-        another one.
+        another such call.
         """
         self._callbacks.add({self._keys.result(each): each for each in task_ids}, call)
 
@@ -476,7 +476,7 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield final states received by `ear`, until none is `waiting` or the time is `ends_s`."""
+        """Yield final states that `ear` hears, until none is `waiting` or the time is `ends_s`."""
         unread: set[str] = set()
         while waiting:
             news = _hear(ear, ends_s, _READ_AGAIN_S if unread else interval_s)
@@ -486,14 +486,14 @@ class Backend:
                 return
             if not news and on_interval is not None:
                 on_interval()
-            # A subscription has just begun (again), or nothing was announced for an interval, so
+            # If a subscription has just begun (again), or if nothing was announced for an interval,
             # read the stored states.
             unread.update((each.channel for each in news if not each.payload) if news else waiting)
             for portion in portions([key for key in list(unread) if key in waiting]):
                 try:
                     read = self._read_stored(portion, ends_s)
                 except OperationalError:
-                    # During an outage, these are read again until it is over.
+                    # These keys stay in `unread`, so they are read again until the outage is over.
                     continue
                 unread.difference_update(portion)
                 yield from self._final(read, waiting, on_message)
@@ -504,7 +504,7 @@ class Backend:
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`; during an outage return nothing, since a later read follows."""
+        """Read like `_read_stored`; return nothing during an outage, since a later read follows."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:
@@ -517,10 +517,10 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None,
         forged: set[str] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield the final states among the news, and remove their keys from those `waiting`.
+        """Yield the final states among the news, and remove their keys from `waiting`.
 
         Anyone may publish, so announcements without a valid signature only add their keys to
-        `forged`. Without such a set, the news comes from the stored states.
+        `forged`. If `forged` is None, the news comes from the stored states.
         """
         for key, payload in news:
             if key not in waiting:
@@ -551,8 +551,8 @@ class Backend:
         """Read the state of a task.
 
         Raises:
-            SignatureError: a signature is required, and the state has none that is valid for this
-            task.
+            SignatureError: a signature is required, but the state has none that is valid for this
+                task.
         """
         signer = self._signer
         if signer is None:
@@ -578,7 +578,7 @@ class Backend:
 
 
 def _hear(ear: Ear, ends_s: float, interval_s: float | None) -> list[Heard]:
-    """Wait for news and return all of it; return nothing when it is time to read or to give up."""
+    """Wait for news and return all of it; return nothing if it is time to read or to give up."""
     wait_s = max(0.0, ends_s - time.monotonic())
     if interval_s is not None:
         wait_s = min(wait_s, interval_s)

@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Backlog(Generic[T]):
     """A queue that drops its oldest items when it holds too many, or too many bytes.
 
-    One thread may add and remove items while another one pops them: each counts the bytes by
-    itself, so no lock is needed.
+    One thread may add and remove items while another thread pops them. Each thread has its own
+    count of bytes, so no lock is needed.
 
     Attributes:
         dropped: the number of dropped items.
@@ -25,7 +25,7 @@ class Backlog(Generic[T]):
         "dropped")  # fmt: skip
 
     def __init__(self, most: int, most_bytes: int, size: Callable[[T], int]) -> None:
-        """Keep at most `most` items and `most_bytes`, where `size` returns the bytes of an item."""
+        """Keep at most `most` items and `most_bytes` bytes; `size` returns the bytes of an item."""
         self._items: deque[T] = deque()
         self._most, self._most_bytes, self._size = most, most_bytes, size
         self._added_bytes = self._popped_bytes = 0
@@ -33,7 +33,7 @@ class Backlog(Generic[T]):
 
     @property
     def bytes(self) -> int:
-        """The total bytes of the waiting items."""
+        """The total number of bytes of the waiting items."""
         return self._added_bytes - self._popped_bytes
 
     @property
@@ -50,19 +50,19 @@ class Backlog(Generic[T]):
         return iter(list(self._items))
 
     def add(self, item: T) -> None:
-        """Add an item; drop the oldest ones if there is no room."""
+        """Add an item; drop the oldest items if there is no room."""
         self._items.append(item)
         self._added_bytes += self._size(item)
         while len(self._items) > self._most or self.bytes > self._most_bytes:
             try:
                 self._added_bytes -= self._size(self._items.popleft())
             except IndexError:
-                # The other thread has already popped it.
+                # The other thread has already popped the item.
                 return
             self.dropped += 1
 
     def remove(self, item: T) -> bool:
-        """Remove an item early; False if it was popped. Only the adding thread may call this."""
+        """Remove an item early; False if it was popped already. For the adding thread only."""
         try:
             self._items.remove(item)
         except ValueError:

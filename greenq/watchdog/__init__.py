@@ -1,4 +1,4 @@
-"""The thread and the process alongside the hub, which renew the lease even if it is blocked.
+"""The thread and the process alongside the hub, which renew the lease even if the hub is blocked.
 
-The worker, and the consumer's steps that subscribe or send heartbeats, use this package.
+This package is used by the worker, and by the consumer's steps that subscribe or send heartbeats.
 """

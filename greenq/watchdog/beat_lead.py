@@ -1,8 +1,8 @@
-"""The lead of the worker's beat: asked for with the renewals of the lease.
+"""The lead of the worker's beat, which is asked for with the renewals of the lease.
 
 A separate `greenq beat` asks the server every second who leads and whether entries have changed. In
-a worker, the first question is part of the renewal, a call that is made anyway, and the server
-announces changes. So an idle beat sends nothing, and does not wake the hub.
+a worker, the renewal of the lease, which is a call that is made anyway, also asks who leads, and
+the server announces changes. So an idle beat sends nothing, and does not wake the hub.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Beats see changes within this time, even if the server does not announce them; nor do they look
+# Beats see changes within this time, even if the server does not announce them. They do not look
 # more often, since reading all entries takes a long time.
 _SEEN_S = 1.0
 
-# With such a difference, a clock has been set, or this machine was suspended.
+# A difference of this size means that a clock has been set, or that this machine was suspended.
 _CLOCK_MOVED_US = 100_000
 
 
@@ -36,8 +36,8 @@ class BeatLead:
     """Keeps the lead for the worker's beat, and wakes the beat when something has changed.
 
     1. The beat itself asks the server at first (calling `begin` with the answer), and again after
-       each failure; in between, it reads `answer`, and sleeps in `wait`.
-    2. The watchdog thread asks with each renewal (`call`), and is told of changes (`look`).
+       each failure. In between, the beat reads `answer`, and sleeps in `wait`.
+    2. The watchdog thread asks with each renewal (`call`), and reads announced changes (`look`).
     3. A beat that does not run when it should, because its hub is blocked, loses the lead, as if it
        had stopped asking.
     """
@@ -50,8 +50,8 @@ class BeatLead:
         self._hub = hub
         self._wake = wake
         self._clock = clock
-        # Either thread replaces these as a whole: the call, None if no beat asks; and the latest
-        # answer, with the time of its arrival.
+        # Either thread replaces each of these as a whole: the call, which is None if no beat asks,
+        # and the latest answer, with the time of its arrival.
         self._call: LeadCall | None = None
         self._answer: tuple[Lead, float] | None = None
         # When the latest answer arrived, even after a failure.
@@ -60,8 +60,8 @@ class BeatLead:
         self._runs_s = math.inf
         self._news = Event()
         self._is_over = False
-        # Only the watchdog thread uses these: whether the last renewal asked, whether the server
-        # announces changes, and when to look for them at the earliest.
+        # Only the watchdog thread uses the next three: whether the last renewal asked, whether the
+        # server announces changes, and the earliest time to look for them.
         self._is_asked = False
         self._is_told = True
         self._look_s = -math.inf
@@ -88,7 +88,7 @@ class BeatLead:
 
     @property
     def heard_s(self) -> float:
-        """When the server last answered; it has been asked all the time until then."""
+        """When the server last answered; until that time it has been asked regularly."""
         return self._heard_s
 
     def answer(self) -> Lead | None:
@@ -140,7 +140,7 @@ class BeatLead:
         return self._look_s if is_changed else math.inf
 
     def look(self) -> bool:
-        """Read the number of changes, and be told of the next; False if the connection was lost."""
+        """Read the number of changes, and be told of the next; False if the connection is lost."""
         call, answer = self._call, self._answer
         self._look_s = self._clock() + _SEEN_S
         if call is None or answer is None:
@@ -167,7 +167,7 @@ class BeatLead:
     def _note(self, lead: Lead) -> None:
         now_s = self._clock()
         if now_s - self._heard_s > LEAD_S:
-            # Another beat may have led in the meantime, which the beat finds out by asking.
+            # Another beat may have led in the meantime. The worker's beat finds that out by asking.
             self.failed()
             return
         self._heard_s = now_s

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# After this long without beginning a message or answering a ping, the hub counts as blocked
-# for messages that must be answered.
+# The hub counts as blocked for messages that must be answered if it has neither begun a message nor
+# answered a ping for this long.
 _PATIENCE_S = 0.05
 
 
@@ -52,8 +52,8 @@ class ClusterLink:
         self._monitor = monitor
         self._clock = clock
         self._is_refused = False
-        # True if data may have been read from the socket that has not been handled yet, which no
-        # wait on the socket would report.
+        # True if data may have been read from the socket but not handled. No wait on the socket
+        # would report such data.
         self.is_behind = False
 
     @property

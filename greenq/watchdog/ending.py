@@ -1,4 +1,4 @@
-"""The end of a worker, with or without its hub: requeues its messages and gives up its lease."""
+"""The end of a worker, with or without its hub: requeue its messages and give up its lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 # How long requeueing the messages at the end may take.
 LEAVE_S = 10.0
 
-# The time for the last log line, after which the kernel ends the process.
+# How long writing the last log line may take; then the kernel ends the process.
 _LAST_WORDS_S = 2
 
 
@@ -43,7 +43,7 @@ class Ending:
 
     def leave(self) -> None:
         """Requeue messages that the server still holds for this owner, then give up its lease."""
-        # Try again over new connections, since messages not requeued here count as lost by a death.
+        # Try again over new connections: messages not requeued here count as lost by a death.
         if not self._left():
             self._left(is_last=True)
 
@@ -52,10 +52,10 @@ class Ending:
 
         With `by_task`, its messages are recovered like those of a dead worker, so that the death
         counts against the tasks that were running: a task that blocks every worker must not be
-        requeued endlessly. Otherwise an operator requested the end, and no death is counted.
+        requeued endlessly. Without it, an operator requested the end, and no death is counted.
         """
-        # If anything hangs from here on, such as a server or an unread log pipe, the kernel ends
-        # the process.
+        # If anything hangs after this point, such as a server or an unread log pipe, the kernel
+        # ends the process.
         signal.alarm(int(LEAVE_S))
         text = f"\n{self._hub_thread.stacks()}" if by_task else ""
         try:

@@ -1,6 +1,6 @@
 """The worker's side of its guard, which renews the lease while no Python code runs here.
 
-`greenq.transport.guard` is the code of that process, and describes what it does.
+`greenq.transport.guard` is the code of the guard process, and describes what it does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FAREWELL_S = 1.0
 _POLL_S = 0.005
 
 # These signals are sent to whole groups of processes (by an init system's stop, by pkill). The
-# guard must not exit before the worker, so they are blocked from its first instruction on.
+# guard must not exit before the worker, so they are blocked from the guard's first instruction on.
 _BLOCKED_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
@@ -66,9 +66,9 @@ class GuardProcess:
         Args:
             url: the server's URL.
             key: the zset of leases.
-            member: the owner's member of it.
+            member: the owner's member of that zset.
             lease_s: how long a lease holds.
-            silence_limit_s: how long the guard keeps it for a worker that does not renew it.
+            silence_limit_s: how long the guard keeps the lease of a worker that does not renew it.
             embedded: True requires that the server is a process of this user.
             clock: seconds, monotonic.
         """
@@ -97,7 +97,7 @@ class GuardProcess:
         self._start()
 
     def beat(self) -> None:
-        """Tell the guard that the lease was renewed. Any thread may call this; it never waits."""
+        """Report to the guard that the lease was renewed; for any thread, and never waits."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()
@@ -106,7 +106,7 @@ class GuardProcess:
             self._write(guard.BEAT)
 
     def stop(self) -> None:
-        """End the guard; it leaves the lease alone. Switches: yes."""
+        """End the guard, which then leaves the lease alone. Switches: yes."""
         self._is_over = True
         pid = self._pid
         if pid is None:
@@ -160,7 +160,7 @@ class GuardProcess:
             )
         finally:
             os.close(reader)
-        # The pipe may be full; the guard will read from it or exit.
+        # The pipe may be full, but the guard will either read from it or exit.
         line = description.encode() + b"\n"
         while line:
             line = line[os.write(self._pipe, line) :]
@@ -203,7 +203,7 @@ class GuardProcess:
             os.close(pipe)
 
     def forget(self) -> None:
-        """Close the pipe in a forked child; an open end would mean that the parent is alive."""
+        """Close the pipe in a forked child, where it would make the parent seem to be alive."""
         self._is_over = True
         self._close()
 

@@ -35,13 +35,14 @@ class HeartbeatSchedule:
         self._clock = clock
         self.beat: Heartbeat | None = None
         self._due_s = math.inf
-        # How early or late a heartbeat may be in order to be sent with a renewal.
+        # How early or late a heartbeat may be sent so that a renewal can include it.
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish this from now on, starting immediately; None means nothing. For any thread.
+        """Publish `beat` from now on, starting immediately; None means nothing. For any thread.
 
-        It is sent with the renewal of the lease that is closest in time, if there is one.
+        Each heartbeat is sent with the renewal of the lease that is closest in time, if there is
+        one.
         """
         self.beat = beat
         self._due_s = -math.inf if beat is not None else math.inf
@@ -67,6 +68,6 @@ class HeartbeatSchedule:
             return None
         now = self._clock()
         next_s = self._due_s + beat.every_s
-        # After the first one, and after a pause, the interval starts again.
+        # After the first heartbeat, and after a pause, the interval starts again.
         self._due_s = next_s if next_s > now else now + beat.every_s
         return beat.write(self._monitor.blocking())

@@ -1,4 +1,4 @@
-"""What the watchdog thread is given: its limits, and what it may ask a worker or do for it."""
+"""What the watchdog thread is given: its limits, and what it may ask of a worker or do for it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class WatchLimits:
     Attributes:
         lease_s: how long a lease holds.
         visibility_timeout_s: the visibility timeout of the fleet.
-        blocked_after_s: a hub that has been blocked for this long is logged.
-        blocked_limit_s: the process is ended when its hub has been blocked for this long; 0 means
-            never.
+        blocked_after_s: how long the hub may be blocked before that is logged.
+        blocked_limit_s: how long the hub may be blocked before the process is ended; 0 means
+            without limit.
     """
 
     lease_s: float
@@ -33,14 +33,16 @@ class WatchLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What this process knows about the messages it holds; all are called in the watchdog thread.
+    """What this process knows about the messages it holds.
+
+    All of these functions are called in the watchdog thread.
 
     Attributes:
         unsettled: returns the tags that are not yet settled on the server, and the first unused tag
-            number as it was before that.
+            number, which is read before the tags.
         first_unused: returns the first unused tag number.
         is_waiting: returns whether this worker is waiting for messages, so that it may relay.
-        unwritten: called at the end; returns the outcomes that could not be written before.
+        unwritten: called when the worker ends; returns the outcomes that could not be written.
     """
 
     unsettled: Callable[[], tuple[set[str], int]]
@@ -51,7 +53,7 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCalls:
-    """What the hub is to do; all are called in the hub's thread, each time in a greenlet.
+    """What the hub is to do; each function is called in the hub's thread, in a new greenlet.
 
     Attributes:
         look: called when a waiting consumer should check for messages itself.
@@ -65,7 +67,7 @@ class HubCalls:
 
 
 def _no_cut(_connection: Connection) -> None:
-    """Do nothing: there is no wait to stop."""
+    """Do nothing, because there is no wait to stop."""
 
 
 def _end_process() -> None:

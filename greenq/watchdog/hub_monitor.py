@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 # How often the hub is pinged.
 LOOK_S = 0.5
 
-# The intervals after which the blocker is logged again; the last one repeats.
+# After how many seconds the blocker is logged again; the last interval repeats.
 _NAMED_AGAIN_S = (10.0, 60.0, 300.0)
 
 # How many blockers are remembered.
@@ -33,8 +33,8 @@ class HubMonitor:
     """Pings the hub, and acts if it does not answer.
 
     1. Log when the hub has been blocked for a while, with the task, its line and its stack, and
-       log when it runs again.
-    2. Meanwhile, give messages that this worker has not begun to other workers.
+       log when the hub runs again.
+    2. While the hub is blocked, give messages that this worker has not begun to other workers.
     3. End the process when the hub has been blocked for too long.
     """
 
@@ -74,7 +74,7 @@ class HubMonitor:
         self.blockers: deque[Blocker] = deque(maxlen=_BLOCKERS)
 
     def look(self) -> None:
-        """Ping the hub; if it has not answered for too long, log what blocks it."""
+        """Ping the hub; if it has not answered for too long, log what is blocking it."""
         now = self._clock()
         self.due_s = now + min(LOOK_S, self._blocked_after_s)
         blocked = self._blocked
@@ -111,7 +111,7 @@ class HubMonitor:
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
-        """Return what blocks the hub, or None; must not be called in the hub's thread.
+        """Return what is blocking the hub, or None; must not be called in the hub's thread.
 
         Args:
             patience_s: consider the hub blocked if it has not answered for this long.
@@ -121,7 +121,7 @@ class HubMonitor:
         return self._hub_thread.blocker(self._clock() - self.asked_s)
 
     def _newly_blocked(self, still_s: float) -> None:
-        """Log what blocks the hub, and let other workers run the messages that are waiting here."""
+        """Log what is blocking the hub, and let other workers run the messages waiting here."""
         blocked = self._hub_thread.blocker(still_s)
         self._blocked = blocked
         self.block_count += 1
@@ -138,7 +138,7 @@ class HubMonitor:
             _log.info("messages that have not begun here wait until the hub runs again: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
-        """Log a lasting blocker again; end the process if it lasts too long."""
+        """Log a lasting blocker again; end the process if the hub is blocked for too long."""
         if 0 < self._blocked_limit_s <= blocked.for_s:
             self._ending.abandon(
                 f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "

@@ -1,4 +1,4 @@
-"""The hub's thread, seen from another thread: what runs there, and where."""
+"""The hub's thread, seen from another thread: what is running there, and at which line."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class HubThread:
         """Observe the hub's thread once `watcher` is set.
 
         Args:
-            blocking_task: names the task to which a frame of the hub's thread belongs; None if it
-                belongs to no task.
+            blocking_task: names the task that a frame of the hub's thread belongs to; None if the
+                frame belongs to no task.
             all_stacks: returns the stacks of all greenlets and threads. Without it, `stacks`
-                returns that of the hub's thread alone.
+                returns the stack of the hub's thread alone.
         """
         self._blocking_task = blocking_task
         self._all_stacks = all_stacks
@@ -61,7 +61,7 @@ class HubThread:
         return self.watcher is not None and self.watcher.runs_here()
 
     def blocker(self, for_s: float) -> Blocker:
-        """Describe what has been running in that thread for the last `for_s`."""
+        """Describe what has been running in the hub's thread for the last `for_s`."""
         frame = self._frame()
         by = self._blocking_task(frame) or "no task"
         where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -79,8 +79,8 @@ class HubThread:
     def log(self, level: int, text: str, *arguments: object) -> None:
         """Log a line about a blocked hub, unless logging itself is blocked.
 
-        A thread that writes to an unread pipe holds the log handler's lock, and the watchdog thread
-        would also wait for that lock.
+        If the hub's thread is writing to a pipe that nobody reads, it holds the log handler's lock,
+        and the watchdog thread would wait for that lock as well.
         """
         frame = self._frame()
         while frame is not None:

@@ -1,4 +1,4 @@
-"""Renews this worker's lease in time, and notices when it is lost."""
+"""Renews this worker's lease in time, and notices when the lease is lost."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class LeaseKeeper:
         return renewal
 
     def failed(self, now_s: float, exc: OperationalError) -> None:
-        """Log why the renewal at `now_s` has failed, and try again soon over a new connection."""
+        """Log why the renewal at `now_s` failed, and try again soon over a new connection."""
         self.problem = exc
         self._outage.failed("the lease could not be renewed", exc)
         self._leases.connection.close()

@@ -34,8 +34,8 @@ class Notifier:
             self._hub.spawn_soon(self._calls.forgotten, name="register")
         if renewal.paused != self._state.paused:
             self._hub.spawn_soon(partial(self._calls.paused, renewal.paused), name="pause queues")
-        # The server has assigned tags to messages that this worker does not know, since an answer
-        # was lost.
+        # If the second condition is true, the server has assigned tags to messages that this worker
+        # does not know, because an answer was lost.
         if renewal.work or renewal.first_unused > self._holdings.first_unused():
             self.look_for_work()
 

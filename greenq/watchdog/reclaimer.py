@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 class Reclaimer:
     """Finds messages whose owner is dead or does not know of them, and requeues them.
 
-    1. Messages of owners whose lease has expired, or whose process on this machine has ended. This
-       is not done directly after an outage of the server, when other workers may still be coming
-       back.
-    2. Those that the server has given to this worker in an answer that was lost with a connection.
-    3. Those of Celery workers whose scores are no longer renewed; the scores of this worker's own
+    1. Messages of owners whose lease has expired, or whose process on this machine has ended. These
+       are not requeued directly after an outage of the server, when other workers may still be
+       coming back.
+    2. Messages that the server gave to this worker in an answer that was lost with a connection.
+    3. Messages of Celery workers that no longer renew their scores. The scores of this worker's own
        records are renewed often enough for Celery workers on the same queues.
     """
 
@@ -35,7 +35,7 @@ class Reclaimer:
         self._renew_every_s = renew_every_s
         self._scores_every_s = limits.visibility_timeout_s / 4
         self.scores_at_s = 0.0
-        # The time from which an expired lease means a dead owner; None if not yet known.
+        # The time after which an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
         # After a reconnection: how many searches for forgotten messages are left, when the next one
@@ -45,7 +45,7 @@ class Reclaimer:
         self.forgotten: set[str] = set()
 
     def connected(self, now_s: float) -> None:
-        """Decide from which time on an ended lease means a dead owner."""
+        """Decide after which time an ended lease means a dead owner."""
         if self._was_connected:
             grace_s = self._lease_s
             self.looks, self.forgotten = 2, set()
@@ -64,15 +64,15 @@ class Reclaimer:
     def failed(self) -> None:
         """Record that the server could not be reached."""
         if not self._was_connected:
-            # If a worker starts during an outage, the others are merely cut off as well, not dead.
+            # If a worker starts during an outage, the other workers are not dead but also cut off.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:
-        """Record a lost lease, since this worker cannot tell which others are dead."""
+        """Record that the lease was lost; for a while, this worker cannot tell who is dead."""
         self._recover_from_s = now_s + self._lease_s
 
     def recovers(self, now_s: float) -> bool:
-        """Return whether an ended lease means a dead owner."""
+        """Return whether an ended lease now means a dead owner."""
         return self._recover_from_s is not None and now_s >= self._recover_from_s
 
     def renewed(self, renewal: Renewal, now_s: float) -> None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The shortest time between checks of lists on which no worker waits.
+# The shortest time between checks of lists that no worker is waiting on.
 _RELAY_S = 0.005
 
 
 class Relay:
-    """Moves messages from lists on which no worker waits, if the server has chosen this worker."""
+    """Moves messages from lists that no worker is waiting on, if the server chose this worker."""
 
     def __init__(self, leases: Leases, notifier: Notifier, *, clock: Callable[[], float]) -> None:
         """Relay over the connection of `leases`."""
@@ -40,14 +40,14 @@ class Relay:
     def relay(self) -> bool:
         """Relay messages that have arrived; return False if the connection was lost.
 
-        A minimum interval applies in case many changes arrive at once.
+        A minimum interval between checks applies, in case many changes arrive at once.
         """
         self.due_s = self._clock() + _RELAY_S
         try:
             if self._leases.relay():
                 self._notifier.look_for_work()
         except (AccessRefused, ServerError) as exc:
-            # Some proxies and managed servers refuse it; the renewals find the messages.
+            # Some proxies and managed servers refuse this command; the renewals find the messages.
             self.due_s = math.inf
             _log.info(
                 "the server does not announce messages on less urgent lists; renewals find them: "
@@ -65,7 +65,7 @@ class Parked:
     """Moves parked messages back to their queues when they are due."""
 
     def __init__(self, leases: Leases, *, clock: Callable[[], float]) -> None:
-        """Move them over the connection of `leases`."""
+        """Move the messages over the connection of `leases`."""
         self._leases = leases
         self._clock = clock
         self.due_s = math.inf

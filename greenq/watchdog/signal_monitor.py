@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_monitor import HubMonitor
     from greenq.watchdog.hub_thread import HubThread
 
-# The urgency of each signal; at a sum of two, the process ends with or without its hub.
+# The urgency of each signal; once the sum reaches two, the process ends with or without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
 # How long the hub gets to stop by itself when the worker must end immediately.
@@ -42,7 +42,7 @@ class SignalMonitor:
         self._hub_thread = hub_thread
         self._ending = ending
         self._clock = clock
-        # The sum so far, and the time of the last signal.
+        # The sum of the urgencies so far, and the time of the last signal.
         self._stops = 0
         self._signalled_s = -math.inf
         # Signals that the hub has not acted on yet, and when to check again.
@@ -74,7 +74,7 @@ class SignalMonitor:
                 self._act(self._signals, waiting)
 
     def _act(self, signals: Signals, waiting: set[int]) -> None:
-        """Act on the signals in place of the hub."""
+        """Act on the signals that the blocked hub has not acted on."""
         blocked = self._hub_thread.blocker(
             self._clock() - min(self._monitor.asked_s, self._signalled_s)
         )

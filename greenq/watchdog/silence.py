@@ -1,4 +1,4 @@
-"""Finds periods in which no Python code ran in this process, and the reason."""
+"""Finds periods in which no Python code ran in this process, and explains them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SilenceMonitor:
         Args:
             hub_thread: shows what the hub was doing.
             found: called with what the hub was doing.
-            noticeable_s: report a silence that lasts this long.
-            now_s: seconds, including time during which the machine was suspended.
-            clock: seconds, monotonic, excluding it.
+            noticeable_s: a silence that lasts at least this long is reported.
+            now_s: seconds, including the time that the machine was suspended.
+            clock: seconds, monotonic, excluding that time.
         """
         self._hub_thread = hub_thread
         self._noticeable_s = noticeable_s
@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait; log if no Python code ran for much longer; True if it must end."""
+        """Let `thread` wait; log if no Python code ran for far longer; True if it must end."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s
@@ -60,13 +60,13 @@ class SilenceMonitor:
 
 
 def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
-    """Explain why the watchdog thread did not run for `gap_s` of wall time.
+    """Explain why the watchdog thread did not run for `gap_s` of wall-clock time.
 
     Args:
-        gap_s: seconds of wall time.
+        gap_s: seconds of wall-clock time.
         cpu_s: the CPU time that the process used during the gap. A call that computes while holding
-            the GIL uses all of it; a call that waits while holding the GIL cannot be distinguished
-            from a suspended process.
+            the GIL uses CPU time during the whole gap; a call that waits while holding the GIL
+            cannot be distinguished from a suspended process.
         suspended_s: how long the machine was suspended during the gap (by how much CLOCK_BOOTTIME
             advanced more than CLOCK_MONOTONIC).
     """

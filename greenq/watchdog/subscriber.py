@@ -1,8 +1,8 @@
 """Messages published to a worker, which the watchdog thread reads and the hub's thread handles.
 
-The thread owns the subscriptions because it can read while the hub is blocked. It queues what it
-reads for the hub. If the hub has not begun a message after a moment, the thread answers it if
-that does not need the hub.
+The watchdog thread owns the subscriptions because it can read while the hub is blocked. It queues
+the messages it reads for the hub. If the hub has not begun a message after a moment, the thread
+answers that message, provided that this does not need the hub.
 """
 
 from __future__ import annotations
@@ -74,21 +74,21 @@ class Subscriber:
     """
 
     def __init__(self, hub: Hub, *, changed: Callable[[], object]) -> None:
-        """Handle messages in `hub`; `changed` makes the thread call `poll` soon."""
+        """Handle messages in `hub`; `changed` makes the watchdog thread call `poll` soon."""
         self._hub = hub
         self._changed = changed
-        # This is replaced as a whole, so that the thread can read it at any time.
+        # The tuple is replaced as a whole, so that the watchdog thread can read it at any time.
         self._channels: tuple[_Channel, ...] = ()
         self._waiting: Backlog[_Incoming] = Backlog(_WAITING, _WAITING_BYTES, _size)
-        # Only the hub's thread uses these. `late_s` is how long the message being handled had to
-        # wait.
+        # Only the hub's thread uses these attributes. `late_s` is how long the message that is
+        # being handled had to wait.
         self._busy = False
         self.late_s = 0.0
         self._logged_dropped = 0
         # Set once the server knows the channels, or has refused some.
         self._is_heard = Event()
         self._repeated = Repeated(_log)
-        # Only the watchdog thread uses these.
+        # Only the watchdog thread uses these two attributes.
         self._subscribed: set[str] = set()
         self._known: tuple[_Channel, ...] = ()
 
@@ -97,8 +97,8 @@ class Subscriber:
 
         Args:
             channel: its name, or a pattern that ends in ``*``.
-            handle: may switch, while the next messages wait.
-            urgent: called in the watchdog thread when the hub seems blocked.
+            handle: may switch; the next messages then wait.
+            urgent: called in the watchdog thread when the hub seems to be blocked.
         """
         self.unsubscribe(channel)
         self._is_heard.clear()
@@ -133,7 +133,7 @@ class Subscriber:
         channels = self._channels
         wanted = {each.name for each in channels}
         new, old = wanted - self._subscribed, self._subscribed - wanted
-        # This is set first, so that a refused subscription is tried only once.
+        # Set this first, so that a refused subscription is tried only once.
         self._subscribed = wanted
         try:
             if old:
@@ -159,7 +159,7 @@ class Subscriber:
 
     @property
     def oldest_s(self) -> float:
-        """When the oldest message that may be urgent arrived (monotonic); infinite if none."""
+        """When the oldest message that may be urgent arrived (monotonic); infinity if none."""
         waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 
@@ -210,7 +210,7 @@ class Subscriber:
             self._busy = False
 
     def _log_dropped(self) -> None:
-        """Log drops in the hub, since a blocked log must not stop the watchdog thread."""
+        """Log drops in the hub's thread: a blocked log must not stop the watchdog thread."""
         dropped = self._waiting.dropped
         if dropped > self._logged_dropped:
             self._repeated.log(

@@ -2,7 +2,7 @@
 
 A task that computes for twenty seconds delays the other tasks. It must not also cost the worker its
 lease or its place in the cluster, nor keep the messages of a dead worker from being recovered. So
-all of this is done on a thread and a connection that do not need the hub.
+the duties listed in `Watch` use a thread and a connection that do not need the hub.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The shortest time between moves of parked messages.
 _SOON_S = 0.02
 
-# The lease is renewed after this fraction of its duration, which leaves room for two attempts with
+# The lease is renewed after this fraction of its duration. That leaves time for two attempts with
 # their timeouts.
 _RENEW_AFTER = 0.4
 
@@ -54,8 +54,8 @@ class Watch(StartStopPart):
        on the answer: a consumer may wait in vain because its connection is dead, or because a
        message was handed to a worker that died.
     2. `Reclaimer` requeues the messages of dead owners, a portion at a time.
-    3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists on
-       which no worker waits.
+    3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists that
+       no worker is waiting on.
     4. `HubMonitor` logs what blocks the hub, `SignalMonitor` acts on signals in place of the hub,
        and `SilenceMonitor` logs when no Python code ran at all.
     5. `ClusterLink` reads messages published to the worker, and publishes its heartbeat.
@@ -88,10 +88,10 @@ class Watch(StartStopPart):
             leases: the owner's calls to the server, over a separate connection.
             hub: the hub to watch.
             state: the messages this worker holds.
-            hub_thread: shows what runs in the hub's thread.
+            hub_thread: shows what is running in the hub's thread.
             limits: how long things may take.
             holdings: shows what this process knows about its messages.
-            calls: what the hub is to do.
+            calls: what the hub is to do, as functions.
             rescue: what this thread does when the hub cannot.
             guard: renews the lease while no Python code runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
@@ -100,7 +100,8 @@ class Watch(StartStopPart):
         self._leases = leases
         self._guard = guard
         self._clock = clock
-        # When the thread last ran (monotonic); this thread writes it, and any thread may read it.
+        # When the thread last ran (monotonic). The thread itself writes this, and any thread may
+        # read it.
         self.turned_s = math.inf
         renew_every_s = limits.lease_s * _RENEW_AFTER
         self.hub_thread = hub_thread
@@ -164,16 +165,16 @@ class Watch(StartStopPart):
         return self.monitor.blockers
 
     def blocking_now(self) -> Blocker | None:
-        """Return what blocks the hub; None if the hub's own thread asks."""
+        """Return what is blocking the hub; None if the hub's own thread asks."""
         return self.monitor.blocking(0.0) if self.hub_thread.is_other() else None
 
     def beat(self, beat: Heartbeat | None) -> None:
-        """Publish a heartbeat from now on, starting immediately; None stops this."""
+        """Publish a heartbeat from now on, starting immediately; None stops it."""
         self.cluster.heartbeats.set(beat)
         self._wake()
 
     def set_queues(self, queues: Sequence[str]) -> None:
-        """From now on, check these queues for work and due ETAs."""
+        """Check these queues for work and due ETAs from now on."""
         self._leases.set_queues(queues)
         self._wake()
 
@@ -217,7 +218,7 @@ class Watch(StartStopPart):
         if self._clock() >= self._relay.due_s and self._leases.connection.noticed:
             self._reached(self._relay.relay())
             published = True
-        # This is the last duty on this connection. Most wake-ups only check the hub.
+        # This is the last duty on this connection. Most wake-ups only check the hub, and skip it.
         if published or self.cluster.is_behind or self._clock() >= self.cluster.due_s:
             self.attend()
         while self._leases.recovery.busy and self._clock() < self._next_duty_s():
@@ -238,11 +239,11 @@ class Watch(StartStopPart):
             self.beat_lead.failed()
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # A closed connection would be noticed anyway, but not a silent one.
+                # The hub notices a closed connection by itself, but not a silent one.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
-        """Move due parked messages; the renewal right after this learns the next due time."""
+        """Move due messages; the renewal that follows immediately learns the next due time."""
         if self._parked.promote(min(self.lease.due_s, self.monitor.due_s)):
             self.lease.due_s = self._clock()
 
@@ -267,7 +268,7 @@ class Watch(StartStopPart):
         return pause_s
 
     def _reached(self, is_reached: bool) -> None:
-        """Renew the lease immediately, which reconnects, if the server was not reached."""
+        """If the server was not reached, renew the lease immediately, which reconnects."""
         if not is_reached:
             self.lease.due_s = self._clock()
 

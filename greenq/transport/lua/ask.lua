@@ -1,13 +1,13 @@
 -- Registers a requester's list of replies and publishes its request, so that no reply can arrive too early.
 --
--- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score
---       until when its bindings must be left alone (unix milliseconds)
--- ARGV  1 the requester's binding, 2 the reply exchange, 3 for how many milliseconds the bindings are kept,
+-- KEYS  1 the bindings of the reply exchange: a set; 2 the binding deadlines: a zset, member an exchange, score the
+--       time until which its bindings must be left alone (unix milliseconds)
+-- ARGV  1 the requester's binding, 2 the reply exchange, 3 how many milliseconds the bindings are kept,
 --       4 the maximum number of requesters that may be bound, 5 the channel of requests, 6 the request
 -- Reply the number of subscribers
 local time = redis.call('TIME')
 local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])
--- Requesters that have died have left their bindings. Beyond the limit, remove an arbitrary one, which is almost
+-- Requesters that died have left their bindings behind. Beyond the limit, remove an arbitrary binding, which is almost
 -- certainly such a leftover. A user who may not remove bindings can still send the request.
 local bound = redis.call('SCARD', KEYS[1])
 if bound >= tonumber(ARGV[4]) then redis.pcall('SPOP', KEYS[1], bound - tonumber(ARGV[4]) + 1) end

@@ -1,12 +1,12 @@
--- Makes entries count from now on: those without a state, or an entry that is resumed.
+-- Starts the schedules of entries now: of those without a state, or of one that is resumed.
 --
 -- KEYS  1 the states: a hash, 2 the number of changes; when resuming also: 3 the paused entries: a hash
--- ARGV  1 the number of changes that the caller has seen, '' when resuming; then names and states, alternating: the
---       state that the caller remembers, or '' for none
--- Reply the states, in the order of the names; {} if entries have been changed since then, or if the one to be resumed
---       was not paused
+-- ARGV  1 the number of changes that the caller has seen, '' when resuming; then names and states, alternating: each
+--       state is the one that the caller remembers, or '' for none
+-- Reply the states, in the order of the names; {} if entries have been changed after the caller counted the changes,
+--       or if the entry to be resumed was not paused
 --
--- An entry that was removed after the caller had read the entries must not get a state: it would be sent again.
+-- An entry that was removed after the caller read the entries must not get a state, or it would be sent again.
 local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
 if #KEYS > 2 then

@@ -1,14 +1,14 @@
--- Claims due times and sends their messages: a due time counts only if its entry is still where the caller saw it, so
--- only one of any number of beats sends it, and a call repeated after a lost answer sends nothing.
+-- Claims due times and sends their messages. A due time is sent only if the state of its entry is still the one that
+-- the caller saw. So only one of any number of beats sends it, and a call repeated after a lost answer sends nothing.
 --
 -- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages, each
 --       followed by all lists of its queue if that has limits
 -- ARGV  1 how many records the history keeps, then for each entry: its name, its state as the caller saw it, the due
 --       time, the time at which it may be sent, the task's id, a channel, the number of texts that follow, and these
---       texts: the message in the form for each of the entry's lists, in the order of KEYS, or for the channel. Each
---       text is preceded by the limits of its queue: the maximum number of messages that may wait, the milliseconds for
---       which it lives without use (0 means no limit), and its number of lists. Times are whole microseconds. Without a
---       text the due time is recorded as skipped.
+--       texts. There is one text for each of the entry's lists, in the order of KEYS, or one for the channel; it is the
+--       message in the form for that list or channel. Each text is preceded by three limits of its queue: the maximum
+--       number of messages that may wait, the milliseconds that it lives without use (0 means no limit), and its number
+--       of lists. Times are whole microseconds. If there is no text, the due time is recorded as skipped.
 -- Reply {the server's time, then for each entry the outcome and its state}: sent, skipped, changed (another
 --       beat was first, or the server lost the entry), early, paused, or the error of a push that was refused
 --
@@ -20,8 +20,8 @@ local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local reply, place, sent = {string.format('%.0f', now)}, 4, 0
 local any_paused = redis.call('HLEN', KEYS[2]) > 0
 
--- Pushes one message to its list, at `place` in KEYS, with its limits and its text from `at` on in ARGV. Returns the
--- refusal, if there is one.
+-- Pushes one message to its list, at `place` in KEYS; its limits and its text begin at `at` in ARGV. Returns the error
+-- if the push was refused.
 local function push(place, at)
   local most, lives_ms, lists = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   if most > 0 then
@@ -36,7 +36,7 @@ local function push(place, at)
   end
 end
 
--- Publishes a message, or pushes it to all of its lists or none. Returns the refusal, if there is one.
+-- Publishes a message, or pushes it to all of its lists or none. Returns the error if that was refused.
 local function send(channel, places, from)
   if channel ~= '' then
     local published = redis.pcall('PUBLISH', channel, ARGV[from + 3])

@@ -1,11 +1,11 @@
--- Makes one beat the leader for a while, so that the others do not have to send anything or check what is due.
--- For the beat of a worker, lease.lua does the same.
+-- Makes one beat the leader for a while, so that other beats do not have to send anything or check what is due.
+-- For the beat inside a worker, lease.lua does the same.
 --
 -- KEYS  1 the leader: a string with an expiry, 2 the number of changes
 -- ARGV  1 the caller, 2 milliseconds within which the leader must call again
 -- Reply {the server's time in microseconds, 1 if the caller leads, the number of changes, the leader}
 --
--- Leading only saves work: that each due time is sent once is guaranteed by the claim alone.
+-- Leading only saves work: the claim alone guarantees that each due time is sent once.
 local time = redis.call('TIME')
 local now = string.format('%.0f', tonumber(time[1]) * 1000000 + tonumber(time[2]))
 local leader = redis.call('GET', KEYS[1])

@@ -1,10 +1,10 @@
--- Binds a queue that expires, and removes the bindings of others that have expired, as Celery's workers do.
+-- Binds a queue that expires, and removes the bindings of expired queues, as Celery's workers do.
 --
--- KEYS  1 the bindings of an exchange: a set; 2 the binding deadlines: a zset, member an exchange, score until when its
---       bindings must be left alone (unix milliseconds)
--- ARGV  1 the binding, 2 the exchange, 3 for how many milliseconds the bindings are kept,
+-- KEYS  1 the bindings of an exchange: a set; 2 the binding deadlines: a zset, member an exchange, score the time until
+--       which its bindings must be left alone (unix milliseconds)
+-- ARGV  1 the binding, 2 the exchange, 3 how many milliseconds the bindings are kept,
 --       4, 5 the prefixes of the keys with the bindings, and with the permanent bindings, of an exchange,
---       6 the most exchanges whose bindings are removed
+--       6 the maximum number of exchanges whose bindings are removed
 -- Reply the number of exchanges whose deadline had passed
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

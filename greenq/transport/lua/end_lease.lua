@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
 -- ARGV  1 the worker's member
--- Reply 1 if the lease was held and has been ended, else 0, since an ended lease is recovered according to its score
+-- Reply 1 if the lease was held and has been ended, else 0: a lease that has ended keeps its score, which recovery uses
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -2,7 +2,7 @@
 -- its messages.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds)
--- ARGV  1 the worker's member, 2 seconds for which the lease holds from now on
+-- ARGV  1 the worker's member, 2 how many seconds the lease holds from now on
 -- Reply 1 if the lease was held and has been extended, else 0
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000

@@ -4,7 +4,7 @@
 -- ARGV  1 the caller, 2 the process, 3 '1' to drain, '0' to take again
 -- Reply 1 if the caller leads, else 0
 --
--- A leader that was suspended must not drain a second process after another one has taken over. A repeated call
+-- A leader that was suspended must not drain a second process after another process has taken over. A repeated call
 -- changes nothing.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call(ARGV[3] == '1' and 'SADD' or 'SREM', KEYS[2], ARGV[2])

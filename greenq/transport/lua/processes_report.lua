@@ -3,9 +3,10 @@
 -- KEYS  1 the leader: a string with an expiry, 2 the reports: a hash, process -> unix seconds, a space, JSON,
 --       3 the processes that must drain: a set
 -- ARGV  1 the process, 2 its report as JSON, empty when it leaves, 3 milliseconds within which the leader must call
---       again, 4 for how many milliseconds reports are kept
+--       again, 4 how many milliseconds reports are kept
 -- Reply {1 if the process leads, the processes that must drain, the processes with recent reports, each followed by
---       its report}; the last two are empty unless it leads, except for its own name among those that must drain
+--       its report}; the last two are empty unless the process leads, but one that must drain always finds its own
+--       name in the first of them
 --
 -- A process that must drain does not lead, so that the leader never stops itself. A repeated or late call changes
 -- only the time of the report.

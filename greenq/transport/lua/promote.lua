@@ -7,7 +7,7 @@
 local time = redis.call('TIME')
 local now = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1000000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
--- The message pushed last is taken first, so the latest one is pushed first.
+-- The message that is pushed last is taken first, so push the one that was due latest first.
 for i = #due, 1, -1 do
   local bar = string.find(due[i], '|', 1, true)
   redis.call('RPUSH', KEYS[1 + tonumber(string.sub(due[i], 1, bar - 1))], string.sub(due[i], bar + 1))

@@ -1,16 +1,16 @@
--- Pushes messages whose first push may have arrived again, unless there is a trace of one of them: they were pushed in
--- one command, so either all of them arrived or none.
+-- Pushes messages again if their first push left no trace. They were pushed in one command, so a trace of one of them
+-- shows that all of them arrived.
 --
 -- KEYS  1 their list, 2 their queue's first list, to which a relay may have moved them, 3 its inbox, 4 unacked,
---       5 its parked ETAs, 6…: their results, if only this sending can have produced them
+--       5 its parked ETAs, 6…: their results, if only this push can have led to them
 -- ARGV  1 the text that follows a message in its record when it is reserved, 2 the text that precedes it
---       when it is parked, 3 A: the number of other texts that the newest message may have become by being requeued;
---       these texts; then the messages, at most a thousand or so, the one to be taken first at the head
+--       when it is parked, 3 the number of other texts that the newest message may have become by being requeued;
+--       these texts; then the messages, at most a thousand or so, beginning with the one to be taken first
 -- Reply 1 if they were pushed, 0 if they are already there
 local others = tonumber(ARGV[3])
 local from = 4 + others
 
--- The newest leaves the list last. A requeued message is at either end.
+-- The newest message leaves the list last. A requeued message is at one end of its list or the other.
 local function is_in(list, text)
   return redis.call('LPOS', list, text, 'MAXLEN', 1000) or redis.call('LPOS', list, text, 'RANK', -1, 'MAXLEN', 1000)
 end
@@ -28,7 +28,7 @@ for i = 4, #ARGV do
   if redis.call('LPOS', KEYS[3], ARGV[i], 'MAXLEN', 1000) then return 0 end
   if redis.call('ZSCORE', KEYS[5], ARGV[2] .. ARGV[i]) then return 0 end
 end
--- It may be reserved by a worker, under its own tag. Search only where that takes a few milliseconds at most.
+-- A worker may have reserved a message, under a tag of its own. Search only if that takes a few milliseconds at most.
 if redis.call('HLEN', KEYS[4]) <= 1000 then
   local records, lengths = {}, {}
   for i = 4, #ARGV do

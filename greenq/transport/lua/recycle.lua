@@ -1,10 +1,10 @@
 -- Lets a worker of a group restart, unless too many of the group are restarting.
 --
--- KEYS  1 the restarting workers: a zset, member a node name, score until when each counts (unix seconds)
--- ARGV  1 the calling node, 2 how many may restart at once, 3 seconds for which its restart counts
+-- KEYS  1 the restarting workers: a zset, member a node name, score until when each is counted (unix seconds)
+-- ARGV  1 the calling node, 2 how many may restart at once, 3 how many seconds its restart is counted
 -- Reply {} if it may restart; otherwise the restarting nodes
 --
--- A repeated call of the same node is granted again, and counts from then on.
+-- A repeated call of the same node is granted again, and its time starts again.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local over = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))

@@ -1,11 +1,11 @@
--- Relays messages from lists on which no worker waits: idle workers wait only on the first list of a queue.
+-- Relays messages from lists that no worker is waiting on: idle workers wait only on the first list of a queue.
 --
--- KEYS  for each queue its lists, the first one first
+-- KEYS  for each queue its lists, beginning with the first list
 -- ARGV  1 the number of lists of a queue
 -- Reply how many messages were relayed
 --
--- The next message of a queue whose first list is empty is moved there, and the server gives it to the worker that has
--- waited longest. If that list is not empty, workers are about to take from it and will also check the others.
+-- If the first list of a queue is empty, the queue's next message is moved there, and the server gives it to the worker
+-- that has waited longest. If that list is not empty, workers are about to take from it and will also check the others.
 local steps, moved = tonumber(ARGV[1]), 0
 for first = 1, #KEYS, steps do
   if redis.call('TYPE', KEYS[first]).ok == 'none' then

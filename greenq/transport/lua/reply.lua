@@ -1,4 +1,4 @@
--- Passes a reply to a requester that still waits for it.
+-- Passes a reply to a requester that is still waiting for it.
 --
 -- KEYS  1 the bindings of the reply exchange: a set; 2 the requester's list of replies
 -- ARGV  1 the requester's binding, 2 the reply, 3 milliseconds after which the list of a dead requester expires,

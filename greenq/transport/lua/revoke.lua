@@ -1,13 +1,13 @@
 -- Stores revoked tasks for workers that start later.
 --
 -- KEYS  1 the revoked tasks: a zset, score time of the revocation (unix seconds)
--- ARGV  1 seconds for which they are kept, 2 how many are kept, 3 how many bytes of memory they may take; 4… the
+-- ARGV  1 how many seconds they are kept, 2 how many are kept, 3 how many bytes of memory they may take; 4… the
 --       members to add
--- Reply how many are kept now
+-- Reply how many are stored now
 --
--- A repeated call renews the time of the revocation. Expired members are removed first, then the oldest;
--- one call removes at most as many as it may add, plus a thousand. Memory is only measured if a long member is added,
--- since that reads all of them; short ones, such as the ids that Celery makes, take little memory in total.
+-- A repeated call renews the time of the revocation. Expired members are removed first, then the oldest.
+-- One call removes at most a thousand more members than it may add. Memory is measured only if a long member is added,
+-- since measuring reads all members; short ones, such as the ids that Celery makes, take little memory in total.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local keep = tonumber(ARGV[1])
@@ -24,7 +24,7 @@ if surplus > 0 then
   redis.call('ZREM', KEYS[1], unpack(redis.call('ZRANGE', KEYS[1], 0, math.min(surplus, 2000) - 1)))
 end
 local function usage()
-  -- For a user who may not measure memory, only the number is limited.
+  -- If the user may not measure memory, only the number of members is limited.
   return tonumber(redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)) or 0
 end
 while is_long and usage() > tonumber(ARGV[3]) do

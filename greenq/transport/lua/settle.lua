@@ -1,75 +1,76 @@
 -- Settles reserved messages: stores and announces results, acknowledges messages or moves them.
 --
 -- KEYS  unless there are only results: 1 unacked, 2 unacked_index, 3 the owner of the tags: a hash, 4 its begun
---       tags: a set, 5 the leases, and then the lists and zsets to move to, the goals;
+--       tags: a set, 5 the leases, and then the goals: the lists and zsets to move to;
 --       then one key for each ending that has a result, which is also its channel
--- ARGV  1 N, the number of endings, 2 the number of goals, -1 when there are only results, 3 P, the number of
+-- ARGV  1 N, the number of endings, 2 the number of goals, -1 if there are only results, 3 P, the number of
 --       publications, 4 the maximum length of a dead-letter list, 5 who asks: 'own', the owner; 'any', on behalf of
 --       no owner; or the score that the owner's ended lease had when it was claimed, 6 the owner's member
 --       of the leases;
 --       the tag of each ending;
---       for each ending: its head, the encoded state, if it has one, and of a move the number of its goal,
---         what to do there: 'next' (RPUSH: taken next), 'last' (LPUSH: taken last), a score (ZADD), or 'dead', bytes,
---         seconds and a time (LPUSH, then drop the oldest: beyond the maximum length, beyond these bytes of memory, and
---         those buried before that time; the list expires when none arrives for these seconds, unless they are 0), and
---         the text; for an ending with a capital letter, then its workflow, see below;
+--       for each ending: its head; the encoded state, if it has one; and if it is a move, the number of its goal,
+--         what to do there, and the text. What to do is 'next' (RPUSH: taken next), 'last' (LPUSH: taken last),
+--         a score (ZADD), or 'dead', bytes, seconds and a time: LPUSH, then drop the oldest letters, that is, those
+--         beyond the maximum length, those beyond these bytes of memory, and those buried before that time; the list
+--         expires when no letter arrives for these seconds, unless they are 0. An ending with a capital letter is
+--         followed by its workflow, see below;
 --       for each publication: channel and text;
---       if workflows are indexed, what happens to their tasks: see the end
+--       if workflows are indexed, what happens to their tasks: see the end of this script
 -- Reply {the reason for a failed publication, or 'INDEX ' and the reason for a failed write of the index, or '', the
 --        goal whose key has the wrong type or '' (its messages stay reserved, everything else is done), the
 --        dead-letter list that is nearly full or '', the numbers of the endings that were not held …, negative for
---        those whose goal was such a key; if there are workflows, then a list of the numbers of the endings that are
---        withheld, and one of those whose chord another worker has completed}, or an error:
+--        those whose goal has such a key; if there are workflows, then a list of the numbers of the endings that are
+--        withheld, and a list of those whose chord another worker has completed}, or an error:
 --        FORGOTTEN the server does not know the owner: it has lost its data; nothing was done
 --        LAPSED    the owner's lease is not the one that was claimed; nothing was done
 --
 -- A head is the letter of the action, the letter of the state's kind or '-' for none, and the seconds until the state
--- expires, 0 for never. Below, actions are compared as bytes. The names are those of settle.py and workflow.py, and
--- exist only there: each local here would cost every call.
+-- expires, 0 for never. Below, actions are compared as bytes. The names are those of settle.py and workflow.py, and are
+-- not defined here, because each local here would cost every call.
 --   a  97  ACKNOWLEDGE  acknowledge
---   b  98  BEGIN        acknowledge before the run: the record becomes a stub, a member of begun, to which the outcome
---                       will belong
+--   b  98  BEGIN        acknowledge before the run: the record becomes a stub, a member of begun, which the outcome
+--                       will belong to
 --   e 101  BEGIN_STEP   the same for a message of a workflow: its record also stays, so that whoever recovers it can
 --                       fail the tasks that wait for it
---   g 103  REQUEUE      move, unless its owner has begun it after an early acknowledgement
+--   g 103  REQUEUE      move, unless its owner has acknowledged it early and begun to run it
 --   k 107  KEEP         only the state
---   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag, that none does any longer
+--   l 108  RUN_ALONE    announce that this message runs alone in its worker; without a tag, that none runs alone now
 --   m 109  MOVE         move
 --   s      KIND_SUCCESS  a success
 --   f      KIND_FINAL    another final state
 --   u      KIND_UNRUN    the failure of a message that could not run
 --   n      KIND_PASSING  a state that is not final
 --
--- An ending acts only if its tag is held: if the record exists or, for the owner, the stub. So a call can be repeated
--- if its answer was lost, and one that arrives late has no effect. A message that was not held now belongs to
--- another worker, which decides about its state; only a success is still stored, unless a final state exists, since
--- the work was done. A stored success is never replaced. A message without a tag has no record: its final state
--- is stored, while its other states replace no final one. The failure of a message that could not run does not replace
--- one either, since anyone can send such a message with the id of another task.
+-- An ending acts only if its tag is held, that is, if the record exists or, for the owner, the stub. So a call can be
+-- repeated if its answer was lost, and a call that arrives late has no effect. A message that was not held now belongs
+-- to another worker, which decides about its state; only a success is still stored, unless a final state exists, since
+-- the work was done. A stored success is never replaced. A message without a tag has no record: its final state is
+-- stored, while its other states replace no final state. The failure of a message that could not run replaces no
+-- final state either, since anyone can send such a message with the id of another task.
 --
--- A workflow is what follows an ending, the Continuation of workflow.py; its action is a capital: A, G, K or M (65, 71,
--- 75, 77). It is seven lists, each preceded by its length:
+-- A workflow is what follows an ending, the Continuation of workflow.py; the letter of its action is a capital: A, G, K
+-- or M (65, 71, 75, 77). It consists of seven lists, each preceded by its length:
 --   adds    tasks that join a chord: the group's key, the id, seconds
 --   parts   of chords: the group's key, the member, its place, the value, and a rule:
---           z (PARTS_ORDERED: a zset) or l (PARTS_LISTED: a list), the seconds for which the chord is kept, a blank,
---           and those for its group
+--           z (PARTS_ORDERED: a zset) or l (PARTS_LISTED: a list), how many seconds the chord is kept, a blank,
+--           and how many seconds its group is kept
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
---   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text: it is published
+--   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text, which is published
 --   seals   chords that begin: the group's key, the size, seconds
---   clears  chords whose body is sent or has failed: the group's key, the claim of the last part, and the seconds for
---           which the chord is remembered as done; '' only checks whether it still has to be done
---   frees   chords whose last part has lost its worker: the group's key, and its claim
+--   clears  chords whose body is sent or has failed: the group's key, the claim of the last part, and how many seconds
+--           the chord is remembered as done; '' only checks whether it still has to be done
+--   frees   chords whose last part has lost its worker: the group's key, and the claim of that part
 -- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t
 -- the number added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
 --
 -- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
--- nothing is pushed or acknowledged, and its part's claim is written, so that no Celery worker sends the body as well.
+-- nothing is pushed or acknowledged. The claim of its part is written, so that no Celery worker sends the body as well.
 -- The worker then reads the values and settles the message again, with the body to be pushed and the chord to be
--- cleared. If it dies before that, the message is still reserved and runs again; its part has been counted, and the
--- claim is its own, so it is withheld again. A chord claimed by another worker is left to that worker.
--- A script that fails halfway is not undone. So the state of each ending comes first: a server out of memory
+-- cleared. If the worker dies before that, the message is still reserved and runs again. Its part has been counted and
+-- the claim is its own, so it is withheld again. A chord claimed by another worker is left to that worker.
+-- A script that fails halfway is not undone. So the state of each ending is written first: a server out of memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
--- A user who may delete but not push is refused beforehand (Redis 7 and later can tell).
+-- A user who may delete but not push is refused beforehand, if the server can tell (Redis 7 and later).
 local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -85,18 +86,18 @@ elseif goals >= 0 and asks ~= 'any' and redis.call('ZSCORE', KEYS[5], ARGV[6]) ~
   return redis.error_reply('LAPSED the owner of these messages is back, or others have recovered them')
 end
 
--- The tags whose records were removed in this call; those to be removed at its end; and of the latter, those that may
--- also have a stub.
+-- `taken`: the tags whose records were removed in this call. `acks`: the tags whose records are to be removed when it
+-- ends. `stubs`: those of `acks` that may also have a stub.
 local taken, acks, stubs = {}, {}, {}
 
--- A refusal must not affect other writes: a user without channels can still settle its messages.
+-- A refusal must not affect other writes: a user who may not use channels can still settle messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
 end
 
--- The channels with subscribers. For a batch, the server is asked for them first, since most results have none
--- and a PUBLISH costs as much as storing. nil: publish them all.
+-- The channels with subscribers. For a batch, the server is asked for them first, since most results have no
+-- subscribers and a PUBLISH costs as much as storing. If this is nil, all results are published.
 local listened
 if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
   listened = {}
@@ -110,8 +111,8 @@ if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
   end
 end
 
--- Look for the state where all serializers but one write it: at the beginning. In a compressed result or one in YAML
--- it cannot be seen; these are overwritten, as is a key of the wrong type.
+-- Look for the state where all serializers but one write it: at the beginning. The state of a compressed result, or of
+-- one in YAML, cannot be seen; these results are overwritten, as is a key of the wrong type.
 local function stored_state(name)
   if redis.call('TYPE', name).ok ~= 'string' then return nil end
   return string.match(redis.call('GETRANGE', name, 0, 63), 'status%W+(%u+)')
@@ -152,8 +153,8 @@ local function move(tag, is_stub, goal, how, text)
     problem = redis.error_reply('NOPERM a move needs RPUSH, LPUSH, ZADD and ZREM')
     return false
   end
-  -- A message of a workflow that was acknowledged early has both. Neither may remain, or a repetition would find it
-  -- held.
+  -- A message of a workflow that was acknowledged early has both a stub and a record. Neither may remain, or a
+  -- repetition would find the message held.
   redis.call('SREM', begun, tag)
   if not is_stub then
     redis.call('HDEL', unacked, tag)
@@ -169,7 +170,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- A command that this user may not run, or this server lacks, must not stop what follows.
+-- A command that this user may not run, or that this server lacks, must not stop what follows.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)
@@ -196,7 +197,7 @@ local function bound(goal, how)
   if share >= 0.8 then reply[3] = string.format('%s: %d %%', goal, 100 * share) end
 end
 
--- Ask which endings have a record for all of them at once, since calling a command from Lua costs more than running it.
+-- Ask for all endings at once whether they have a record, since calling a command from Lua costs more than running it.
 -- HTTL (Redis 7.4, Valkey 9) answers -2 for a missing field, and does not read the values.
 local answers = {}
 for first = 1, goals < 0 and 0 or count, 1000 do
@@ -208,17 +209,17 @@ for first = 1, goals < 0 and 0 or count, 1000 do
 end
 
 -- Creating functions takes as long as settling a plain task. So the functions that only workflows need are created
--- when a workflow is read. This function extends to finish_workflows, and its body is not indented. It returns a
--- function that reads one workflow, and one that carries out all of them.
+-- when a workflow is read. `workflow_functions` extends to the end of finish_workflows, and its body is not indented.
+-- It returns a function that reads one workflow, and one that carries out all of them.
 local function workflow_functions()
 
--- The workflows read so far, to be carried out once all parts are counted.
+-- The workflows read so far, to be carried out after all parts have been counted.
 local endings, withheld, void = {}, {}, {}
 
--- Most lists are empty: all of these are this one.
+-- Most lists are empty: they all share this table.
 local none = {}
 
--- Returns the position of each item of a list, whose length comes first.
+-- Returns the position of each item of a list; the length comes before the items.
 local function positions(size)
   at = at + 1
   if ARGV[at - 1] == '0' then return none end
@@ -245,7 +246,7 @@ end
 
 local function claim_of(member) return 'greenq ' .. member end
 
--- Once for each id, even if a call is repeated.
+-- An id is added once, even if a call is repeated.
 local function add_to_chord(name, id, seconds)
   if call('SADD', name .. '.a', id) == 0 then return end
   call('INCR', name .. '.t')
@@ -365,7 +366,7 @@ local function push_all(ending)
   if texts then redis.call(commands[how], goal, unpack(texts)) end
 end
 
--- Removes the record, before anything is pushed: a repeated ending must not find it.
+-- Removes the record, before anything is pushed, so that a repeated ending does not find it.
 local function leave(ending)
   local tag = ending.tag
   if ending.what == 109 then -- MOVE
@@ -389,7 +390,7 @@ local function is_void(ending)
   return false
 end
 
--- Returns whether an ending has no effect except that its parts have been counted, as for most parts of chords.
+-- Returns whether the only effect of an ending is that its parts have been counted, as for most parts of chords.
 local function is_bare(ending)
   return ending.what == 97 and ending.pushes == none and ending.states == none and ending.seals == none -- ACKNOWLEDGE
     and ending.clears == none and ending.frees == none
@@ -462,7 +463,7 @@ end
 
 local read_workflow, finish_workflows
 
--- Cached, since there are few different heads, and parsing one takes as long as a command.
+-- Parsed heads are cached: there are few different ones, and parsing one takes as long as a command.
 local heads = {}
 
 local function parsed(head)
@@ -508,7 +509,7 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif (what == 98 or what == 101) and is_record then -- BEGIN, BEGIN_STEP
-    -- This comes first: a server out of memory refuses a script whose first write may need memory.
+    -- SREM first: a server out of memory refuses a script whose first write may need memory.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
@@ -527,7 +528,7 @@ if finish_workflows then finish_workflows() end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
--- In portions: Lua passes at most a few thousand values to one call.
+-- Remove them in portions, because Lua passes at most a few thousand values to one call.
 for first = 1, #acks, 1000 do
   local last = math.min(first + 999, #acks)
   redis.call('ZREM', index, unpack(acks, first, last))
@@ -536,13 +537,13 @@ end
 for first = 1, #stubs, 1000 do redis.call('SREM', begun, unpack(stubs, first, math.min(first + 999, #stubs))) end
 
 -- The index of workflows (off by default). Its ARGV: the list of workflows, and for each workflow the beginning of its
--- keys, its id, the seconds for which it is kept, and a number of notes. Each note has the number of its ending, the
--- task's id, the letter of its new state, its times, the text of its node, and its message, if it is kept for a retry.
--- A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
---   p planned, w waiting, r running, y to run again: these are open; s succeeded, f failed, v revoked
---   F and V the same of a task that cannot run: they replace no f or v, as its state replaces no final one
---   + and - sending a part of the workflow begins and ends: it is open in the meantime
--- When no node is open, the calls of the workflow are sent, each once, since they are then removed.
+-- keys, its id, how many seconds it is kept, and its number of notes. Each note consists of the number of its ending,
+-- the task's id, the letter of its new state, its times, the text of its node, and its message, if that is kept for a
+-- retry. A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
+--   p planned, w waiting, r running, y to run again: these states are open; s succeeded, f failed, v revoked
+--   F and V the same as f and v for a task that cannot run: they replace no f or v, and its state no final state
+--   + and - the sending of a part of the workflow begins and ends: the workflow is open in the meantime
+-- Once no node is open, the calls of the workflow are sent. Each is sent once, since the calls are then removed.
 if ARGV[at + 2 * news] then
   local function keep_index()
     local most_nodes, most_workflows, most_kept, least_paused = 100000, 10000, 16777216, 2592000
@@ -629,8 +630,8 @@ if ARGV[at + 2 * news] then
       redis.call('DEL', name .. '.calls')
     end
 
-    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late: whatever
-    -- it puts aside returns to its queue.
+    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late. So
+    -- whatever the worker puts aside returns to its queue.
     local function let_go(name)
       local list = name .. '.held'
       for i = 6, 5 + goals do
@@ -674,12 +675,12 @@ if ARGV[at + 2 * news] then
     end
   end
 
-  -- A user who may not write there, or a key of the wrong type, must not keep messages from being settled.
+  -- A user who may not write to the index, or a key of the wrong type, must not keep messages from being settled.
   local done, failure = pcall(keep_index)
   if not done then reply[1] = 'INDEX ' .. (type(failure) == 'table' and failure.err or tostring(failure)) end
 end
 
--- Last, so that anyone notified of an outcome finds it stored.
+-- Publish last, so that anyone who is notified of an outcome finds it stored.
 for i = at, at + 2 * news - 2, 2 do
   publish(ARGV[i], ARGV[i + 1])
 end

@@ -1,11 +1,11 @@
 -- Moves messages from their queues into the unacked records of one worker, all or nothing.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 the leases,
---       5… source lists: groups of Q lists each, the most urgent group first; a queue with several turns
---       appears several times
+--       5… source lists: groups of Q lists each, the most urgent group first; a queue that has several turns
+--       appears as many times
 -- ARGV  1 the owner's prefix of tags, 2 the number of the first tag, 3 the number of this call, 4 the maximum number of
 --       messages, 5 the bytes after which to take no more, 6 Q (the number of turns, the size of a group), 7 the first
---       turn of a group; negative: each list is emptied before the next one, 8 the owner's member of the leases,
+--       turn of a group, or, if negative, each list is emptied before the next one, 8 the owner's member of the leases,
 --       9… for each queue, in the order of a group, the text that ends its record: , "", "<queue>"]
 -- Reply {messages left in all lists, number of the next take's first tag,
 --        then for each message: the number of its tag, its queue, its text …}, where queue 0 means that the text
@@ -14,12 +14,13 @@
 --        CLOSED    the owner has left
 --        LAPSED    the owner's lease has ended; no worker would recover what it took now
 --
--- Each call has a number. A call whose number is not above the last call's was delayed and overtaken by its
--- repetition: it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and its
--- answer was lost: the messages it reserved are returned, so a repeated take neither loses nor hoards messages.
--- Lists of one group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not
+-- Each call has a number. If its number does not exceed the last call's, the call was delayed and its repetition has
+-- overtaken it, so it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and
+-- its answer was lost: the messages it reserved are returned, so a repeated take neither loses nor hoards messages.
+-- The lists of a group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not
 -- a list is skipped: an error here would lose messages popped before it, since a script that fails is not undone.
--- For the same reason a user who may pop but not record is refused beforehand (Redis 7 and later can tell).
+-- For the same reason a user who may pop but not record is refused beforehand, if the server can tell (Redis 7 and
+-- later).
 -- Messages pass through as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -62,8 +63,8 @@ if first < unused then
   return reply
 end
 
--- First one message, then two, and so on up to a limit; one by one after the first large one. So a take of large
--- messages exceeds `bytes` by one message.
+-- Pop one message first, then two, and so on up to a limit, but one at a time after the first large one. So a take of
+-- large messages exceeds `bytes` by one message at most.
 local _SOME, _LARGE = 32, 16384
 local records, tags, left, problem, some, grows = {}, {}, most, nil, 1, true
 
@@ -76,7 +77,7 @@ local function pop(q, key, wanted)
   local count = #tags
   for n, message in ipairs(messages) do
     local i = first + count + n - 1
-    -- Made once: Lua is slow at writing numbers.
+    -- The tag is made only once, because Lua is slow at formatting numbers.
     local tag = prefix .. i
     bytes = bytes - #message
     if #message > _LARGE then some, grows = 1, false end
@@ -120,7 +121,7 @@ if #tags > 0 then
     scores[2 * i - 1] = score
     scores[2 * i] = tag
   end
-  -- In portions: Lua passes at most a few thousand values to one call.
+  -- Write them in portions, because Lua passes at most a few thousand values to one call.
   for i = 1, #records, 1000 do
     local last = math.min(i + 999, #records)
     redis.call('HSET', KEYS[1], unpack(records, i, last))
@@ -130,7 +131,7 @@ elseif problem then
   return problem
 end
 
--- Only a take that got as many as it asked for can have left messages.
+-- Messages can only be left if this take got as many as it asked for.
 if left <= 0 or bytes <= 0 then
   local seen = {}
   for i = 5, #KEYS do

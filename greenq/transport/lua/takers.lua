@@ -4,8 +4,8 @@
 --       2 the bindings of the exchange of commands: a set with a member for each of Celery's workers
 -- ARGV  1 the queue, 2 the prefix of an owner's key
 -- Reply {how many workers hold a lease, how many of them take from the queue,
---        how many others may: workers that have not reported yet, and Celery's,
---        {if none takes from it: queues that workers take from, about a hundred at most}}
+--        how many others may take from it: workers that have not reported yet, and Celery's workers,
+--        {if no worker takes from it: queues that workers take from, about a hundred at most}}
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local living = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')

@@ -1,11 +1,11 @@
--- Keeps a message to be sent when a workflow has ended, or sends it now if it has already ended.
+-- Keeps a message that is to be sent when a workflow ends, or sends it now if the workflow has already ended.
 --
 -- KEYS  1 the workflow, 2 its calls: a list
--- ARGV  1 when: 's' after success, 'f' after a failure, 'e' in any case; 2 the length of the queue's key, a colon, the
---       key, and the message; 3 the maximum number of calls
+-- ARGV  1 when to send it: 's' after success, 'f' after a failure, 'e' in any case; 2 the length of the queue's key, a
+--       colon, the key, and the message; 3 the maximum number of calls
 -- Reply 1, or an error:
 --       UNKNOWN the index has no such workflow
---       FULL    it has too many calls
+--       FULL    the workflow has too many calls
 if redis.call('HEXISTS', KEYS[1], 'since') == 0 then
   return redis.error_reply('UNKNOWN the index has no such workflow')
 end

@@ -3,7 +3,7 @@
 -- KEYS  1 the workflow, 2 the messages: a list, whose items are the length of a queue's key, a colon, the key, and the
 --       message
 -- ARGV  1 the maximum number of messages to move
--- Reply how many are left, or an error: a queue's key has the wrong type; its messages stay
+-- Reply how many are left; or an error if a queue's key has the wrong type, in which case its messages stay
 if redis.call('HGET', KEYS[1], 'stop') == 'paused' then return 0 end
 for _ = 1, tonumber(ARGV[1]) do
   local item = redis.call('LINDEX', KEYS[2], 0)

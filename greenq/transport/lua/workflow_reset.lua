@@ -2,10 +2,10 @@
 --
 -- KEYS  1 the workflow, 2 its nodes: a hash, 3 the messages of those that failed: a hash
 -- ARGV  the ids of the nodes to reset, each followed by its letter and its times as the caller has seen them
--- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed. -1 if one of the nodes
---       has failed again in the meantime, in which case nothing was done: its chord has counted that failure
+-- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed. -1 if nothing was
+--       done, because one of the nodes has failed again in the meantime and its chord has counted that failure
 --
--- A node whose message is kept waits from now on; any other is planned: it is created when the node before it has
+-- A node whose message is kept now waits; any other node is planned, and is created when the node before it has
 -- ended.
 local function is_failed(node) return node and string.find('fv', string.sub(node, 1, 1), 1, true) end
 

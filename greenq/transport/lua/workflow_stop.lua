@@ -1,9 +1,9 @@
--- Cancels or pauses a workflow, or resumes it; each worker with the index reads the list of stopped workflows twice a
+-- Cancels, pauses or resumes a workflow. Each worker that keeps the index reads the list of stopped workflows twice a
 -- second.
 --
 -- KEYS  1 the workflow, 2 the stopped workflows: a hash
--- ARGV  1 its id, 2 'cancelled', 'paused', or '' for neither, 3 the seconds for which the list is kept, 4 the maximum
---       number of workflows on it, 5 the seconds for which a paused workflow is kept
+-- ARGV  1 its id, 2 'cancelled', 'paused', or '' for neither, 3 how many seconds the list is kept, 4 the maximum
+--       number of workflows on it, 5 how many seconds a paused workflow is kept
 -- Reply the previous value, '' for neither; or an error:
 --       UNKNOWN the index has no such workflow
 --       FULL    too many workflows are stopped
@@ -17,7 +17,7 @@ if ARGV[2] == '' then
 else
   local most = tonumber(ARGV[4])
   if redis.call('HLEN', KEYS[2]) > most then
-    -- Remove expired entries, which cannot be found by position.
+    -- Remove expired entries. They cannot be found by position.
     local all = redis.call('HGETALL', KEYS[2])
     for i = 1, #all, 2 do
       local since = string.match(all[i + 1], ' (%d+)$')
