@@ -1,4 +1,4 @@
 """Wire formats as pure functions: bytes and text go in, values come out, and there is no I/O.
 
-All layers above use this package, which imports only errors and the names of states.
+All higher layers use this package, which imports only errors and the names of states.
 """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from itertools import count
 
-# A number beyond this cannot come from counting, and is not adopted.
+# A number beyond this cannot be the result of counting, and is not adopted.
 _MOST = 1 << 53
 
 
 class LamportClock:
     """A counter that each send advances, and that each receipt moves beyond the number received.
 
-    Source: wire format, section 12.4: *forward* adds one, *adjust* takes the larger of both
+    Source: wire format, section 12.4: *forward* adds one; *adjust* takes the larger of the two
         numbers and adds one.
 
     Any thread may call `forward`, but only one may call `adjust`.
@@ -26,12 +26,12 @@ class LamportClock:
 
     def forward(self) -> int:
         """Add one and return the new number."""
-        # This is a single step that no other thread can interrupt.
+        # This is a single step, which no other thread can interrupt.
         self.value = number = next(self._numbers)
         return number
 
     def adjust(self, other: int) -> int:
-        """Advance beyond a received number and return the new one."""
+        """Advance beyond a received number, and return the new number."""
         if self.value < other < _MOST:
             self._numbers = count(other + 1)
         return self.forward()

@@ -33,16 +33,16 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
-# The compressions that were added, by content type: functions to compress and to expand.
+# The compressions that programs have added, by content type: functions to compress and to expand.
 _added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
 
-# Small data may always expand to this size, larger data to this multiple of its own. Task messages
-# shrink to a tenth, very repetitive ones to a fiftieth.
+# Small data may always expand to this size, and larger data to this multiple of its own size. Task
+# messages shrink to a tenth, and very repetitive ones to a fiftieth.
 _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
-# The memory that a reader may take in addition to its output: the dictionary of xz's strongest
-# preset needs 65 MiB, of which it uses only the part it writes; a header can ask for 4 GiB.
+# The memory that a reader may take in addition to its output. The dictionary of xz's strongest
+# preset needs 65 MiB, of which only the part that is written is used. A header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 
@@ -52,24 +52,24 @@ def register(
     content_type: str,
     aliases: Iterable[str] = (),
 ) -> None:
-    """Add a compression under some names, or replace one that was added.
+    """Add a compression under some names, or replace one that was added before.
 
-    The size of what `decoder` returns is checked only when it has returned.
+    The size of what `decoder` returns is checked only after it has returned.
 
     Raises:
         ValueError: the content type or a name belongs to a built-in compression.
     """
     names = [content_type, *aliases]
     if any(_CONTENT_TYPES.get(name, name) in KNOWN for name in names):
-        raise ValueError(f"compression {', '.join(names)}: that is a built-in one")
+        raise ValueError(f"compression {', '.join(names)}: a built-in one cannot be replaced")
     _CONTENT_TYPES.update(dict.fromkeys(aliases, content_type))
     _added[content_type] = encoder, decoder
 
 
 def compress(data: bytes, name: str) -> tuple[bytes, str]:
-    """Compress `data`; returns the bytes and the content type of the compression.
+    """Compress `data`; return the bytes and the content type of the compression.
 
-    Shape: ``gzip`` is a zlib stream, not a gzip file: as in Celery.
+    Shape: ``gzip`` is a zlib stream, not a gzip file, as in Celery.
 
     Raises:
         EncodeError: the method is unknown, or its package is not installed.
@@ -92,7 +92,7 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
 
 
 def accepted(*names: str | None) -> frozenset[str]:
-    """Turn names of compressions into the content types to accept; None is skipped."""
+    """Return the content types of the compressions to accept, given by name; None is skipped."""
     return frozenset(_CONTENT_TYPES.get(name, name) for name in names if name is not None)
 
 
@@ -102,11 +102,11 @@ def decompress(
     """Expand `data`, stopping as soon as the output exceeds its limit.
 
     Units: the output is limited to `max_bytes`, and to a hundred times the size of `data` or one
-        MiB, whichever is more.
+        MiB, whichever is larger.
 
     Raises:
-        DecodeError: the output is too large, or the data is damaged, truncated or followed by other
-            bytes, or its compression is unknown, not in `accept`, or its package is not installed.
+        DecodeError: the output is too large; the data is damaged, truncated or followed by other
+            bytes; or its compression is unknown, not in `accept`, or its package is not installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
     if kind not in KNOWN and kind not in _added:
@@ -167,7 +167,7 @@ def _expand_brotli(data: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _package(content_type: str) -> Any:
-    """Import an optional package by the name for which Celery looks."""
+    """Import an optional package by the name that Celery looks for."""
     if content_type == ZSTD:
         return importlib.import_module(
             "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"

@@ -43,10 +43,10 @@ def wrap(
     headers: dict[str, Any],
     properties: dict[str, Any],
 ) -> str:
-    """Write a list element.
+    """Return a list element as text.
 
     Shape: body (base64), content-encoding, content-type, headers, properties, in this order;
-        ``body_encoding`` is set in the properties, keeping its position if already there.
+        ``body_encoding`` is set in the properties, and keeps its position if it is already there.
 
     Raises:
         EncodeError: a header or property is not JSON serializable.
@@ -80,13 +80,13 @@ def task_properties(
     Args:
         queue: the routing key, unless `routing_key` is given.
         exchange: "" to send directly to the list that the routing key names.
-        routing_key: needed to restore the message, which uses the exchange and the routing key.
+        routing_key: the routing key; with the exchange, it is needed to restore the message.
         priority: written as given; 0 is served first.
-        correlation_id: the task's id, unless the caller chose another.
+        correlation_id: the task's id, unless the caller has chosen another id.
         reply_to: the sender's id, which nothing on Redis uses.
         delivery_tag: new for every push.
-        delivery_mode: 2 persistent, 1 transient.
-        expiration: whole milliseconds from sending, as text; None for none.
+        delivery_mode: 2 for persistent, 1 for transient.
+        expiration: whole milliseconds after the message is sent, as text; None for none.
         extra: unknown send options, such as ``origin`` of a retry.
     """
     properties: dict[str, Any] = {
@@ -111,7 +111,7 @@ def unwrap(raw: bytes) -> Envelope:
     """Parse a list element.
 
     Raises:
-        DecodeError: `raw` is not an envelope; the error carries it.
+        DecodeError: `raw` is not an envelope; the error contains `raw`.
     """
     element = json_loads(raw)
     if type(element) is not dict:
@@ -138,7 +138,7 @@ def unwrap(raw: bytes) -> Envelope:
 
 
 def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
-    """Write the same list element, marked as redelivered in both places.
+    """Return the same list element, marked as redelivered in both places.
 
     Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` become true; with
       `deliveries`, ``properties.deliveries`` counts the workers that died while running it.
@@ -150,7 +150,7 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
 
 
 def mark_refused(raw: str | bytes, reason: str) -> str:
-    """Write the same list element with a mark that makes the next worker fail it.
+    """Return the same list element with a mark that makes the next worker fail the task.
 
     Shape: ``properties.refused`` is the reason.
 
@@ -166,7 +166,7 @@ def mark_refused(raw: str | bytes, reason: str) -> str:
 
 
 def without_refusal(raw: bytes) -> bytes:
-    """Write a list element without that mark, so that it can be replayed; never raises."""
+    """Return a list element without the mark of `mark_refused`, for a replay; never raises."""
     try:
         element = _parse(raw)
         del element["properties"]["refused"]
@@ -197,9 +197,9 @@ def header(raw: bytes, name: str) -> str | None:
 
 
 def text_headers(raw: bytes) -> dict[str, str]:
-    """Return the headers of a list element that are text; never raises.
+    """Return the headers of a list element whose values are text; never raises.
 
-    It does not parse data that would take much memory.
+    Data that would take much memory is not parsed.
     """
     if has_more_items(raw, MOST_ITEMS):
         return {}
@@ -211,7 +211,7 @@ def text_headers(raw: bytes) -> dict[str, str]:
 
 
 def deliveries_of(raw: str | bytes) -> int:
-    """Return the recorded number of workers that died running this message; 0 if there is none."""
+    """Return how many workers are recorded as having died while running this message."""
     try:
         return _count(_parse(raw)["properties"].get("deliveries"))
     except (DecodeError, TypeError, KeyError, AttributeError):
@@ -223,7 +223,7 @@ def _count(value: object) -> int:
 
 
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
-    """Write the value kept in the ``unacked`` hash while a message is being worked on.
+    """Return the value kept in the ``unacked`` hash while a message is being worked on.
 
     The message is inserted as text, so that it is read back unchanged.
     """
@@ -231,12 +231,12 @@ def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
 
 
 class Held(NamedTuple):
-    """A record that reserves a message, parsed.
+    """A parsed record that reserves a message.
 
     Attributes:
         text: the message exactly as recorded.
         exchange, routing_key: where to requeue it.
-        element: the message, parsed.
+        element: the parsed message.
     """
 
     text: str
@@ -246,12 +246,12 @@ class Held(NamedTuple):
 
     @property
     def deliveries(self) -> int:
-        """The number of workers that have died while running it."""
+        """How many workers have died while running the message."""
         return _count(self._of("properties", "deliveries"))
 
     @property
     def priority(self) -> object:
-        """Its priority as recorded."""
+        """The message's priority as recorded."""
         return self._of("properties", "priority")
 
     def header(self, name: str) -> str | None:
@@ -265,10 +265,10 @@ class Held(NamedTuple):
         return value if type(value) is int else None
 
     def redelivered(self, deliveries: int | None = None) -> str:
-        """Write the message as `mark_redelivered` does; this modifies `element`.
+        """Return the message as `mark_redelivered` does; this modifies `element`.
 
         Raises:
-            DecodeError: it is not an envelope.
+            DecodeError: the message is not an envelope.
         """
         return _marked(self.element, deliveries, self.text)
 

@@ -1,8 +1,9 @@
 """Events: what happened to a task or a worker, published to all listeners.
 
-Shape: a list element (envelope) published on a fanout channel, header ``hostname``, delivery mode
-    1; its body is one event or, for tasks, a list of them on the routing key ``task.multi``. An
-    event is an object: hostname, utcoffset, pid, clock, its own fields, timestamp, type.
+Shape: a list element (envelope) published on a fanout channel, with the header ``hostname`` and
+    delivery mode 1. Its body is one event or, for tasks, a list of events on the routing key
+    ``task.multi``. An event is an object: hostname, utcoffset, pid, clock, its own fields,
+    timestamp, type.
 Source: wire format, section 10; the recordings events_life and events_life_prefork.
 """
 
@@ -37,8 +38,8 @@ MULTI = "task.multi"
 # A reader of events considers a worker dead after this many missed heartbeats.
 SILENT_INTERVALS = 2
 
-# Events that only greenq sends: their fields are text, numbers, lists of numbers and None. Fields
-# of other events may have any type with a JSON form.
+# The events that only greenq sends. Their fields are text, numbers, lists of numbers and None.
+# Fields of other events may have any type with a JSON form.
 _PLAIN = frozenset(
     {
         *("task-sent", "task-received", "task-started", "task-succeeded", "task-failed"),
@@ -53,7 +54,7 @@ _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"
 # The values that stand for absent fields.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# How many kinds of events have cached envelopes, since programs may send any number of kinds.
+# How many kinds of events have cached envelopes; programs may send any number of kinds.
 _FRAMES = 100
 
 # The beginning of an envelope.
@@ -63,12 +64,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventSender(Protocol):
-    """How the parts of a worker send events about tasks; the Events step provides it.
+    """How the parts of a worker send events about tasks; the Events step provides one.
 
-    None of its methods waits or fails. Those for the three events of every task are fast.
+    None of its methods waits or fails. The methods for the three events of every task are fast.
 
     Attributes:
-        tasks: True if task events are wanted; check it before building their fields.
+        tasks: True if task events are wanted; check this before building their fields.
     """
 
     tasks: bool
@@ -78,7 +79,7 @@ class EventSender(Protocol):
 
         Args:
             kind: such as ``task-failed`` or ``worker-heartbeat``.
-            fields: its own fields, which must not change afterwards.
+            fields: the event's own fields, which must not change afterwards.
         """
 
     def received(self, message: TaskMessage) -> None:
@@ -110,7 +111,7 @@ class NullEventSender:
 
 
 class _Received(msgspec.Struct, gc=False):
-    """A task-received event; structs are built and written in half the time of dicts."""
+    """A task-received event; structs are built and encoded in half the time of dicts."""
 
     hostname: str
     utcoffset: float
@@ -173,8 +174,8 @@ class EventWriter:
         self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
-        # For each routing key, the envelope before and after its delivery tag, which is its last
-        # part apart from the body.
+        # For each routing key, the envelope before and after its delivery tag. The body comes
+        # before both parts.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
     # These three methods are on the hot path of every task.
@@ -221,8 +222,8 @@ class EventWriter:
             EncodeError: a field of a program's own event has no JSON form.
         """
         if kind not in _PLAIN:
-            # These are dates and similar values, which Celery tags and the fast encoder does not
-            # know.
+            # The fields may include dates and similar values, which Celery tags and the fast
+            # encoder does not know.
             plain = json.loads(json_dumps(dict(fields)))
             fields = {name: plain[name] for name in plain if name not in _ADDED}
         return {
@@ -236,12 +237,12 @@ class EventWriter:
         }
 
     def write(self, event: dict[str, Any]) -> bytes:
-        """Write one event from `stamp` as a list element, for the channel of `routing_key`."""
+        """Return one event from `stamp` as a list element, for the channel of `routing_key`."""
         text = self._wrap(_text(event), routing_key(event["type"]))
         return text if self._signer is None else self._signer.seal("event", EXCHANGE, text)
 
     def write_batch(self, events: Sequence[Stamped]) -> bytes:
-        """Write task events as one list element, for the channel of `MULTI`."""
+        """Return task events as one list element, for the channel of `MULTI`."""
         try:
             body = _encode(events)
         except ValueError:
@@ -250,8 +251,8 @@ class EventWriter:
 
     def _wrap(self, body: bytes, key: str) -> bytes:
         before, behind = self._frames.get(key) or self._frame(key)
-        # Base64 is inserted as it is, since searching it for characters that JSON must escape would
-        # take longer than everything else.
+        # Insert base64 as it is: searching it for characters that JSON must escape would take
+        # longer than everything else.
         text = b2a_base64(body, newline=False)
         return b"".join((_BODY, text, before, new_id().encode(), behind))
 
@@ -277,16 +278,16 @@ class EventWriter:
 
 
 def routing_key(kind: str) -> str:
-    """Return the routing key of an event's type: ``task-received`` goes to ``task.received``."""
+    """Return the routing key for an event's type: ``task-received`` goes to ``task.received``."""
     return kind.replace("-", ".")
 
 
 def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
-    """Parse what arrived on an event channel: one event, or a batch.
+    """Parse the data that arrived on an event channel: one event, or a batch.
 
     Raises:
-        DecodeError: it is not an event; no part of it is used.
-        ContentDisallowed: its content type is not in `accept`.
+        DecodeError: the data is not an event; no part of it is used.
+        ContentDisallowed: the content type is not in `accept`.
     """
     check_json(raw, BROADCAST_BYTES, "an event")
     unwrapped = envelope.unwrap(raw)
@@ -296,7 +297,7 @@ def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
         if not isinstance(event, dict) or "type" not in event:
             raise DecodeError("an event must be an object with a type", raw)
         if not all(isinstance(name, str) for name in event):
-            raise DecodeError("the fields of an event must have names", raw)
+            raise DecodeError("the names of an event's fields must be text", raw)
         wrong = refusal(event, EVENT)
         if wrong:
             raise DecodeError(f"it is not an event: {wrong}", raw)
@@ -314,6 +315,6 @@ def _text(event: Stamped) -> bytes:
     try:
         return _encode(event)
     except ValueError:
-        # This is half of a surrogate pair, in text from outside.
+        # The text, which comes from outside, contains half of a surrogate pair.
         fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
         return json_dumps(fields).encode()

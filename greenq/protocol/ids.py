@@ -1,7 +1,7 @@
 """Task ids: random UUIDs as text, created one by one or, in any number, from a few random bytes.
 
-It also makes delivery tags: ids that start with the time of sending (UUID version 7), so that a
-queue shows how old its messages are.
+This module also makes delivery tags: ids that start with the time of sending (UUID version 7), so
+that a queue shows how old its messages are.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ def tag_of(prefix: str, new: str) -> str:
 
 
 def sent_at(tag: str) -> float | None:
-    """Return the unix time in a delivery tag; None if it has none, as in Celery's tags."""
+    """Return the unix time in a delivery tag; None if the tag has none, as in Celery's tags."""
     if not _STAMPED.fullmatch(tag):
         return None
     return int(tag[:8] + tag[9:13], 16) / 1000
 
 
 class TaskIds(Sequence[str]):
-    """Random UUIDs as text, computed on access, so any number of them takes no memory.
+    """Random UUIDs as text, computed on access, so that any number of them takes no memory.
 
-    They are derived by a random key from the numbers 0, 1, 2 and so on, so no id can be guessed
-    from another, which a plain counter could not guarantee.
+    A random key derives them from the numbers 0, 1, 2 and so on. So no id can be guessed from
+    another, which a plain counter could not guarantee.
     """
 
     __slots__ = ("_key", "_numbers")
 
     def __init__(self, key: bytes | None = None, numbers: range = range(1 << 62)) -> None:
-        """Derive the ids of `numbers` from `key`; None makes a new one."""
+        """Derive the ids of `numbers` from `key`; None creates a new key."""
         self._key = os.urandom(16) if key is None else key
         self._numbers = numbers
 
     def __len__(self) -> int:
-        """Count the ids."""
+        """Return the number of ids."""
         return len(self._numbers)
 
     @overload
@@ -75,7 +75,7 @@ class TaskIds(Sequence[str]):
         return self._block(block)[place]
 
     def __iter__(self) -> Iterator[str]:
-        """Compute one id after another, a block at a time."""
+        """Compute the ids one after the other, a block at a time."""
         numbers = self._numbers
         if numbers.step != 1:
             return (self[index] for index in range(len(numbers)))
@@ -89,7 +89,7 @@ class TaskIds(Sequence[str]):
 
 
 def _write(digits: str) -> list[str]:
-    """Write every 32 hexadecimal digits as a UUID."""
+    """Return every 32 hexadecimal digits as a UUID."""
     return [
         f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 13 : i + 16]}-"
         f"{_VARIANT[digits[i + 16]]}{digits[i + 17 : i + 20]}-{digits[i + 20 : i + 32]}"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
-# As in AMQP. Longer binding keys are ignored: other programs write them, and matching them takes
-# time.
+# The limit is that of AMQP. Longer binding keys are ignored, because other programs write them, and
+# matching them takes time.
 MOST_KEY_CHARS = 255
 # The queues of single workers are bound to one exchange, by node name.
 DIRECT_EXCHANGE = "C.dq2"
@@ -34,7 +34,7 @@ class Keys:
         steps: the priority steps in ascending order, starting with 0.
         result_prefix: prefix of result keys; an underscore is added unless it ends in
             one of ``: _ - .``.
-        db: the database number, which the channels of fanout exchanges contain.
+        db: the number of the database, which is part of the channels of fanout exchanges.
     """
 
     prefix: str = ""
@@ -50,7 +50,7 @@ class Keys:
 
     @property
     def unacked_index(self) -> str:
-        """Sorted set: delivery tag by the time of its take, in unix seconds."""
+        """Sorted set: delivery tags by the time of their take, in unix seconds."""
         return f"{self.prefix}unacked_index"
 
     @property
@@ -64,7 +64,7 @@ class Keys:
 
     @property
     def leases(self) -> str:
-        """Sorted set, greenq's own: worker incarnation by the end of its lease, in unix seconds."""
+        """Sorted set, greenq's own: worker incarnations by the end of their lease, in unix time."""
         return f"{self.prefix}greenq.leases"
 
     @property
@@ -84,7 +84,7 @@ class Keys:
 
     @property
     def unsealed(self) -> str:
-        """Sorted set, greenq's own: chords whose header is being sent, by unix seconds, as JSON."""
+        """Sorted set, greenq's own: chords whose header is being sent, as JSON, by unix seconds."""
         return f"{self.prefix}greenq.unsealed"
 
     @property
@@ -96,8 +96,8 @@ class Keys:
     def stopped_workflows(self) -> str:
         """Hash, greenq's own: the workflows that are cancelled or paused.
 
-        Shape: the id, to ``cancelled`` or ``paused`` and the time since when, in unix seconds; the
-            field "" is the number of changes.
+        Shape: for each id, ``cancelled`` or ``paused`` and when that happened, in unix seconds; for
+            the field "", the number of changes.
         """
         return f"{self.prefix}greenq.workflows.stopped"
 
@@ -105,8 +105,8 @@ class Keys:
         """Hash, greenq's own: what the index keeps about a whole workflow.
 
         Other keys begin with this one: ``.nodes``, a hash of its tasks; ``.failed``, a hash of the
-        messages of those that failed; ``.held``, a list of the messages that wait while it is
-        paused; and ``.calls``, a list of the messages to send when it has ended.
+        messages of the tasks that failed; ``.held``, a list of the messages that wait while the
+        workflow is paused; and ``.calls``, a list of the messages to send when it ends.
         """
         return f"{self.prefix}greenq.workflow.{workflow_id}"
 
@@ -124,14 +124,14 @@ class Keys:
         return tuple(self.queue(name, step) for step in self.steps)
 
     def step_of(self, priority: object) -> int:
-        """Return the step that serves a priority: the largest step not above it.
+        """Return the step that serves a priority: the largest step that does not exceed it.
 
-        A priority is clamped to 0..9; a missing one, or one that is not a number, counts as 0.
+        A priority is clamped to 0..9. A missing priority, or one that is not a number, counts as 0.
         """
         try:
             number: Any = int(priority) if isinstance(priority, str) else priority
-            # It is clamped before the conversion to int, since Decimal("1E+999999999") would give a
-            # billion digits.
+            # Clamp the number before the conversion to int, since Decimal("1E+999999999") would
+            # give a billion digits.
             number = int(min(max(number, 0), 9))
         except (TypeError, ValueError, ArithmeticError):
             return self.steps[0]
@@ -152,9 +152,9 @@ class Keys:
     def group(self, group_id: str) -> str:
         """Return the key, and the channel, of a saved group.
 
-        The keys of its chord are this one with Celery's endings: ``.j`` for the parts' values,
-        ``.d`` for the parts counted, ``.s`` for the size, ``.t`` for the number added to it, ``.c``
-        for the sender of the body; and greenq's own ``.a`` for the ids that were added.
+        The keys of its chord are this key with Celery's endings: ``.j`` for the parts' values,
+        ``.d`` for the parts counted, ``.s`` for the size, ``.t`` for the number added to the size,
+        ``.c`` for the sender of the body; and greenq's own ``.a`` for the ids that were added.
         """
         return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
@@ -172,10 +172,10 @@ class Keys:
         """Hash, greenq's own: what the server knows about a worker incarnation, except its lease.
 
         Shape: ``next``, the number of its first unused delivery tag; ``call``, the number of
-            its last take; ``alone``, the tag of the message that runs alone there; ``closed``, once
-            it has left; ``claimant`` and ``claimed_until``, the worker that recovers it;
-            ``queues``, as JSON, the queues that it takes from. Expires a week after the
-            incarnation's last call.
+            its last take; ``alone``, the tag of the message that is running alone there;
+            ``closed``, once it has left; ``claimant`` and ``claimed_until``, the worker that
+            recovers it; ``queues``, as JSON, the queues that it takes from. The key expires a week
+            after the incarnation's last call.
         """
         return f"{self.prefix}greenq.owner.{incarnation}"
 
@@ -184,17 +184,17 @@ class Keys:
         return f"{self.prefix}greenq.begun.{incarnation}"
 
     def relay(self, queues: Iterable[str]) -> str:
-        """Text, greenq's own: the worker that relays messages from lists on which no worker waits.
+        """Text, greenq's own: the worker that relays from lists that no worker is waiting on.
 
-        There is one for each set of queues, and it expires with the lease of that worker.
+        There is one such key for each set of queues, and it expires with that worker's lease.
         """
         return f"{self.prefix}greenq.relay.{_digest(queues)}"
 
     def recycling(self, queues: Iterable[str]) -> str:
         """Sorted set, greenq's own: workers that are restarting, by node name.
 
-        There is one for each set of queues; the score is the time until which they count, in unix
-        seconds.
+        There is one such key for each set of queues; the score is the time until which the restart
+        is counted, in unix seconds.
         """
         return f"{self.prefix}greenq.recycling.{_digest(queues)}"
 
@@ -238,7 +238,7 @@ class Keys:
         return f"{self.prefix}greenq.beat.leader.{schedule}"
 
     def group_leader(self, group: str) -> str:
-        """Text, greenq's own: which worker sizes a supervisord group; expires."""
+        """Text, greenq's own: which process sizes a supervisord group; expires."""
         return f"{self.prefix}greenq.processes.leader.{group}"
 
     def group_reports(self, group: str) -> str:
@@ -269,7 +269,7 @@ def _digest(queues: Iterable[str]) -> str:
 
 
 def binding_member(routing_key: str, pattern: str, queue: str, sep: str = SEP) -> str:
-    """Write a member of a binding set."""
+    """Return a member of a binding set as text."""
     return sep.join((routing_key, pattern, queue))
 
 
@@ -290,11 +290,11 @@ def read_member(member: bytes, sep: str) -> BindingMember | None:
 def topic_pattern(binding_key: str) -> str:
     r"""Turn a topic exchange's binding key into the regular expression that Celery's senders use.
 
-    ``*`` stands for one word, ``#`` for any number of words, including none. The result is what
-    Celery's workers write, except for ``#``: theirs, ``media\..*?``, needs a word or at least
-    a dot there. `topic_matches` is what greenq's senders use.
+    ``*`` stands for one word, and ``#`` for any number of words, including none. The result is what
+    Celery's workers write, except for ``#``: their expression, ``media\..*?``, needs a word or at
+    least a dot there. greenq's own senders use `topic_matches`.
     """
-    # Several of these in a row mean the same as one.
+    # Several ``#`` in a row mean the same as one.
     words = [
         word
         for is_any, run in groupby(binding_key.split("."), "#".__eq__)
@@ -305,7 +305,7 @@ def topic_pattern(binding_key: str) -> str:
     parts: list[str] = []
     for place, word in enumerate(words):
         if word == "#":
-            # The dot between these words and their neighbour belongs to them.
+            # The dot between these words and the neighbouring word belongs to these words.
             parts.append(r"(?:\..*)?" if place else r"(?:.*\.)?")
         else:
             dot = "" if place == 0 or (place == 1 and words[0] == "#") else r"\."
@@ -327,7 +327,7 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
     if len(binding_key) > MOST_KEY_CHARS:
         return False
     words = routing_key.split(".")
-    # The positions in the routing key at which the words so far may end.
+    # The positions in the routing key where the words so far may end.
     ends = {0}
     for part in binding_key.split("."):
         if part == "#":
@@ -344,11 +344,11 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
 
 
 def matching_queues(members: Iterable[bytes], routing_key: str, sep: str) -> list[str]:
-    """Return the queues to which an exchange's bindings lead, without duplicates.
+    """Return the queues that an exchange's bindings lead to, without duplicates.
 
-    Without a pattern, the keys must be equal (direct); with one, the binding key has wildcards
-    (topic). The pattern itself is not used: anyone may have written it, and matching a regular
-    expression can take forever. Malformed members are ignored.
+    If a member has no pattern, the keys must be equal (direct). If it has one, the binding key has
+    wildcards (topic). The pattern itself is not used: anyone may have written it, and matching a
+    regular expression can take forever. Malformed members are ignored.
     """
     found = (read_member(member, sep) for member in sorted(members))
     return list(

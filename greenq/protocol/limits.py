@@ -1,7 +1,7 @@
 """The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
-Messages, events, control requests and results may come from anyone allowed to write to the server.
-Each of their fields has a rule below; code that reads a field checks the rule, and refuses or skips
+Messages, events, control requests and results may come from anyone who may write to the server.
+Each of their fields has a rule below. Code that reads a field checks the rule, and refuses or skips
 values that violate it. docs/hostile-input.md shows the table to users.
 """
 
@@ -21,7 +21,7 @@ class Rule(Protocol):
     """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
-        """Return what is wrong with a value, to put after the field's name; "" if it is valid."""
+        """Return what is wrong with a value, to follow the field's name; "" if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Whole:
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
+        """Return what is wrong with a value."""
         if type(value) is int and self.least <= value <= self.most:
             return ""
         return f"is {_shown(value, (int,))}, not a whole number from {self.least} to {self.most}"
@@ -49,7 +49,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Finite numbers from `least` to `most`; with `above`, greater than `least`."""
+    """Finite numbers from `least` to `most`; with `above`, `least` itself is excluded."""
 
     least: float
     most: float
@@ -65,8 +65,8 @@ class Number:
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
-        # This is written so that NaN is also refused.
+        """Return what is wrong with a value."""
+        # The comparison also refuses NaN.
         is_number = type(value) in (int, float) and self.least <= value <= self.most  # type: ignore[operator]
         if is_number and not (self.above and value == self.least):
             return ""
@@ -92,7 +92,7 @@ class Text:
         return not self.wrong(value)
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
+        """Return what is wrong with a value."""
         if type(value) is not str:
             return f"is {_shown(value)}, not text"
         if len(value) > self.most:
@@ -113,18 +113,18 @@ class Optional:
     rule: Rule
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
+        """Return what is wrong with a value."""
         return "" if value is None else self.rule.wrong(value)
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Any values of the given types."""
+    """All values of the given types."""
 
     types: tuple[type, ...]
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
+        """Return what is wrong with a value."""
         if type(value) in self.types:
             return ""
         return f"is {_shown(value)}, not {' or '.join(each.__name__ for each in self.types)}"
@@ -132,15 +132,15 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Lists of limited length whose values another rule accepts."""
+    """Lists of limited length whose items another rule accepts."""
 
     rule: Rule
     most: int
     least: int = 0
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
-        # A pickle may hold a tuple.
+        """Return what is wrong with a value."""
+        # A pickle may contain a tuple.
         if not isinstance(value, list | tuple):
             return f"is {_shown(value)}, not a list"
         if not self.least <= len(value) <= self.most:
@@ -156,7 +156,7 @@ class _Moment:
     """A time: ISO 8601 text, which is parsed later, or a datetime that a serializer has created."""
 
     def wrong(self, value: object) -> str:
-        """Say what is wrong with a value."""
+        """Return what is wrong with a value."""
         return "" if type(value) is datetime else MOMENT_TEXT.wrong(value)
 
 
@@ -178,7 +178,7 @@ FIGURE: Final = Number(-(1 << 62), 1 << 62)
 """A number that is only displayed."""
 
 NAME: Final = Text(1000)
-"""Names of nodes, types, methods, and anything else named by people."""
+"""Names of nodes, types, methods, and anything else that people name."""
 
 KEY: Final = Text(1000, sendable=True)
 """Text that becomes part of a key or goes back to the server: ids, tasks, groups, queues."""
@@ -260,7 +260,7 @@ RESULT: Final[Mapping[str, Rule]] = {
 
 
 def refusal(fields: Mapping[Any, Any], rules: Mapping[str, Rule]) -> str:
-    """Return which of the existing fields is wrong, and why; "" if all are valid."""
+    """Return which of the fields that are present is wrong, and why; "" if all are valid."""
     for name, rule in rules.items():
         if name in fields:
             reason = rule.wrong(fields[name])
@@ -273,7 +273,7 @@ def require(name: str, rule: Rule, value: object, raw: bytes = b"") -> None:
     """Refuse an invalid value.
 
     Raises:
-        DecodeError: it is invalid; the error names the field.
+        DecodeError: the value is invalid; the error names the field.
     """
     reason = rule.wrong(value)
     if reason:
@@ -281,12 +281,12 @@ def require(name: str, rule: Rule, value: object, raw: bytes = b"") -> None:
 
 
 def named(name: str, reason: str) -> str:
-    """Join a field's name and what is wrong with it."""
+    """Return a field's name, followed by what is wrong with the field."""
     return f"{name}{reason}" if reason.startswith("[") else f"{name} {reason}"
 
 
 def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
-    """Describe a value briefly: a number if its type is one of `numbers`, otherwise its type."""
+    """Describe a value briefly: as a number if its type is one of `numbers`, else by its type."""
     if type(value) not in numbers:
         return type(value).__name__
     if isinstance(value, int) and abs(value) >= 1 << 64:
@@ -296,10 +296,10 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 
 # --- JSON as a whole ------------------------------------------------------------------------------
 
-# An empty list, two characters and a comma, takes 80 bytes: text can grow thirtyfold when parsed,
-# and no other task runs in the process in the meantime. So the number of values is also limited, to
-# one per this many bytes of the maximum size. For 8 MiB that is 131,072 values, which take at most
-# about 20 MB and 0.1 s. Smaller texts may have any density.
+# An empty list, two characters and a comma, takes 80 bytes. So text can grow thirtyfold when it is
+# parsed, and no other task runs in the process in the meantime. Therefore the number of values is
+# also limited, to one per this many bytes of the maximum size. For 8 MiB the limit is 131,072
+# values, which take at most about 20 MB and 0.1 s. Smaller texts may have any density.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000
@@ -333,7 +333,7 @@ def check_json(data: bytes, max_bytes: int, what: str) -> None:
     """Refuse a JSON text that would be too expensive to parse, without parsing it.
 
     Raises:
-        DecodeError: it is too large, or has too many values for its size.
+        DecodeError: the text is too large, or has too many values for its size.
     """
     if len(data) > max_bytes:
         raise DecodeError(f"{what} of {len(data)} bytes is larger than {max_bytes}", data)
@@ -351,12 +351,12 @@ def is_readable(data: bytes, max_bytes: int) -> bool:
 def has_more_items(data: bytes, most: int) -> bool:
     """Return whether a JSON text has more commas and opening brackets outside strings than `most`.
 
-    This is fast for texts with fewer bytes than that, as nearly all messages are.
+    This is fast for texts with fewer bytes than `most`, that is, for nearly all messages.
     """
     if len(data) <= most or _count(data) <= most:
         return False
-    # Strings may contain these characters, so leave strings out. Without escapes, everything
-    # between two quotes belongs to a string; two adjacent quotes do not affect the others.
+    # Strings may contain these characters, so remove the strings. Once escapes are gone, everything
+    # between two quotes belongs to a string; removing two adjacent quotes does not affect the rest.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

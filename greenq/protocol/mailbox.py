@@ -1,9 +1,10 @@
 """The mailbox: remote control requests to all workers, and the replies to the requester.
 
 Shape: a request is a list element (envelope) published on the fanout exchange ``celery.pidbox``,
-    headers clock and expires, delivery mode 2; its body names the method, its arguments, its
-    recipients, and where replies go. A reply is a list element pushed on the requester's own list,
-    headers ticket and clock, delivery mode 1; its body is ``{node name: reply}``.
+    with the headers clock and expires and delivery mode 2. Its body names the method, its
+    arguments, its recipients, and where replies go. A reply is a list element pushed on the
+    requester's own list, with the headers ticket and clock and delivery mode 1. Its body is
+    ``{node name: reply}``.
 Source: wire format, section 11; the recordings inspect, pool_control and revoke_id.
 """
 
@@ -39,7 +40,7 @@ NO_REPLY: Final = object()
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
 
-# This is large, since a worker may report on all of its tasks.
+# The limit for a reply. It is large, since a worker may report on all of its tasks.
 REPLY_BYTES = 128 << 20
 
 
@@ -62,9 +63,9 @@ class ControlRequest:
     Attributes:
         method: a command's name or alias.
         arguments: its keyword arguments.
-        destination: the node names it is for; if empty or None, see `pattern`.
+        destination: the node names that it is for; if empty or None, see `pattern`.
         pattern, matcher: a pattern that node names must match, and its type, ``glob`` or ``pcre``;
-            without a pattern the request is for all.
+            without a pattern, the request is for all nodes.
         ticket: identifies the replies; None if no replies are wanted.
         reply_to: where replies go.
         clock: the sender's logical clock.
@@ -83,11 +84,11 @@ class ControlRequest:
 
     @property
     def needs_regex(self) -> bool:
-        """True if a regular expression selects its nodes."""
+        """True if the request's nodes are selected by a regular expression."""
         return self.matcher == "pcre" and bool(self.pattern) and not self.destination
 
     def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
-        """Return whether it is for a node: selected by name, or by pattern, or as one of all nodes.
+        """Return whether the request is for a node, by its name, a pattern, or as for all nodes.
 
         Raises:
             ValueError: the pattern is too long, or it is a regular expression, which is not
@@ -104,7 +105,7 @@ class ControlRequest:
                 )
             return regex_matches(node, self.pattern)
         if len(self.pattern) > MOST_CHARS:
-            raise ValueError(f"a pattern has at most {MOST_CHARS} characters")
+            raise ValueError(f"the pattern is longer than {MOST_CHARS} characters")
         return glob_matches(node, self.pattern)
 
 
@@ -117,7 +118,7 @@ class Reply(NamedTuple):
 
 
 def write_request(request: ControlRequest, *, serializer: str = "json") -> str:
-    """Write a request as a list element.
+    """Return a request as a list element.
 
     Raises:
         EncodeError: an argument cannot be serialized.
@@ -140,8 +141,8 @@ def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
     """Parse a request.
 
     Raises:
-        DecodeError: it is not a request.
-        ContentDisallowed: its content type is not in `accept`.
+        DecodeError: the data is not a request.
+        ContentDisallowed: the content type is not in `accept`.
     """
     headers, body = _opened(raw, accept)
     destination = body.get("destination") or None
@@ -151,7 +152,9 @@ def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
         raise DecodeError(f"it is not a control request: {wrong or 'it has no method'}", raw)
     arguments = body.get("arguments") or {}
     if not all(isinstance(name, str) for name in arguments):
-        raise DecodeError(f"the arguments of control request {body['method']!r} have names", raw)
+        raise DecodeError(
+            f"the names of the arguments of control request {body['method']!r} must be text", raw
+        )
     return ControlRequest(
         method=body["method"],
         arguments=arguments,
@@ -174,7 +177,7 @@ def write_reply(
     to: ReplyTo,
     serializer: str = "json",
 ) -> str:
-    """Write a worker's reply as a list element.
+    """Return a worker's reply as a list element.
 
     Raises:
         EncodeError: the reply cannot be serialized.
@@ -193,8 +196,8 @@ def read_reply(raw: bytes, accept: frozenset[str]) -> Reply:
     """Parse a worker's reply.
 
     Raises:
-        DecodeError: it is not a reply.
-        ContentDisallowed: its content type is not in `accept`.
+        DecodeError: the data is not a reply.
+        ContentDisallowed: the content type is not in `accept`.
     """
     headers, replies = _opened(raw, accept, REPLY_BYTES)
     if not all(isinstance(node, str) for node in replies):

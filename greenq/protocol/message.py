@@ -1,4 +1,4 @@
-"""One call of a task: writes version 2 of Celery's task protocol, and reads versions 1 and 2."""
+"""One call of a task: encodes version 2 of Celery's task protocol, and reads versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -30,39 +30,40 @@ MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
 
-# The class is not frozen, which would double the cost of creating a message. Messages are never
-# modified.
+# The class is not frozen, since that would double the cost of creating a message. Even so, messages
+# are never modified.
 @dataclass(slots=True)
 class TaskMessage:
     """One call of a task, as sent.
 
     Attributes:
-        task: registered name.
+        task: the registered name.
         id: the call's id; any text.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        shadow: name to show in logs and events instead of `task`, shortened if long; None for none.
-        eta: earliest time to run, as ISO 8601 text; None means immediately. See `parse_time`.
-        expires: latest time to run, as ISO 8601 text; None means no limit.
-        group: id of the group it belongs to; None for none.
-        group_index: place in the group, from 0; None outside a group.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        shadow: a name to show in logs and events instead of `task`, shortened if long; None for
+            none.
+        eta: the earliest time to run, as ISO 8601 text; None means immediately. See `parse_time`.
+        expires: the latest time to run, as ISO 8601 text; None means no limit.
+        group: the id of the group that the call belongs to; None for none.
+        group_index: its place in the group, from 0; None outside a group.
         retries: how many times it was retried before; 0 the first time.
         timelimit: hard and soft time limit in seconds; None for no limits of its own.
-        root_id: first call of the workflow; None means `id` when encoding.
+        root_id: the first call of the workflow; None means `id` when encoding.
         parent_id: the call that sent this one; None if no task did.
-        argsrepr: short readable text of the arguments; None generates it when encoding.
-        kwargsrepr: likewise for the keyword arguments.
-        origin: node name of the sender; None if not given.
-        ignore_result: whether to store no result; None leaves it to the task.
+        argsrepr: a short readable text of the arguments; None generates it when encoding.
+        kwargsrepr: the same for the keyword arguments.
+        origin: the node name of the sender; None if not given.
+        ignore_result: whether to store no result; None leaves this to the task.
         replaced_task_nesting: how many times the call was replaced; 0 for never.
-        stamped_headers: names of the stamps; None for none.
+        stamped_headers: the names of the stamps; None for none.
         stamps: a mapping from the name of a stamp to its value or list of values.
         headers: the caller's own headers.
         callbacks: signatures to send on success; None for none.
         errbacks: signatures to call on failure; None for none.
-        chain: signatures to run after it, the next one last; None for none.
-        chord: signature of the chord's body; None outside a chord.
-        redelivered: whether it was requeued after an earlier delivery.
+        chain: signatures to run after the call, the next one last; None for none.
+        chord: the signature of the chord's body; None outside a chord.
+        redelivered: whether the message was requeued after an earlier delivery.
     """
 
     task: str
@@ -120,11 +121,11 @@ def encode(
     compression: str | None = None,
     max_bytes: int | None = None,
 ) -> Encoded:
-    """Write a task call in version 2 of the task protocol.
+    """Encode a task call in version 2 of the task protocol.
 
-    Shape: the body is (args, kwargs, embed), embed has callbacks, errbacks, chain, chord; the
-        headers are all present, in Celery's order, then the caller's, then ``compression``, then,
-        if set, ``redelivered``.
+    Shape: the body is (args, kwargs, embed), where embed has callbacks, errbacks, chain and chord.
+        All headers are present, in Celery's order. The caller's headers follow, then
+        ``compression`` and ``redelivered``, if they are set.
 
     Units: `max_bytes` limits the body before compression; None means no limit.
 
@@ -147,7 +148,7 @@ def check_args(task: str, args: object) -> None:
     """Refuse arguments that are neither a list nor a tuple.
 
     Raises:
-        EncodeError: they have another type.
+        EncodeError: the arguments have another type.
     """
     if not isinstance(args, (list, tuple)):
         raise EncodeError(f"args of {task} must be a list or tuple, not {type(args).__name__}")
@@ -157,11 +158,11 @@ def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
     """Refuse a body, before its compression, that workers with the same limit would refuse.
 
     Raises:
-        EncodeError: it is too large, or has more values than workers read at that size.
+        EncodeError: the body is too large, or has more values than workers read at that size.
     """
     if len(body) > max_bytes:
         raise EncodeError(
-            f"a body of {len(body):,} bytes is more than task_max_body_bytes, "
+            f"a body of {len(body):,} bytes exceeds task_max_body_bytes, "
             f"{max_bytes:,}: store the data elsewhere and send its name, or raise that "
             "setting here and in the workers"
         )
@@ -184,7 +185,7 @@ def embed_of(message: TaskMessage) -> dict[str, Any]:
 
 
 def headers_of(message: TaskMessage) -> dict[str, Any]:
-    """Return the headers of a message; the caller's own come last, and take precedence."""
+    """Return the headers of a message; the caller's own headers come last, and take precedence."""
     argsrepr, kwargsrepr = message.argsrepr, message.kwargsrepr
     return {
         "lang": "py",
@@ -227,7 +228,7 @@ def decode(
 
     Raises:
         ContentDisallowed: the body's content type is not in `accept`.
-        DecodeError: it is not a task call, or too large, or a header is invalid.
+        DecodeError: the message is not a task call, or is too large, or a header is invalid.
     """
     headers = envelope.headers
     own = _check_fields(envelope, headers)
@@ -244,7 +245,7 @@ def decode(
 def _build(
     envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
 ) -> TaskMessage:
-    """Combine checked headers and an unchecked body, in one long call, as this is a hot path."""
+    """Combine checked headers and an unchecked body; one long call, since this is a hot path."""
     get = headers.get
     task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:
@@ -288,8 +289,9 @@ def _build(
 def part_of(envelope: Envelope) -> TaskMessage | None:
     """Return the place in a group given by the headers of a message with an unreadable body.
 
-    The headers do not show whether the group is the header of a chord: `UNREADABLE` represents the
-    chord. Return None if there is no group, or if a header is invalid.
+    The headers do not show whether the group is the header of a chord, so the result assumes that
+    it is: `UNREADABLE` stands for the signature of the body. Return None if there is no group, or
+    if a header is invalid.
     """
     get = envelope.headers.get
     task, task_id = get("task"), get("id")
@@ -306,7 +308,7 @@ def part_of(envelope: Envelope) -> TaskMessage | None:
 
 
 def _shorten(text: str | None, most: int) -> str | None:
-    """Return at most `most` characters of a descriptive text chosen by the sender."""
+    """Return at most `most` characters of a descriptive text that the sender has chosen."""
     return text and text[:most]
 
 
@@ -378,8 +380,8 @@ def parse_time(text: str, field: str = "a time") -> datetime:
     """Parse an eta or an expiry as an aware UTC datetime; a text without an offset is in UTC.
 
     Raises:
-        DecodeError: it is not ISO 8601, or is outside the range of datetime; the error names the
-            `field`.
+        DecodeError: the text is not ISO 8601, or is outside the range of datetime; the error names
+            the `field`.
     """
     try:
         moment = datetime.fromisoformat(text)

@@ -31,7 +31,7 @@ from greenq.states import EXCEPTION_STATES, SUCCESS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# The prefix of a compressed payload; the content type, a zero byte and the data follow it.
+# The prefix of a compressed payload. The content type, a zero byte and the data follow it.
 COMPRESSED_MARK = b"\x00celery-compressed\x00"
 DEFAULT_MAX_BYTES = 256 << 20
 
@@ -48,10 +48,10 @@ class ResultMeta:
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
         traceback: the traceback as text; None for none.
-        children: result tuples of the tasks it sent; None or empty for none.
-        date_done: ISO 8601 text; None unless the state is final.
-        group_id: None outside a group.
-        parent_id: None if no task sent it.
+        children: result tuples of the tasks that the call sent; None or empty for none.
+        date_done: when the call ended, as ISO 8601 text; None unless the state is final.
+        group_id: the group that the call belongs to; None outside a group.
+        parent_id: the call that sent this one; None if no task sent it.
         extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue and stamps.
     """
 
@@ -71,7 +71,7 @@ _Moment: TypeAlias = Annotated[str, MOMENT_TEXT.meta]
 
 
 class _Success(msgspec.Struct, forbid_unknown_fields=True):
-    """This covers most results: the decoder checks all rules as it goes."""
+    """The form of most results; the decoder checks all rules as it goes."""
 
     status: Literal["SUCCESS"]
     result: Any
@@ -85,14 +85,13 @@ class _Success(msgspec.Struct, forbid_unknown_fields=True):
 
 _read_success = msgspec.json.Decoder(_Success).decode
 
-# Celery's tag for a value of an extended type, in all the ways in which its characters may be
-# escaped.
+# Celery's tag for a value of an extended type, in all forms that escaping can give its characters.
 _TAGGED = (b"__type__", b"\\u00")
 
 # Whether an id needs no escaping in JSON.
 is_plain = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
-# The last second for which `utc_now` was called, and its text.
+# The last second that `utc_now` was called in, and its text.
 _last_second = (0, "")
 
 
@@ -118,7 +117,7 @@ def encode_success(
     group_id: str | None = None,
     parent_id: str | None = None,
 ) -> bytes:
-    """Write the JSON that `encode_result` writes for a success, in a third of the time.
+    """Return the JSON that `encode_result` returns for a success, in a third of the time.
 
     The task's id must satisfy `is_plain`.
 
@@ -151,7 +150,7 @@ def encode_result(
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
-    """Write the payload of a result.
+    """Return the payload of a result.
 
     Shape: status, result, traceback, children, date_done, then group_id, parent_id and `extended`
         if given, then task_id. An exception becomes data; see `exception_to_wire`.
@@ -181,7 +180,7 @@ def encode_result(
 def encode_group(
     members: object, serializer: str = "json", compression: str | None = None
 ) -> bytes:
-    """Write the payload of a saved group; `members` is its result tuple.
+    """Return the payload of a saved group; `members` is its result tuple.
 
     Shape: an object with the one field ``result``.
     """
@@ -195,7 +194,7 @@ def encode_part(
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
-    """Write a part of a chord: the outcome of a task in its header.
+    """Return a part of a chord as a payload: the outcome of a task in its header.
 
     Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
 
@@ -203,7 +202,7 @@ def encode_part(
         EncodeError: the result cannot be serialized.
     """
     if status == SUCCESS and serializer == "json" and not compression:
-        # For most parts, this writes the same text in half the time.
+        # For most parts, this gives the same text in half the time.
         return f'[1, {quote(task_id)}, "SUCCESS", {json_dumps(result)}]'.encode()
     if status in EXCEPTION_STATES and isinstance(result, BaseException):
         result = _exception_for(result, serializer)
@@ -222,7 +221,7 @@ def decode_part(
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: it is damaged, too large, or not a part.
+        DecodeError: the payload is damaged, too large, or not a part.
     """
     part = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     if not isinstance(part, (list, tuple)) or len(part) != 4:
@@ -258,8 +257,8 @@ def decode_result(
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: it is damaged, too large, or not a result.
-        SecurityError: the stored exception names something that is not an exception class.
+        DecodeError: the payload is damaged, too large, or not a result.
+        SecurityError: the stored exception names an object that is not an exception class.
     """
     if (
         serializer == "json"
@@ -270,7 +269,7 @@ def decode_result(
         try:
             found = _read_success(payload)
         except (ValueError, RecursionError):
-            # This handles any other state, and whatever is wrong with this one.
+            # The slower way below reads any other state, and reports what is wrong with this one.
             pass
         else:
             return ResultMeta(
@@ -294,15 +293,15 @@ def decode_group(
     max_bytes: int = DEFAULT_MAX_BYTES,
     accept_compression: frozenset[str] = KNOWN,
 ) -> Any:
-    """Parse the payload of a saved group and return its result tuple.
+    """Parse the payload of a saved group, and return the group's result tuple.
 
     Raises:
         ContentDisallowed: the serializer's content type is not in `accept`.
-        DecodeError: it is damaged, too large, or not a saved group.
+        DecodeError: the payload is damaged, too large, or not a saved group.
     """
     meta = _unpack(payload, serializer, accept, max_bytes, accept_compression)
     if not isinstance(meta, dict) or "result" not in meta:
-        raise DecodeError("it is not a saved group", payload)
+        raise DecodeError("the payload is not a saved group", payload)
     return meta["result"]
 
 
@@ -355,8 +354,8 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments and its module.
 
-    If a reader could not rebuild the same exception from its arguments, the text is included:
-    as ``exc_text``, and as the only argument if the constructor refuses the original ones.
+    If a reader could not rebuild the same exception from its arguments, its text is included:
+    as ``exc_text``, and also as the only argument if the constructor refuses the original ones.
 
     Args:
         exc: any exception, even one whose methods raise.
@@ -385,7 +384,7 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
     text = text.encode(errors="backslashreplace").decode()
     try:
         again = str(cls(*args))
-    # The constructor's arguments differ from those that it stores in ``args``.
+    # The constructor's parameters may differ from the arguments that it stores in ``args``.
     except Exception:
         wire["exc_message"] = [text] if text else args
         again = ""
@@ -395,22 +394,22 @@ def exception_to_wire(exc: BaseException, encodable: Callable[[object], object])
 
 
 def exception_from_wire(data: Any, traceback: str | None = None) -> Exception:
-    """Turn such data back into an exception.
+    """Turn the data of `exception_to_wire` back into an exception.
 
     Only modules that are already imported are searched for the class. Celery's own exceptions
-    become greenq's. An exception that cannot be rebuilt becomes a `RemoteError`; its text is the
-    stored one or the end of the `traceback`.
+    become greenq's. An exception that cannot be rebuilt becomes a `RemoteError`, whose text is the
+    stored text or the end of the `traceback`.
 
     Raises:
         SecurityError: the name refers to an object that is not an exception class.
-        DecodeError: it is not the data of an exception.
+        DecodeError: the data does not describe an exception.
     """
     if isinstance(data, Exception) and not isinstance(data, UnpicklableException):
         return data
     stored = _stored_exception(data)
     found = _exception_class(stored.module, stored.name)
     if found is not None and issubclass(found, Exception):
-        # A constructor's arguments may differ from those that it stores in ``args``.
+        # A constructor's parameters may differ from the arguments that it stores in ``args``.
         with suppress(Exception):
             return _with_text(found(*stored.args), stored.args, stored.text)
     keeps_text = not isinstance(data, dict) or "exc_text" in data
@@ -427,7 +426,7 @@ class _StoredException(NamedTuple):
 
 
 def _stored_exception(data: Any) -> _StoredException:
-    """Read the data of an exception, which a serializer may have turned into an object."""
+    """Read the data of an exception, which a serializer may already have made into an object."""
     text: Any = None
     if isinstance(data, UnpicklableException):
         module, name, message, text = (*data.args, None, None, (), None)[:4]
@@ -449,7 +448,7 @@ def _stored_exception(data: Any) -> _StoredException:
 def _remote_error(
     stored: _StoredException, traceback: str | None, *, keeps_text: bool
 ) -> RemoteError:
-    """Return what stands for an exception that cannot be rebuilt."""
+    """Return an error that stands for an exception that cannot be rebuilt."""
     module, name, args, text = stored
     shown = name if module in (None, "builtins") else f"{module}.{name}"
     if text is None:
@@ -487,7 +486,7 @@ def _require_name(module: str | None, name: str) -> None:
     """Refuse text that cannot be the name of a class.
 
     Raises:
-        DecodeError: it cannot be one.
+        DecodeError: the text cannot be such a name.
     """
     try:
         type(name.rpartition(".")[2] or "Exception", (), {"__module__": module or ""})
@@ -497,7 +496,7 @@ def _require_name(module: str | None, name: str) -> None:
 
 
 def _exception_for(exc: BaseException, serializer: str) -> object:
-    """Choose the form of an exception: with pickle, it is the exception itself if possible."""
+    """Choose the form of an exception: with pickle, the exception itself if possible."""
     if serializer == "pickle" and type(exc) not in CELERY_NAMES and _survives_pickle(exc):
         return exc
     check = _pickle_both_ways if serializer == "pickle" else lambda value: dumps(value, serializer)
@@ -514,7 +513,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can be unpickled, since many exceptions can only be pickled."""
+    """Check that a value can also be unpickled, since many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)
@@ -542,12 +541,12 @@ def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
 
 
 def _exception_class(module: str | None, name: str) -> type[BaseException] | None:
-    """Find a class in the modules already imported; return None if it is not there."""
+    """Find a class in the modules already imported; return None if it is not in them."""
     twin = _TWINS.get((module or "", name))
     if twin is not None:
         return twin
     found: Any = sys.modules.get(module) if module else None
-    # This does not use getattr, which would run a lazy module's code for an untrusted name.
+    # Do not use getattr here: it would run a lazy module's code for an untrusted name.
     for part in name.split("."):
         found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if found is None:

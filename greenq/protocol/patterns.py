@@ -1,7 +1,7 @@
 """Patterns for node names in remote control requests, which anyone who may publish can send.
 
-None of them may keep a worker busy: the time to match a glob is limited by the lengths of the
-pattern and the name, and a regular expression is refused unless its time is also limited.
+No pattern may keep a worker busy. The time to match a glob is limited by the lengths of the pattern
+and the name, and a regular expression is refused unless its time is also limited.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 MOST_CHARS: Final = 200
 
 # The maximum number of ways to match a regular expression against a name. Each repeat may end
-# anywhere in the name, and each bar doubles the number of choices; these numbers are multiplied.
+# anywhere in the name, and each bar doubles the number of choices. All of these numbers are
+# multiplied.
 _MOST_WAYS: Final = 100_000
 
 _REPEATS: Final = frozenset("*+?{")
@@ -22,7 +23,7 @@ _REPEATS: Final = frozenset("*+?{")
 def glob_matches(name: str, pattern: str) -> bool:
     """Return whether a name matches a glob: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
 
-    When the part after a star does not match, the last star takes one more character; earlier stars
+    If the part after a star does not match, the last star takes one more character; earlier stars
     never need to do so. So the number of steps is at most the product of both lengths.
     """
     parts = _parts(pattern)
@@ -52,7 +53,7 @@ def _parts(pattern: str) -> list[str]:
     at = 0
     while at < len(pattern):
         char = pattern[at]
-        # A bracket right after the opening one, or after its "!", is a member of the set.
+        # A bracket right after the opening bracket, or after its "!", is a member of the set.
         first = at + 2 if pattern[at + 1 : at + 2] == "!" else at + 1
         end = pattern.find("]", first + 1) if char == "[" else -1
         if end > 0:
@@ -86,7 +87,7 @@ def regex_matches(name: str, pattern: str) -> bool:
     """Return whether the beginning of a name matches a regular expression.
 
     Raises:
-        ValueError: it is not a regular expression, or matching it could take long.
+        ValueError: the pattern is not a regular expression, or matching it could take long.
     """
     why = _too_much(name, pattern)
     if why:
@@ -100,16 +101,16 @@ def regex_matches(name: str, pattern: str) -> bool:
 def _too_much(name: str, pattern: str) -> str:
     """Return why an expression is refused; "" if it is accepted.
 
-    An accepted expression repeats no group, so repeats are not nested, and has so few repeats and
-    bars that the number of ways to match is known beforehand.
+    An accepted expression repeats no group, so repeats are not nested. It also has so few repeats
+    and bars that the number of ways to match is known beforehand.
     """
     if len(pattern) > MOST_CHARS:
-        return f"a pattern has at most {MOST_CHARS} characters"
+        return f"the pattern is longer than {MOST_CHARS} characters"
     # A character after a backslash or in a set is not a repeat.
     plain = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
     if re.search(r"\[\^?\]?[^]]*(\[|--|&&|~~|\|\|)", plain):
-        # Refuse these, since Python warns about them on stderr, and their meaning may change.
-        return "a set must not hold [, --, &&, ~~ or ||"
+        # Refuse these characters: Python warns about them on stderr, and their meaning may change.
+        return "a set must not contain [, --, &&, ~~ or ||"
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")
     if "(?" in plain:

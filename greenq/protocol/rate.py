@@ -1,4 +1,4 @@
-"""Rate limits as text: "10/m" means ten per minute."""
+"""Rate limits as text: "10/m" means ten starts per minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse_rate(rate: str | float | None) -> float | None:
         None and empty text mean no limit.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: `rate` has none of these forms.
     """
     number, slash, unit = str(rate or "").strip().partition("/")
     if not number and not slash:

@@ -22,7 +22,7 @@ from greenq.protocol.limits import MOST_ITEMS, has_more_items
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Every Python since 3.4 can read this; Celery writes the same protocol.
+# Every Python since 3.4 can read this protocol, which Celery also writes.
 PICKLE_PROTOCOL = 4
 _YAML_MAX_DEPTH = 500
 
@@ -49,7 +49,7 @@ class UnpicklableException(Exception):
 
 
 def json_dumps(value: object) -> str:
-    """Write `value` as JSON, with Celery's tags for dates, times, decimals, UUIDs and bytes.
+    """Return `value` as JSON, with Celery's tags for dates, times, decimals, UUIDs and bytes.
 
     An object with a ``__json__()`` method is replaced by that method's result.
 
@@ -60,15 +60,15 @@ def json_dumps(value: object) -> str:
         return _encode_json(value)
     # __json__ and the conversion of lazy text run users' code, which may raise any exception.
     except Exception as exc:
-        raise EncodeError(f"cannot be written as JSON: {_why(exc)}") from exc
+        raise EncodeError(f"cannot be encoded as JSON: {_why(exc)}") from exc
 
 
 def json_loads(text: str | bytes) -> Any:
     """Read JSON, turning Celery's tags back into Python values.
 
     Raises:
-        DecodeError: it is not UTF-8, not JSON or nested too deeply, or has an unknown or broken
-            tag.
+        DecodeError: the text is not UTF-8, not JSON or nested too deeply, or has an unknown or
+            broken tag.
     """
     try:
         decode = _decode_json if len(text) < _LARGE else _decode_large
@@ -122,7 +122,7 @@ def _is_lazy_text(value: object) -> bool:
 
 _DECODERS: dict[str, Callable[[Any], object]] = {
     "datetime": datetime.fromisoformat,
-    # A date may come with a time of day, which is ignored.
+    # A date may be followed by a time of day, which is ignored.
     "date": lambda text: datetime.fromisoformat(text).date(),
     "time": time.fromisoformat,
     "decimal": Decimal,
@@ -142,7 +142,7 @@ def _untag(obj: dict[str, Any]) -> object:
 
 
 def _json_encoder() -> Callable[[object], str]:
-    """Return `json.JSONEncoder(default=_default).encode`, faster where Python has it in C.
+    """Return `json.JSONEncoder(default=_default).encode`, or a faster function if Python has one.
 
     That method builds a new C encoder for every value, which takes longer than encoding a small
     value.
@@ -158,8 +158,8 @@ def _json_encoder() -> Callable[[object], str]:
         try:
             return "".join(fast(value, 0))
         except RecursionError:
-            # The fast encoder does not track its path, whereas this one distinguishes cycles from
-            # deep nesting.
+            # The fast encoder does not track its path. The slow one does, and so distinguishes
+            # cycles from deep nesting.
             return checking(value)
 
     return encode
@@ -170,18 +170,18 @@ _encode_json = _json_encoder()
 # decoder.
 _decode_json = json.JSONDecoder(object_hook=_untag).decode
 
-# The number of characters from which a text can have so many values that reading them keeps other
-# tasks waiting: 130,000 take up to 70 ms, and 140 if garbage is collected between them, next to a
-# large heap.
+# A text of at least this many characters may have so many values that reading them keeps other
+# tasks waiting. Reading 130,000 values takes up to 70 ms, and 140 ms if garbage is collected in the
+# meantime while the heap is large.
 _LARGE = 64 << 10
 
-# What `msgspec` refuses, or reads otherwise than `json` with our hook. It takes 5 to 30 ms for the
-# same values.
+# Texts that `msgspec` refuses, or reads differently from `json` with our hook. For the same number
+# of values, `msgspec` takes 5 to 30 ms.
 _UNUSUAL = ("__type__", "\\u", "NaN", "Infinity")
 
 
 def _decode_large(text: str) -> Any:
-    """Read JSON with the garbage collector paused, since all that is made here is in use."""
+    """Read JSON with the garbage collector paused, since all new objects here are in use."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -202,7 +202,7 @@ def _decode_large(text: str) -> Any:
 
 
 def _optional(module: str, extra: str) -> Any:
-    """Import an optional package; this is cheap once it is loaded."""
+    """Import an optional package; this is cheap once the package is loaded."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
@@ -224,7 +224,7 @@ def _dump_yaml(value: object) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Replace objects with a ``__json__()``, such as signatures, with its result."""
+    """Replace each object that has a ``__json__()``, such as a signature, with its result."""
     kind = value.__class__
     if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -316,10 +316,10 @@ def register(
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
-    """Add a serializer, or replace one that was added.
+    """Add a serializer, or replace one that was added before.
 
     Args:
-        encoder: turns a value into bytes, or into text of this encoding.
+        encoder: turns a value into bytes, or into text, which is encoded with `content_encoding`.
         decoder: turns the bytes into the value.
 
     Raises:
@@ -327,7 +327,7 @@ def register(
     """
     known = _CONTENT_TYPES.get(name)
     if name in SERIALIZERS or (known != content_type and content_type in _BUILT_IN):
-        raise ValueError(f"serializer {name} ({content_type}): that is a built-in one")
+        raise ValueError(f"serializer {name} ({content_type}): a built-in one cannot be replaced")
 
     def dump(value: object) -> bytes:
         data = encoder(value)
@@ -351,7 +351,7 @@ def content_type_of(serializer: str) -> str:
 
 
 def dumps(value: object, serializer: str) -> Serialized:
-    """Serialize `value`: ``json``, ``pickle``, ``yaml``, ``msgpack`` or ``raw``.
+    """Serialize `value` with ``json``, ``pickle``, ``yaml``, ``msgpack``, ``raw`` or an added one.
 
     Raises:
         EncodeError: the value cannot be represented, or the serializer is unknown or not installed.
@@ -398,9 +398,9 @@ def loads(
 
 
 def accepted(names: Iterable[str]) -> frozenset[str]:
-    """Turn serializer names and content types into the content types to accept.
+    """Return the content types to accept, given as serializer names and content types.
 
-    ``application/data`` is always among them, and its bytes are passed on unchanged.
+    ``application/data`` is always among them; its bytes are passed on unchanged.
 
     Raises:
         ValueError: a name is neither a serializer nor a content type.
@@ -465,13 +465,13 @@ def saferepr(value: object, max_chars: int = 1024, max_levels: int = 3) -> str:
         three dots.
     """
     if value is None:
-        # The most common return value.
+        # None is the most common return value.
         return "None"
     pieces: list[str] = []
     try:
         if max_levels > 0 and _is_plain(value):
-            # For these, `repr` (in C) gives the same result unless characters are escaped or left
-            # out.
+            # For plain values, `repr` (in C) gives the same result unless characters are escaped or
+            # omitted.
             text = repr(value)
             if len(text) < max_chars and "\\" not in text and '"' not in text:
                 return text

@@ -1,8 +1,8 @@
-"""What a signature in a message may contain: it is untrusted data, and a worker sends its tasks.
+"""What a signature in a message may contain: it is untrusted data that makes a worker send tasks.
 
-A message contains the signatures of what follows it: callbacks, errbacks, the rest of its chain,
-and the body of its chord. All of them are checked when the message is read, so that later code can
-rely on their shape.
+A message contains the signatures of the calls that follow it: callbacks, errbacks, the rest of its
+chain, and the body of its chord. All of them are checked when the message is read, so that later
+code can rely on their shape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_DEPTH: Final = 100
 """How deeply signatures may be nested in one another."""
 
 FOLLOWING: Final = ("callbacks", "errbacks", "chain", "chord")
-"""The fields of a message that hold signatures."""
+"""The fields of a message that contain signatures."""
 
 _OBJECT = OneOf((dict,))
 _LIST = OneOf((list, tuple))
@@ -36,8 +36,8 @@ _SIGNATURE: Final[Mapping[str, Rule]] = {
     "subtask_type": Optional(NAME),
 }
 
-# The options that become part of a key, or are used in calculations; the others are checked when
-# they are used, as for any sending.
+# The options that become part of a key, or that code calculates with. The others are checked when
+# they are used, as whenever a task is sent.
 _OPTIONS: Final[Mapping[str, Rule]] = {
     "task_id": Optional(KEY),
     "group_id": Optional(KEY),
@@ -51,7 +51,7 @@ _OPTIONS: Final[Mapping[str, Rule]] = {
 
 _TYPES: Final = (None, "chain", "group", "chord")
 
-# The tasks that are always a kind of workflow, whatever else their signatures contain.
+# The tasks that are always a kind of workflow, whatever their signatures contain otherwise.
 _ITEMS = ("celery.chunks",)
 
 
@@ -60,9 +60,9 @@ _Count: TypeAlias = Annotated[int, COUNT.meta]
 
 
 class _PlainOptions(msgspec.Struct):
-    # Other options are checked when they are used.
+    # Options that are not listed here are checked when they are used.
     task_id: _Key | None = None
-    # The body of a chord has both of them.
+    # The body of a chord has both a group_id and a group_index.
     group_id: _Key | None = None
     group_index: _Count | None = None
     root_id: None = None
@@ -79,7 +79,7 @@ class _PlainOptions(msgspec.Struct):
 class _PlainSignature(msgspec.Struct):
     """A signature of one task without nested signatures, as in most steps and bodies of chords.
 
-    It is checked in C, since a message contains all remaining steps of its chain.
+    The check is done in C, since a message contains all remaining steps of its chain.
     """
 
     task: _Key
@@ -104,8 +104,8 @@ def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:
     """Check the signatures in a message.
 
     Returns:
-        The message without the fields that are wrong, and the problem with the first of them, or ""
-        if there is none.
+        The message without the fields that are wrong, and what is wrong with the first of them; ""
+        if no field is wrong.
     """
     reasons = {}
     for field in FOLLOWING:
@@ -134,7 +134,7 @@ def _wrong_field(field: str, value: Any) -> str:
 
 def wrong_signature(signature: object) -> str:
     """Return what is wrong with a signature; "" if it is valid."""
-    # This does not recurse, since the depth is untrusted.
+    # The check does not recurse, because the depth is untrusted.
     left: list[tuple[object, int]] = [(signature, 1)]
     while left:
         found, depth = left.pop()
@@ -169,7 +169,7 @@ def _wrong_shape(signature: dict[str, Any]) -> str:
 
 
 def _wrong_parts(kind: str | None, kwargs: Mapping[str, Any]) -> str:
-    """Return what is wrong with the place of the signatures inside one; "" for nothing."""
+    """Return what is wrong with the fields that contain a signature's parts; "" for nothing."""
     if kind in ("chain", "group") and not isinstance(kwargs.get("tasks"), (list, tuple)):
         return f"a {kind} has no list of tasks"
     if kind == "chord":
@@ -183,12 +183,12 @@ def _wrong_parts(kind: str | None, kwargs: Mapping[str, Any]) -> str:
 def _wrong_chunks(kwargs: Mapping[str, Any]) -> str:
     size = kwargs.get("n")
     if type(size) is not int or size < 1 or not isinstance(kwargs.get("it"), (list, tuple)):
-        return "chunks need a list and a whole number, 1 or more"
+        return "chunks need a list and a whole number of at least 1"
     return ""
 
 
 def _inside(signature: Mapping[str, Any]) -> Iterator[object]:
-    """Yield the signatures directly inside one."""
+    """Yield the signatures directly inside a signature."""
     kwargs, options = signature["kwargs"], signature["options"]
     kind = signature.get("subtask_type")
     if kind in ("chain", "group"):

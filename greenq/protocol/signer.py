@@ -1,4 +1,4 @@
-"""Signatures: an HMAC over the data that is acted on, stored in the JSON object that it signs.
+"""Signatures: an HMAC over data that others act on, stored in the JSON object that it signs.
 
 Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
     hexadecimal digits that name the key, then 32 digits of the HMAC-SHA-256, which are its first
@@ -6,13 +6,13 @@ Shape: the last member of a list element, of an event or of a JSON result is ``g
     same digits.
 
 The HMAC covers all bytes except the signature, preceded by a heading: the version, the kind, and
-the length and the text of the place. Because of the kind, a result cannot pass as a message;
-because of the place, a message cannot pass on another queue. A result itself names its task, which
-its reader compares. The heading marks its own end, so that different contents are never signed as
-the same bytes.
+the length and the text of the place. Because of the kind, a result cannot pass as a message, and
+because of the place, a message cannot pass on another queue. A result itself names its task, and
+its reader compares that name. The heading marks its own end, so that different contents are never
+signed as the same bytes.
 
-A worker that changes a signed message, such as by marking it as redelivered, signs it again. So
-nothing is left out of the signature, and no canonical form of JSON is needed.
+A worker that changes a signed message, for example by marking it as redelivered, signs it again. So
+no part of the message has to be exempt from the signature, and no canonical form of JSON is needed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# The number of kinds and places for which the beginning of the computation is cached.
+# For how many kinds and places the beginning of the computation is cached.
 _PLACES = 1000
 
-# As in RFC 2104, the key fills one block of the hash, whose bits are changed in two ways.
+# As in RFC 2104, the key fills one block of the hash, and the bits of this block are changed in two
+# ways.
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
@@ -61,7 +62,7 @@ class Signer:
     """Signs with one key, and accepts the signatures of several. Any thread may use it.
 
     Attributes:
-        refused: the number of refusals, by kind and reason: ``message: unsigned``.
+        refused: the number of refusals, by kind and reason, such as ``message: unsigned``.
     """
 
     def __init__(
@@ -90,8 +91,8 @@ class Signer:
         """Return the signed content without the signature; count refusals.
 
         Raises:
-            SignatureError: it is unsigned, signed with an unknown key, or the signature does not
-                match.
+            SignatureError: the data is unsigned or signed with an unknown key, or the signature
+                does not match.
         """
         try:
             return self._open(kind, place, data)
@@ -100,7 +101,7 @@ class Signer:
             raise
 
     def trusts(self, kind: Kind, place: str, data: bytes) -> bool:
-        """Return whether `open` would accept this, without counting refusals."""
+        """Return whether `open` would accept the data, without counting refusals."""
         try:
             self._open(kind, place, data)
         except SignatureError:
@@ -108,9 +109,9 @@ class Signer:
         return True
 
     def reseal(self, kind: Kind, place: str, data: bytes, changed: str) -> str | bytes:
-        """Return `changed`, which was derived from `data`, signed if `data` is.
+        """Return `changed`, which was derived from `data`, signed if `data` is signed.
 
-        Refused data is returned unchanged: unsigned data never gets a signature.
+        If `data` is refused, it is returned unchanged: unsigned data never gets a signature.
         """
         try:
             content = self._open(kind, place, data)
@@ -150,7 +151,7 @@ def _name_of(key: bytes) -> bytes:
 
 
 def _begin(key: bytes, kind: Kind, place: str) -> tuple[Callable[[], _Hash], Callable[[], _Hash]]:
-    """Return functions for the two hashes of an HMAC, the inner one including the heading."""
+    """Return functions for the two hashes of an HMAC; the inner one includes the heading."""
     block = (sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
     where = place.encode("utf-8", "surrogatepass")
     heading = b"greenq 1 %b %d %b\n" % (kind.encode(), len(where), where)

@@ -1,4 +1,4 @@
-"""A task's message as text with gaps, so that what many messages share is encoded only once."""
+"""A task's message as text with gaps, so that the parts many messages share are encoded once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# The parts that differ between messages, in the order in which `Template.fill` provides them.
+# The parts that differ between messages, in the order that `Template.fill` provides them in.
 _GAPS = (
     "body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag", "group_index",
 )  # fmt: skip
@@ -59,12 +59,12 @@ class Template:
     ) -> None:
         """Build the text around the gaps from `message` and `properties` (`task_properties`).
 
-        A description of the arguments, or a correlation id, becomes part of the text if given. A
-        body is refused if it has more than `max_bytes` before compression, or more values than
+        If a description of the arguments or a correlation id is given, it becomes part of the text.
+        A body is refused if it has more than `max_bytes` before compression, or more values than
         workers read at that size.
 
         Raises:
-            EncodeError: an option cannot be written, or the serializer or compression is unknown.
+            EncodeError: an option cannot be encoded, or the serializer or compression is unknown.
         """
         self._task = message.task
         self._serializer = serializer
@@ -82,11 +82,11 @@ class Template:
             id=marks["id"],
             root_id=marks["root_id"],
             parent_id=marks["parent_id"],
-            # A mark is text.
+            # The mark is text, although a group index is a number.
             group_index=marks["group_index"],  # type: ignore[arg-type]
             argsrepr=marks["argsrepr"] if message.argsrepr is None else message.argsrepr,
             kwargsrepr=marks["kwargsrepr"] if message.kwargsrepr is None else message.kwargsrepr,
-            # The body has its own gap, so data that may be large is not encoded twice.
+            # The body has its own gap, so these data, which may be large, are not encoded twice.
             callbacks=None,
             errbacks=None,
             chain=None,
@@ -102,9 +102,9 @@ class Template:
             properties=task_properties(**named),
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
-        # Each part except the last ends in a gap. No regular expression is used: each step of a
-        # chain with options of its own has its own template, and compiling an expression takes
-        # longer than everything else.
+        # Each part except the last ends in a gap. Do not use a regular expression here: each step
+        # of a chain that has options of its own has its own template, and compiling an expression
+        # takes longer than everything else.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:
@@ -125,10 +125,10 @@ class Template:
         group_index: int | None = None,
         chain: Sequence[Any] | None = None,
     ) -> str:
-        """Write one message; without a `root_id` it is the root itself.
+        """Return one message as text; without a `root_id`, the message is its own root.
 
         Args:
-            chain: the rest of its chain, in reverse order; None means that of the template's
+            chain: the rest of its chain, in reverse order; None means the chain of the template's
                 message.
 
         Raises:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The indent of all lines of a record except the first, so that no line can look like a record.
+# The indent of all lines of a record except the first, so that none of them looks like a record.
 _INDENT: Final = "    "
 
-# The maximum length of a record, since text from outside must not fill a disk.
+# The maximum length of a record, because text from outside must not fill a disk.
 _MOST_CHARS: Final = 100_000
 
 
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def record(text: str) -> str:
-    """Turn text into one log record: lines remain separate but are indented, and tabs are kept."""
+    """Turn text into one log record: lines stay separate but are indented, and tabs are kept."""
     if len(text) > _MOST_CHARS:
         text = cut(text, _MOST_CHARS)
     if text.isprintable():
@@ -30,7 +30,7 @@ def record(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Cut off everything beyond `most` characters, and append how many there were."""
+    """Cut off everything beyond `most` characters, and append how many were cut off."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[:most]}… ({left_out:,} characters more)"
 
@@ -40,6 +40,6 @@ def _escaped(char: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
-    """Return the first few names, and how many more there are."""
+    """Return the first few names as text, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"

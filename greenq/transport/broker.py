@@ -1,4 +1,4 @@
-"""The places where a message can reside, and all moves between them except the take.
+"""The places where a message can be, and all moves between them except the take.
 
 queued     list per queue and priority step        `publish` puts it there
 reserved   `unacked` hash + `unacked_index` zset   `take` (fetch.py) moves it there
@@ -6,8 +6,8 @@ parked     zset per queue, by ETA                  `park`, until `promote` moves
 buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
-Every move of a reserved message is one script (lua/settle.lua) that does nothing when the record is
-gone, so repeating a move after a lost answer is harmless.
+Every move of a reserved message is one script (lua/settle.lua), which does nothing if the record is
+gone. So repeating a move after a lost answer is harmless.
 """
 
 from __future__ import annotations
@@ -52,16 +52,17 @@ _PUSH_LIMITED = load_script("push_limited")
 # How many queues may be paused at once.
 _PAUSED = 1000
 
-# How many declared queues, and how many names of lists, are cached; beyond that, queues are
-# declared again and names computed again.
+# How many declared queues, and how many names of lists, are cached. Beyond that, queues are
+# declared again and names are computed again.
 _DECLARED = 10_000
 
-# The death counts that a message may carry, for finding it on the server while it is sent again.
+# The death counts that a message may carry. They are used to find the message on the server when it
+# is sent again.
 _DEATHS = (None, 1, 2)
 
 
-# As in Celery: the bindings of an expiring queue outlive it by the same time, and last at least
-# an hour. A third of the expiry is the pause between renewals.
+# As in Celery, the bindings of an expiring queue outlive it by the same time, and last at least an
+# hour. The pause between renewals is a third of the expiry.
 _BINDING_LIVES = 2
 _LEAST_BINDING_S = 3600.0
 _RENEWALS = 3
@@ -73,7 +74,7 @@ _SWEPT = 100
 def own_binding(queue: str) -> Binding:
     """Return the binding of a queue that the settings do not name.
 
-    Its exchange has its name; the queues of single workers, ``<node>.dq2``, share one exchange.
+    Its exchange has the queue's name; the queues of single workers, ``<node>.dq2``, share one.
     """
     node = queue.removesuffix(DIRECT_SUFFIX)
     if node != queue and "@" in node:
@@ -98,7 +99,7 @@ class Broker:
             client, keys: the server, and its key names.
             dead_limits: the limits on dead letters.
             signer: signs messages; None leaves them unsigned.
-            queues: those of the settings, by name.
+            queues: the queues of the settings, by name.
         """
         self.client = client
         self.keys = keys
@@ -106,7 +107,7 @@ class Broker:
         self._dead_limits = dead_limits
         declared = (queues or {}).values()
         self._queues = {queue.name: queue for queue in declared if isinstance(queue, Queue)}
-        # The queues with limits; pushing to any other queue is one plain command.
+        # The queues with limits. Pushing to any other queue is one plain command.
         self._limited = {
             name: queue
             for name, queue in self._queues.items()
@@ -116,7 +117,7 @@ class Broker:
         # lock.
         self._declared: set[str] = set()
         self._takers = Takers(keys)
-        # These are cached, since senders use the same few lists repeatedly.
+        # The names of lists are cached, since senders use the same few lists repeatedly.
         self._list: Callable[[str, object], str] = lru_cache(_DECLARED)(
             lambda queue, priority: keys.queue(queue, keys.step_of(priority))
         )
@@ -124,7 +125,7 @@ class Broker:
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
         """Return the bindings of a queue: those of the settings, or one to its own exchange."""
         known = self._queues.get(queue)
-        # A queue given by name may also be that of a single worker.
+        # A queue given by name may also be the queue of a single worker.
         if known is None or known.sources == (Binding(Exchange(queue), queue),):
             return (own_binding(queue),)
         return known.sources
@@ -132,8 +133,8 @@ class Broker:
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that declare a queue, or none if this process has already sent them.
 
-        They write both binding sets, unless the queue expires: if they wrote only the first,
-        a Celery process that removes expired bindings could remove it.
+        The commands write both binding sets, unless the queue expires. If they wrote only the
+        first, a Celery process that removes expired bindings could remove the queue's.
         """
         if queue in self._declared:
             return []
@@ -183,7 +184,7 @@ class Broker:
         }
 
     def renewal_s(self, queues: Iterable[str]) -> float | None:
-        """Return how often to call `renew` for queues, in seconds; None if none of them expires."""
+        """Return how often to call `renew` for queues, in seconds; None if no queue expires."""
         lives = self.expires_of(queues).values()
         return min(*lives, _LEAST_BINDING_S) / _RENEWALS if lives else None
 
@@ -191,7 +192,7 @@ class Broker:
         """Keep expiring queues and their bindings while a worker takes from them. Switches: yes.
 
         Raises:
-            OperationalError: the server could not be reached; they remain for a while.
+            OperationalError: the server could not be reached; the queues remain for a while.
         """
         commands: list[Command] = []
         for queue in self.expires_of(queues):
@@ -229,7 +230,7 @@ class Broker:
         self._declared.update(queues)
 
     def kind(self, queue: str) -> str:
-        """Return the type of a queue's key: ``list``, or ``none`` when it is empty."""
+        """Return the type of a queue's key: ``list``, or ``none`` if the queue is empty."""
         kind: bytes = self.client.call("TYPE", self.keys.queue(queue))
         return kind.decode()
 
@@ -243,8 +244,9 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The first push declares the queue unless this user may not, since the workers also declare
-        it. From time to time, the same round trip also asks which workers take from the queue.
+        The first push also declares the queue. It is not an error if this user may not declare it,
+        since the workers do so too. From time to time, the same round trip also asks which workers
+        take from the queue.
 
         Raises:
             QueueFull: the queue has a length limit and no room for the messages.
@@ -284,10 +286,11 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages unless an earlier push delivered them; False if it has left traces.
+        """Push messages unless an earlier push delivered them; False if that push left traces.
 
-        They are pushed together or not at all, so a trace of one proves that all arrived. `new_ids`
-        are their task ids if generated for this sending: then a result also counts as a trace.
+        The messages are pushed together or not at all, so a trace of one proves that all arrived.
+        `new_ids` are their task ids if the ids were generated for this call: then a result also
+        counts as a trace.
         """
         keys = self.keys
         step = keys.step_of(priority)
@@ -296,7 +299,7 @@ class Broker:
             *(keys.unacked, keys.eta(queue), *map(keys.result, new_ids)),
         ]
         newest = texts[-1]
-        # The forms that the message may have if it was requeued, including after workers died
+        # The forms that the message may have if it was requeued, possibly after workers died while
         # running it.
         marked = [self._marked(queue, newest, deaths) for deaths in _DEATHS]
         args = [
@@ -319,9 +322,9 @@ class Broker:
         *,
         timeout_s: float | None = None,
     ) -> int:
-        """Publish messages to all subscribers of a fanout exchange; return how many there were.
+        """Publish messages to all subscribers of a fanout exchange; return the number of these.
 
-        Either all are published or none. Nothing is stored.
+        Either all messages are published or none. Nothing is stored.
         """
         channel = self.keys.fanout(exchange, routing_key)
         publishing: list[Command] = [("PUBLISH", channel, text) for text in texts]
@@ -330,15 +333,15 @@ class Broker:
         return int(min(answers[-1]))
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
-        """Count the messages waiting in queues, with all priorities together."""
+        """Count the messages waiting in queues; messages of all priorities are added up."""
         commands: list[Command] = [("LLEN", key) for key in self.lists(queues)]
         return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
 
     def depths(self, queues: Iterable[str]) -> dict[str, dict[int | str, int]]:
         """Count the messages in each place of each queue, all in one round trip.
 
-        Shape: waiting messages by priority step, as a number; those handed to a waiting worker as
-            ``inbox``, those parked until their ETA as ``parked``, and the dead letters as
+        Shape: waiting messages by priority step, as a number; messages handed to a waiting worker
+            as ``inbox``, messages parked until their ETA as ``parked``, and dead letters as
             ``dead``.
         """
         keys, names = self.keys, tuple(dict.fromkeys(queues))
@@ -361,7 +364,8 @@ class Broker:
     ) -> list[tuple[float, str, bytes]]:
         """Return a page of the parked messages, queue by queue.
 
-        Shape: the due time (unix), the queue and the bytes of each; within a queue, soonest first.
+        Shape: the due time (unix), the queue and the bytes of each message; within a queue, the
+            message that is due soonest comes first.
         """
         names = tuple(dict.fromkeys(queues))
         if limit <= 0 or not names:
@@ -372,7 +376,7 @@ class Broker:
             last = min(size, offset + limit - len(page)) - 1
             if offset <= last:
                 found = self.client.call("ZRANGE", self.keys.eta(queue), offset, last, "WITHSCORES")
-                # Each message is preceded by the number of the list to which it goes back.
+                # Each message is preceded by the number of the list that it goes back to.
                 page += [
                     (float(due), queue, text.partition(b"|")[2])
                     for text, due in zip(found[::2], found[1::2], strict=True)
@@ -383,8 +387,8 @@ class Broker:
     def oldest(self, queues: Iterable[str]) -> dict[str, float]:
         """Return when the oldest message waiting in each queue was sent, in unix time.
 
-        Empty queues are left out, and so are those whose next messages have no time: greenq's
-        senders write it into the delivery tag, but Celery's do not.
+        Empty queues are omitted, and so are queues whose next messages contain no time: greenq's
+        senders write the time into the delivery tag, but Celery's do not.
         """
         names = tuple(dict.fromkeys(queues))
         commands: list[Command] = [
@@ -403,7 +407,7 @@ class Broker:
     def pause(self, queue: str, by: str) -> None:
         """Stop all greenq workers in the cluster from taking from a queue, until `resume`.
 
-        Each worker learns of it at its next lease renewal. Messages already taken still run.
+        Each worker learns of the pause at its next lease renewal. Messages already taken still run.
 
         Args:
             queue: its name; sending to it still works.
@@ -435,7 +439,7 @@ class Broker:
         return {queue.decode(errors="replace"): _parse_note(text) for queue, text in pairs}
 
     def purge(self, queue: str) -> int:
-        """Delete all waiting messages in a queue, and return their number."""
+        """Delete all messages waiting in a queue, and return how many there were."""
         lists = self.lists([queue])
         commands: list[Command] = [("MULTI",), *(("LLEN", key) for key in lists)]
         answers = self.client.pipeline([*commands, ("DEL", *lists), ("EXEC",)])
@@ -457,7 +461,7 @@ class Broker:
     ) -> Move:
         """Build the move that requeues a message, marked as redelivered.
 
-        `deliveries` is the new count of workers that died running it, if one has.
+        `deliveries` is the new count of workers that died while running the message, if any did.
         """
         try:
             priority = envelope.unwrap(raw).properties.get("priority")
@@ -470,9 +474,9 @@ class Broker:
         return self.resealed(queue, raw, envelope.mark_redelivered(raw, deliveries))
 
     def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
-        """Return `changed`, derived from a message of `queue`, signed if the message was.
+        """Return `changed`, derived from a message of `queue`, signed if that message was.
 
-        A message without a valid signature is returned unchanged.
+        If the message has no valid signature, `changed` is returned as it is.
         """
         if self.signer is None:
             return changed
@@ -480,7 +484,7 @@ class Broker:
         return self.signer.reseal("message", queue, data, changed)
 
     def park(self, tag: str, queue: str, raw: bytes, priority: object, due: float) -> Move:
-        """Build the move that parks a message until `due`, unix seconds by the server's clock."""
+        """Build the move that parks a message until `due` (unix seconds by the server's clock)."""
         place = self.keys.steps.index(self.keys.step_of(priority)) + 1
         return Move(tag, self.keys.eta(queue), due, b"%d|%b" % (place, raw))
 
@@ -500,7 +504,7 @@ class Broker:
         return Move(tag, self.keys.dead(queue), limits.side(now), letter)
 
     def tags_of(self, server: Client | Connection, owner: str) -> Iterator[list[str]]:
-        """Yield the tags of an owner's records in portions, without reading a message."""
+        """Yield the tags of an owner's records in portions, without reading any messages."""
         cursor: Any = 0
         while True:
             cursor, found = server.call(
@@ -513,7 +517,7 @@ class Broker:
     def is_taken_away(self, tag: str) -> bool:
         """Return whether a message reserved under a tag has since been given to another worker.
 
-        A server that has lost its data does not know the owner, so it counts as not given.
+        A server that has lost its data does not know the owner; the result is then False.
         """
         owner, _, number = tag.rpartition(":")
         held, first_unused = self.client.pipeline(
@@ -522,10 +526,10 @@ class Broker:
         return not held and int(first_unused or 0) > int(number)
 
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
-        """Return the queues to which an exchange's bindings lead for a routing key.
+        """Return the queues that an exchange's bindings lead to for a routing key.
 
-        Queues of the settings are declared first: messages sent before their workers have run for
-        the first time wait there.
+        Queues of the settings are declared first, so that messages wait there even if the workers
+        of these queues have never run.
         """
         names = [
             queue.name
@@ -542,7 +546,7 @@ class Broker:
         return matching_queues(members, routing_key, self.keys.sep)
 
     def lists(self, queues: Iterable[str]) -> list[str]:
-        """Return all lists in which messages of these queues wait."""
+        """Return all lists that messages of these queues wait in."""
         return [
             key
             for queue in queues
@@ -560,7 +564,7 @@ def _sent_at(raw: bytes) -> float | None:
 
 
 def _parse_note(text: bytes) -> dict[str, Any]:
-    """Parse the note about a paused queue; the queue is paused even if the note is unreadable."""
+    """Parse the note about a paused queue, which stays paused even if its note is unreadable."""
     try:
         note = json.loads(text)
     except ValueError:

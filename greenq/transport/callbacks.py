@@ -1,4 +1,4 @@
-"""Calls functions when tasks have ended."""
+"""Calls functions when tasks end."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 class Callbacks:
-    """Functions to call when tasks end; one thread calls them, one after another.
+    """Functions to call when tasks end; one thread calls them, one after the other.
 
-    The thread starts with the first function and ends when none is left.
+    The thread starts when the first function is added, and ends when no task is awaited any more.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class Callbacks:
     ) -> None:
         """Subscribe through `listener`.
 
-        `follow` yields the final states of the tasks in a dictionary of channels and ids, removes
-        them from it, and ends when it is empty.
+        `follow` yields the final states of the tasks in a dictionary of ids by channel, removes
+        these tasks from the dictionary, and ends when it is empty.
         """
         self._listener = listener
         self._follow = follow
@@ -45,25 +45,25 @@ class Callbacks:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._ear: Ear = queue.SimpleQueue()
-        # The lock protects these: the awaited ids by channel and, by id, the channel and the
-        # functions to call.
+        # The lock protects the next two: the awaited ids by channel; and for each id, the channel
+        # and the functions to call.
         self._waiting: dict[str, str] = {}
         self._calls: dict[str, tuple[str, list[Callable[[ResultMeta], object]]]] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, tasks: dict[str, str], call: Callable[[ResultMeta], object]) -> None:
-        """Call a function when each of these tasks ends; they are given as ids by channel."""
+        """Register a function to be called when each of `tasks`, ids by channel, ends."""
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             for channel, task_id in tasks.items():
                 self._calls.setdefault(task_id, (channel, []))[1].append(call)
             self._waiting.update(tasks)
-            # Do this even for a channel to which it already listens, since each confirmation causes
-            # the stored state to be read.
+            # Subscribe even to a channel that the thread already listens to, since each
+            # confirmation makes it read the stored state.
             self._listener.subscribe(self._ear, list(tasks))
             if self._thread is None:
-                # The context is empty, so that tasks sent by a callback are not children of a
+                # The context is empty, so that tasks sent by a callback do not become children of a
                 # running task.
                 self._thread = threading.Thread(
                     target=Context().run, args=(self._run,), name="greenq callbacks", daemon=True

@@ -1,9 +1,9 @@
-"""Chords on the server, as senders write them: their sizes, and those not yet sent completely.
+"""Chords on the server, as senders write them: their sizes, and a list of incomplete headers.
 
 The parts of a chord are counted when its tasks end. A worker compares their number with the size,
 so the size is written just before the last part of the header is sent. A header that takes several
-pushes is listed in the meantime in ``greenq.unsealed``: if its sender dies, the entry stays and
-shows that the body will never run.
+pushes is listed in ``greenq.unsealed`` until it has been sent completely. If its sender dies, the
+entry stays and shows that the body will never run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
-# After this time, entries of senders that died are dropped when another chord is listed.
+# Entries of senders that died are dropped after this time, when another chord is listed.
 _KEPT_S = 7 * 86400
 
 
@@ -27,8 +27,8 @@ class Unsealed(NamedTuple):
     """A chord whose header has not been sent completely.
 
     Attributes:
-        since: when its sending began, in unix time by the server's clock.
-        size: how many parts it will have, or None if its sender does not know.
+        since: when its sender began, in unix time by the server's clock.
+        size: how many parts it will have, or None if its sender does not know that.
     """
 
     since: float
@@ -39,7 +39,7 @@ class Unsealed(NamedTuple):
 
 
 class Chords:
-    """What a chord's sender writes on the server for results and on the one for messages."""
+    """What a chord's sender writes on the server for results and on the server for messages."""
 
     def __init__(self, broker: Client, results: Client | None, keys: Keys, expires_s: int) -> None:
         """Keep sizes on `results` for `expires_s` seconds; 0 means no limit."""
@@ -49,7 +49,7 @@ class Chords:
         self._expires_s = expires_s
 
     def open(self, group_id: str, body: str, body_id: str, size: int | None) -> str:
-        """List a chord whose header is about to be sent, and return its entry."""
+        """Add an entry for a chord whose header is about to be sent, and return the entry."""
         entry = json.dumps({"group": group_id, "task": body, "id": body_id, "size": size})
         now_s = int(self._broker.call("TIME")[0])
         self._broker.pipeline(
@@ -79,7 +79,7 @@ class Chords:
             self._results.pipeline(commands)
 
     def close(self, entry: str) -> None:
-        """Take a chord off the list, since its header has been sent."""
+        """Remove the entry of a chord whose header has been sent."""
         self._broker.call("ZREM", self._keys.unsealed, entry)
 
     def unsealed(self, older_s: float = 0) -> list[Unsealed]:

@@ -2,11 +2,11 @@
 
 1. `Client` has one server address and a small pool of connections for callers that only run a
    command. A caller waits if no connection is free.
-2. `Connection` is one socket used by one greenlet or thread at a time: a pipeline is one write and
-   one batch of reads, scripts are sent by their SHA.
-3. redis-py's errors are translated here and nowhere else; the cause remains chained.
+2. `Connection` is one socket, used by one greenlet or thread at a time. A pipeline is one write and
+   one batch of reads, and scripts are sent by their SHA.
+3. redis-py's errors are translated only here; the cause remains chained.
 
-redis-py's own pool and pipeline are not used: its pool polls the socket at each checkout, and its
+redis-py's own pool and pipeline are not used. Its pool polls the socket at each checkout, and its
 pipeline wraps each command in three objects; together they cost more than the command itself.
 """
 
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-# A pooled connection that was idle for this long is checked before use: a restarted server has
-# closed it, and a command that was never sent can safely be sent on a new one.
+# A pooled connection that was idle for this long is checked before use: a server that was restarted
+# has closed it, and a command that was never sent can safely be sent over a new connection.
 RESTED_S = 1.0
 
 # On a socket, a timeout of 0 would mean non-blocking.
 _LEAST_S = 0.001
 
-# How long to probe, without TLS, a server on which TLS failed.
+# How long to probe a server without TLS after TLS has failed.
 _PROBE_S = 1.0
 
 _SCHEMES = {
@@ -76,7 +76,7 @@ _SCHEMES = {
 
 
 class Script(NamedTuple):
-    """A Lua script with the SHA1 by which the server knows it."""
+    """A Lua script with its SHA1, which the server knows it by."""
 
     name: str
     source: str
@@ -84,7 +84,7 @@ class Script(NamedTuple):
 
 
 def load_script(name: str) -> Script:
-    """Read ``lua/<name>.lua`` of this package."""
+    """Load the script ``lua/<name>.lua`` of this package."""
     source = resources.files("greenq.transport").joinpath("lua", f"{name}.lua").read_text("utf-8")
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
@@ -108,7 +108,7 @@ _MESSAGE = Push("message")
 
 
 class Published(NamedTuple):
-    """A message published on a channel to which a connection is subscribed."""
+    """A message published on a channel that a connection is subscribed to."""
 
     channel: str
     data: bytes
@@ -127,7 +127,7 @@ def _size_of(message: Published) -> int:
 class Connection:
     """One connection to the server, for one greenlet or thread at a time.
 
-    It connects on first use, and again after a failure; a forked process gets its own socket.
+    The socket is opened on first use, and again after a failure; a forked process gets its own.
     Switches: yes, in every method.
     """
 
@@ -146,21 +146,21 @@ class Connection:
         # The socket's time limit, if `send` has set one.
         self._limit_s = 0.0
         self.pushes = pushes
-        # With pushes: True when the server has announced a change since this was last set to False,
-        # and on a new socket, since earlier changes cannot have been announced there.
+        # With pushes: True if the server has announced a change since this was last set to False.
+        # Also True on a new socket, since earlier changes cannot have been announced there.
         self.noticed = False
-        # These are the same for a single key, which the connection's holder sets.
+        # The same for a single key, which the connection's holder sets.
         self.watched: str | None = None
         self.changed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
-        # How the connection's holder waits for a descriptor: a function of (number, seconds)
-        # that returns whether it is readable. A thread alongside the hub has its own cheap way;
-        # None uses the socket's.
+        # How the connection's holder waits for a descriptor: a function of (number, seconds) that
+        # returns whether the descriptor is readable. A thread alongside the hub has a cheap way of
+        # its own; None means the socket's way.
         self.poll: Callable[[int, float], bool] | None = None
-        # The deadline of the current operation (monotonic); None means that each read has its own
-        # limit.
+        # The deadline of the current operation (monotonic); None means that each read has a limit
+        # of its own.
         self.ends_s: float | None = None
 
     @property
@@ -172,11 +172,11 @@ class Connection:
         """Open the socket if it is closed; return True if it had to be opened.
 
         Raises:
-            ConnectFailed, AccessRefused, OperationalError: the text contains the address, but never
+            ConnectFailed, AccessRefused, OperationalError: the text includes the address, but never
                 the password.
         """
         if self._pid != os.getpid():
-            # This is the parent's socket, so drop it without shutting it down for the parent.
+            # This is the parent's socket, so drop it without closing it for the parent.
             self._link = self._client.make_link(pushes=self.pushes)
             self._pid = os.getpid()
         if self._link.is_connected:
@@ -190,7 +190,7 @@ class Connection:
             left_s = self._left_s("connect")
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
-            # Each answer of the handshake gets the time that earlier ones left.
+            # Each answer of the handshake may take as long as earlier answers have left.
             link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
@@ -201,8 +201,8 @@ class Connection:
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # If the greenlet is killed during the handshake, the next caller would read its
-            # answers.
+            # If the greenlet is killed during the handshake, the next caller would read the
+            # answers to it.
             self.close()
             raise
         finally:
@@ -228,10 +228,10 @@ class Connection:
         return read(*args, **options)
 
     def _require_own_server(self) -> None:
-        """Check that the user's own embedded server answers, before any message is sent.
+        """Check, before any message is sent, that the user's own embedded server answers.
 
         Raises:
-            AccessRefused: it is another user's process.
+            AccessRefused: the server is another user's process.
         """
         try:
             require_own_server(self._link._get_socket())  # noqa: SLF001  no public way to it
@@ -241,7 +241,7 @@ class Connection:
 
     def _limit(self, left_s: float) -> None:
         """Let each read and write on the socket take at most about `left_s` seconds."""
-        # Each change is a system call, so a limit that is a little too long is kept.
+        # Each change is a system call, so a limit that is only a little too long is kept.
         if not 0.9 * self._limit_s <= left_s <= self._limit_s:
             self._limit_s = 1.05 * left_s
             self._link._sock.settimeout(self._limit_s)  # noqa: SLF001  redis-py has no public way
@@ -250,7 +250,7 @@ class Connection:
         """Return how much time is left for a call with a deadline.
 
         Raises:
-            ConnectFailed: none is left; nothing has been sent.
+            ConnectFailed: no time is left; nothing has been sent.
         """
         assert self.ends_s is not None
         left_s = self.ends_s - time.monotonic()
@@ -259,7 +259,7 @@ class Connection:
         return left_s
 
     def identify(self) -> None:
-        """Ask the server for its id of this connection, unless it is known."""
+        """Ask the server for its id of this connection, unless the id is known."""
         self.connect()
         if self.number is None:
             self.number = self.call("CLIENT", "ID")
@@ -273,7 +273,7 @@ class Connection:
         return _INVALIDATE
 
     def _keep(self, push: list[Any]) -> Push:
-        """Keep a published message; the confirmation of a subscription is dropped."""
+        """Keep a published message; drop the confirmation of a subscription."""
         if push[0] in (b"message", b"pmessage"):
             self._published.add(Published(push[-2].decode(errors="replace"), push[-1]))
         return _MESSAGE
@@ -281,11 +281,11 @@ class Connection:
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         """Receive the messages published from now on, on channels given by name or by glob pattern.
 
-        This needs a connection created with `pushes`, which can still carry out commands. A new
-        socket has no subscriptions.
+        This needs a connection created with `pushes`; such a connection can still carry out
+        commands. A new socket has no subscriptions.
 
         Raises:
-            AccessRefused: this user may not subscribe to them; the connection stays usable.
+            AccessRefused: this user may not subscribe to some channel; the connection stays usable.
         """
         # Subscribe one by one, since a user may be refused one channel and allowed another.
         self._announce(
@@ -319,8 +319,8 @@ class Connection:
     def messages(self, timeout_s: float = 0.0) -> list[Published]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
-        It returns nothing after the timeout. If the other end has vanished silently, this looks the
-        same, so send a `PING` from time to time.
+        Return an empty list after the timeout. A silent loss of the other end looks the same, so
+        send a `PING` from time to time.
 
         Raises:
             ConnectionLost: the server has hung up; messages published before the next subscription
@@ -349,7 +349,7 @@ class Connection:
         return self.pipeline((command,))[0]
 
     def script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a script by its SHA, sending its source if the server does not know it yet."""
+        """Run a script by its SHA; send its source if the server does not know the script yet."""
         try:
             return self.call("EVALSHA", script.sha, len(keys), *keys, *args)
         except ServerError as exc:
@@ -365,7 +365,8 @@ class Connection:
 
         Args:
             commands: the commands to carry out.
-            optional: for this many commands at the end, an error is returned in place of an answer.
+            optional: how many commands at the end may fail: for these, an error is returned in
+                place of an answer.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -379,7 +380,7 @@ class Connection:
         return answers
 
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `pipeline`, but a refused command's error is returned in place of its answer."""
+        """Like `pipeline`, but the error of a refused command is returned as its answer."""
         self.send(commands)
         return [_add_right(self.receive(command[0]), command) for command in commands]
 
@@ -391,19 +392,19 @@ class Connection:
         self._traffic.commands += len(commands)
         self._traffic.round_trips += 1
         try:
-            # redis-py packs with the same function, but copies the arguments one by one first.
+            # redis-py packs with the same function, but first copies the arguments one by one.
             packed = b"".join(map(hiredis.pack_command, commands))
             self._link.send_packed_command([packed], check_health=False)
         except Exception as exc:
             self.close()
             raise _translate(exc, str(commands[0][0]), self._client.address) from exc
         except BaseException:
-            # The greenlet was killed after writing only part of the command.
+            # The greenlet was killed after writing only part of the commands.
             self.close()
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next answer or, with `push`, also the next push; `timeout_s` is for this read.
+        """Read the next answer or, with `push`, the next push; `timeout_s` is for this read only.
 
         A refused command's error is returned; the error of a broken connection is raised.
         """
@@ -420,15 +421,15 @@ class Connection:
             else:
                 answer = read()
         except redis_errors.ResponseError as exc:
-            # Close it even if redis-py has disconnected already (for a script error it has not);
-            # the next use reconnects.
+            # Close the socket even if redis-py has already disconnected it (for a script error it
+            # has not); the next use reconnects.
             return _translate(exc, name, self._client.address)
         except (Exception, redis_errors.RedisError) as exc:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed before its answer arrived; the next caller would then read
-            # that answer.
+            # The greenlet was killed before its answer arrived. The next caller would read that
+            # answer.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -451,7 +452,7 @@ class Connection:
         return self.poll(self.fileno(), timeout_s)
 
     def has_read_ahead(self) -> bool:
-        """Return True if data that no caller has received is already in this process."""
+        """Return whether data that no caller has received is already in this process."""
         link = self._link
         if self._published or not link.is_connected:
             return bool(self._published)
@@ -464,7 +465,7 @@ class Connection:
         return pending is not None and bool(pending())
 
     def has_answer(self) -> bool:
-        """Return True if data can be read without waiting, or arrived with an earlier answer.
+        """Return whether data can be read without waiting, or arrived with an earlier answer.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -497,7 +498,7 @@ class Connection:
         return number
 
     def wait_for_either(self, other: socket.socket, timeout_s: float) -> tuple[bool, bool]:
-        """Wait until this connection, if open, or `other` is readable; return which of them are."""
+        """Wait until this connection, if open, or `other` is readable; return which of them is."""
         if self.has_read_ahead():
             return True, False
         poll = select.poll()
@@ -515,11 +516,11 @@ class Connection:
 
 
 def nothing() -> None:
-    """Do nothing, since the server is not embedded."""
+    """Do nothing, because the server is not embedded."""
 
 
 def own_socket(url: str) -> str:
-    """Return the path of the embedded server's socket that `url` names, without starting it.
+    """Return the path of the embedded server's socket in `url`, without starting the server.
 
     Raises:
         NotPrivate: others could replace the socket.
@@ -550,15 +551,16 @@ class Client:
             pool_limit: how many connections `call` and similar methods share.
             connect_timeout_s: how long opening a connection may take.
             timeout_s: how long one read or write may take. A call on a pooled connection may take
-                the sum of both; it may wait longer for a free connection while others succeed.
+                the sum of both timeouts; it may wait longer for a free connection while other calls
+                succeed.
             keepalive: use TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
             prepare: called before each connection attempt; ensures that an embedded server
-                runs, and returns the path of its socket, on which only a process of this user may
-                answer.
+                runs, and returns the path of its socket. Only a process of this user may answer
+                there.
         """
         self.address = mask_url(url)
-        # It includes the password, so never show it.
+        # The URL includes the password, so never show it.
         self.url = url
         self.is_embedded = prepare is not nothing
         self.traffic = Traffic()
@@ -584,9 +586,9 @@ class Client:
         self._reset()
 
     def is_plain_not_tls(self, failure: Exception) -> bool:
-        """Return whether connecting over TLS failed because the server does not use it.
+        """Return whether connecting over TLS failed because the server does not use TLS.
 
-        Such a server takes the handshake for a command and waits for its end.
+        Such a server takes the handshake for a command, and waits for the end of that command.
         """
         parts = urlsplit(self.url)
         if _SCHEMES[parts.scheme] != "rediss" or isinstance(failure, redis_errors.ResponseError):
@@ -611,7 +613,7 @@ class Client:
             self._idle.put(None)
 
     def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
-        """Create redis-py's connection object, unopened; RESP3 if pushes are wanted."""
+        """Create redis-py's connection object, unopened; with `pushes`, it uses RESP3."""
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s
@@ -628,9 +630,10 @@ class Client:
     ) -> Iterator[Connection]:
         """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
-        If all are in use, wait for one. With `patient` or without `timeout_s`, the time counts from
-        the last success of any caller: hundreds of tasks that send at the same time in a busy
-        process wait for one another, and none of them fails while the server answers.
+        If all connections are in use, wait for one. With `patient` or without `timeout_s`, the time
+        starts again whenever a call of any caller succeeds. So hundreds of tasks that send at the
+        same time in a busy process wait for one another, and no call fails while the server
+        answers.
 
         Raises:
             ConnectFailed: no connection became free in time.
@@ -659,11 +662,11 @@ class Client:
     def _wait_for_idle(
         self, ends_s: float, limit_s: float, *, patient: bool
     ) -> tuple[Connection | None, float]:
-        """Wait for a connection that another caller returns; return also when its use must end.
+        """Wait for a connection that another caller returns; also return when its use must end.
 
         Raises:
-            ConnectFailed: none was returned in time; if `patient`, no call has succeeded for
-                `limit_s` either.
+            ConnectFailed: no connection was returned in time; if `patient`, no call has succeeded
+                for `limit_s` either.
         """
         while True:
             try:
@@ -676,7 +679,7 @@ class Client:
                     f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are "
                     "in use"
                 ) from None
-            # If the server has not answered for a long time, this ends immediately with an error.
+            # If the server has not answered for a long time, the use ends at once with an error.
             return connection, max(ends_s, self._answered_s + limit_s) if patient else ends_s
 
     def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:
@@ -687,7 +690,7 @@ class Client:
     def pipeline(
         self, commands: Sequence[Command], *, optional: int = 0, timeout_s: float | None = None
     ) -> list[Any]:
-        """Carry out commands on a pooled connection as `Connection.pipeline` does."""
+        """Carry out commands on a pooled connection, like `Connection.pipeline`."""
         with self.pooled(timeout_s) as connection:
             return connection.pipeline(commands, optional=optional)
 
@@ -706,8 +709,8 @@ class Client:
 
     def close(self) -> None:
         """Close the pooled connections that are not in use."""
-        # Take out all connections before returning the first, since the pool hands out the latest
-        # one first.
+        # Take out all connections before returning the first, since the pool hands out first what
+        # was returned last.
         resting: list[Connection | None] = []
         with suppress(queue.Empty):
             while True:
@@ -719,7 +722,7 @@ class Client:
 
 
 def database_of(url: str) -> int:
-    """Return the database number in a server address; 0 if it contains none."""
+    """Return the database number in a server address; 0 if the address has none."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     named = query.get("db") or query.get("virtual_host")
@@ -732,7 +735,7 @@ def database_of(url: str) -> int:
 
 
 def _redis_py_url(url: str) -> str:
-    """Write an address in the form that redis-py reads; the database goes into the query."""
+    """Return an address in the form that redis-py reads, with the database in the query."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     query.pop("virtual_host", None)
@@ -742,12 +745,12 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# The fields needed to open a connection without TLS or options.
+# The fields that are enough to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
 def plain_address(url: str) -> dict[str, Any] | None:
-    """Return the fields of `_PLAIN` in an address, or None if it needs more, such as TLS."""
+    """Return the fields of `_PLAIN` in an address, or None if it needs others, such as for TLS."""
     found: dict[str, Any] = parse_url(_redis_py_url(url))  # type: ignore[no-untyped-call]
     kind = found.pop("connection_class", redis.Connection)
     if issubclass(kind, redis.SSLConnection) or not found.keys() <= _PLAIN:
@@ -755,7 +758,7 @@ def plain_address(url: str) -> dict[str, Any] | None:
     return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
-# redis-py strips the code from replies that have their own class. Narrower classes come first.
+# redis-py strips the code from replies that have a class of their own. Narrower classes come first.
 _CODES = (
     (redis_errors.NoScriptError, "NOSCRIPT "),
     (redis_errors.OutOfMemoryError, "OOM "),
@@ -771,15 +774,15 @@ _CODES = (
 )
 
 
-# These are the wording since version 7 and the older one.
+# How a server words a refusal within a script: since version 7, and before.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
-# Before version 7, a server wraps the refusal of a script's command in its own text.
+# Before version 7, a server wraps the refusal of a command in a script in a text of its own.
 _IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
 
 
 def _reply(exc: Exception, text: str) -> str:
-    """Return the server's reply with its code in front, which redis-py may have stripped."""
+    """Return the server's reply, preceded by its code, which redis-py may have stripped."""
     inner = _IN_SCRIPT.search(text)
     if inner is not None:
         return inner[1]
@@ -787,7 +790,7 @@ def _reply(exc: Exception, text: str) -> str:
 
 
 def _add_right(answer: Any, command: Command) -> Any:
-    """Return an answer; if the command was refused, add the permission that the user lacks."""
+    """Return an answer; if it refuses the command, add the permission that the user lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
     return _add_lacking_right(answer, _right(command, str(answer)))
@@ -798,7 +801,7 @@ def _add_lacking_right(refusal: AccessRefused, right: str) -> AccessRefused:
 
 
 def _right(command: Command, reason: str) -> str:
-    """Return the permission that a refused command lacks, in ACL notation, if it is known."""
+    """Return the permission needed for a refused command, in ACL notation."""
     name = str(command[0])
     if "to access" in reason or "to use" in reason:
         if "channel" in reason:

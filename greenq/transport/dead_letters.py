@@ -1,8 +1,8 @@
 """Dead letters: messages that no worker may run, to be inspected, replayed or purged.
 
-A queue's dead letters are one list, newest first, of JSON texts. Each keeps its message as base64,
-so that non-text bytes are also preserved. Workers write them (`Broker.bury`); operators
-decide what to do with them.
+The dead letters of a queue are a list of JSON texts, newest first. Each letter keeps its message as
+base64, so that bytes that are not text are also preserved. Workers write the letters
+(`Broker.bury`); operators decide what to do with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How many bytes are kept of a message that no worker can read; this is enough to recognise it.
+# How many bytes are kept of a message that no worker can read. That is enough to recognise it.
 _UNREADABLE_BYTES = 65_536
 
 # One letter may take at most this fraction of the memory allowed for all letters of a queue.
@@ -41,7 +41,7 @@ _SHARE = 2
 # The limit for a reason, which may quote untrusted text.
 _REASON_CHARS = 2000
 
-# The number of letters read at a time; each may be as large as the largest message.
+# How many letters are read at a time; each may be as large as the largest message.
 _PORTION = 20
 
 _REPLAY = load_script("replay")
@@ -53,7 +53,7 @@ class DeadLimits(NamedTuple):
 
     Attributes:
         most_bytes: the limit on the server's memory.
-        expires_s: how long each of them is kept; 0 means no limit.
+        expires_s: how long each dead letter is kept; 0 means no limit.
     """
 
     most_bytes: int
@@ -65,10 +65,10 @@ class DeadLimits(NamedTuple):
         return self.most_bytes * 3 // 4 // _SHARE
 
     def side(self, now: datetime) -> str:
-        """Write the limits for lua/settle.lua: bytes, seconds, and a cut-off time.
+        """Return the limits as text for lua/settle.lua: bytes, seconds, and a cut-off time.
 
-        A letter buried before ``now - expires_s`` is dropped when the next one arrives; the whole
-        list expires when no letter arrives for that long.
+        A letter buried before ``now - expires_s`` is dropped when the next letter arrives; the
+        whole list expires if no letter arrives for that long.
         """
         if not self.expires_s:
             return f"dead {self.most_bytes} 0 -"
@@ -84,12 +84,12 @@ class DeadLetter:
     """A message that no worker may run.
 
     Attributes:
-        queue: the queue from which it was taken.
-        reason: the reason, as a sentence.
+        queue: the queue that it was taken from.
+        reason: why no worker may run it, as a sentence.
         buried_at: the time, by the clock of the worker that buried it.
         worker: that worker's node name.
-        task_id: None if it could not be read.
-        task: the task's name, likewise.
+        task_id: the task's id; None if it could not be read.
+        task: the task's name; None if it could not be read.
         raw: the message as it was on the queue, or its beginning.
         element: the letter as stored in the list.
         size: the message's size in bytes.
@@ -126,7 +126,7 @@ def write_letter(
     now: datetime,
     most_bytes: int = DEAD_LIMITS.most_letter_bytes,
 ) -> str:
-    """Write a message as a dead letter.
+    """Return a message as a dead letter in JSON.
 
     Only the beginning is kept if the message is larger than `most_bytes`, or if it names no task
     and so can never run.
@@ -185,7 +185,7 @@ def anything(_letter: DeadLetter) -> bool:
 
 
 class DeadLetters:
-    """The dead letters on one server; they are read in portions. Switches: yes."""
+    """The dead letters on one server, which are read in portions. Switches: yes."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         """Use `client`'s server with the key names of `keys`."""
@@ -218,13 +218,13 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        It yields each letter that was moved. Truncated letters stay. At any moment, a message is
-        either still a dead letter or back on its queue.
+        Yield each letter whose message was moved. Truncated letters stay. At any moment, a message
+        is either still a dead letter or back on its queue.
 
         Args:
             queues: the queues whose letters to replay.
             wanted: selects letters.
-            limit: the maximum number to replay.
+            limit: the maximum number of letters to replay.
         """
         with self._client.pooled() as connection:
             connection.call("SCRIPT", "LOAD", _REPLAY.source)
@@ -240,7 +240,7 @@ class DeadLetters:
         wanted: Callable[[DeadLetter], bool] = anything,
         limit: int | None = None,
     ) -> Iterator[DeadLetter]:
-        """Delete letters for good, and yield them; order and arguments are those of `replay`."""
+        """Delete letters for good and yield them; order and arguments are as for `replay`."""
         return self._remove(queues, wanted, limit, self._purge_command)
 
     def _list(self, queue: str) -> Iterator[DeadLetter]:
@@ -261,10 +261,10 @@ class DeadLetters:
         limit: int | None,
         command: Callable[[DeadLetter], Command],
     ) -> Iterator[DeadLetter]:
-        """Carry out `command`, which removes one letter, for all wanted letters."""
+        """Carry out `command`, which removes one letter, for each wanted letter."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # Letters that were buried again during the replay are left for the next call.
+            # Letters that are buried again during the replay are left for the next call.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)
@@ -277,7 +277,7 @@ class DeadLetters:
     def _carry_out(
         self, command: Callable[[DeadLetter], Command], letters: Sequence[DeadLetter]
     ) -> Iterator[DeadLetter]:
-        """Remove letters in one round trip; yield those not already removed by another program."""
+        """Remove letters in one round trip; yield those that no other program removed first."""
         if not letters:
             return
         with self._client.pooled() as connection:

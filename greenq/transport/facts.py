@@ -17,13 +17,13 @@ class Facts(NamedTuple):
     Attributes:
         name, version: such as ``valkey`` and ``8.0.1``.
         mode: ``standalone``, ``cluster`` or ``sentinel``.
-        uptime_s: the time since its start.
+        uptime_s: the time since the server started.
         clients: the number of connections.
-        policy: the treatment of keys when memory is full (maxmemory-policy).
+        policy: what happens to keys when memory is full (maxmemory-policy).
         memory_bytes, limit_bytes: memory in use, and its limit; 0 means no limit.
         append_only: whether every write is logged (AOF).
-        saved_s: the time since its last snapshot (RDB).
-        unsaved: the number of writes since then.
+        saved_s: the time since the last snapshot (RDB).
+        unsaved: the number of writes since the last snapshot.
         skew_s: how far this machine's clock is ahead of the server's.
     """
 
@@ -42,7 +42,7 @@ class Facts(NamedTuple):
 
 
 def server_facts(client: Client) -> Facts:
-    """Ask the server. Switches: yes.
+    """Ask the server for facts about itself. Switches: yes.
 
     Raises:
         OperationalError: the server cannot be reached, or refuses to answer.
@@ -79,7 +79,7 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Return a warning if full memory would evict queues; None if it only refuses writes."""
+    """Return a warning if full memory would delete keys; None if it only refuses writes."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
     when = "when its memory is full (maxmemory)"

@@ -5,18 +5,18 @@ How a worker waits (docs/design.md, decision 3, has the measurements):
 * On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
   ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
   has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker
-  of the queue empties first. So it is always in a durable place: if the woken worker dies, the next
-  take by any other worker finds it.
+  of the queue empties first. So the message is always in a durable place: if the woken worker dies,
+  the next take by any other worker finds it.
 * The other lists (those of less urgent priority steps, and of queues beyond the first few) are
-  watched by one idle worker among those with the same queues: its watchdog thread makes the server
+  watched by one idle worker among those with the same queues. Its watchdog thread makes the server
   announce changes (client-side caching) and moves a message to the first list of its queue, where
-  the others wait (lua/relay.lua). So such a push also wakes only one worker.
+  the others wait (lua/relay.lua). So a push to such a list also wakes only one worker.
 * The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
   long waits are safe even if a connection is dead, and messages that a dead worker left in an inbox
   are found.
 
-A plain ``BRPOP`` loses what was popped when the worker dies before recording it; ``BLMOVE queue
-queue`` (a blocking peek) wakes the whole fleet, since the list never becomes empty.
+A plain ``BRPOP`` loses the popped message if the worker dies before recording it. ``BLMOVE queue
+queue`` (a blocking peek) wakes the whole fleet, because the list never becomes empty.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ KNOWN_S = 7 * 86400
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
-# How long one BLMOVE blocks: short enough for network devices that drop silent connections.
+# How long one BLMOVE blocks. Network devices that drop silent connections allow silences this long.
 _BLOCK_S = 60
 
 # How long a take may last before its connection is considered dead.
 _ANSWER_S = 3.5
 
-# How long ending a BLMOVE may take, whether on request or by its timeout. Together with the
-# preceding lease renewal and the following pause, work that arrives in the meantime starts within
-# five seconds.
+# How long ending a BLMOVE may take, whether on request or by its timeout. The preceding lease
+# renewal, this time and the following pause together take less than five seconds, so work that
+# arrives in the meantime starts within five seconds.
 _GRACE_S = 1.5
 
-# The first and the longest pause before trying again to unblock a BLMOVE that was not found
-# waiting.
+# The first and the longest pause before trying to unblock a BLMOVE again, after the server did not
+# find it waiting.
 _RETRY_FIRST_S = 0.0005
 _RETRY_MOST_S = 0.05
 
@@ -77,7 +77,7 @@ BLOCKING_QUEUES = 4
 _TAKE = load_script("take")
 _REGISTER = load_script("register")
 
-# The ending of a record written by a take.
+# The end of a record written by a take.
 _ENDING = re.compile(rb', "", ("(?:[^"\\\\]|\\\\.)*")\]\Z')
 
 _T = TypeVar("_T")
@@ -86,7 +86,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery(NamedTuple):
-    """A reserved message: its delivery tag, the queue from which it came, and its bytes."""
+    """A reserved message: its delivery tag, the queue that it came from, and its bytes."""
 
     tag: str
     queue: str
@@ -94,7 +94,7 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return the number of one of our tags, by which an owner's messages are ordered."""
+    """Return the number of one of our tags, which an owner's messages are ordered by."""
     return int(tag.rpartition(":")[2])
 
 
@@ -104,7 +104,7 @@ def _ending(queue: str) -> str:
 
 
 def taken_apart(record: bytes) -> tuple[str, bytes]:
-    """Split a record that a take has joined into the queue and the message; any bytes are safe."""
+    """Split a record that a take has made into the queue and the message; any bytes are safe."""
     ending = _ENDING.search(record)
     if ending is None:
         return "celery", record
@@ -114,7 +114,7 @@ def taken_apart(record: bytes) -> tuple[str, bytes]:
 def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
     """Split items into portions, limited in number and in bytes.
 
-    An item above the limit becomes a separate portion.
+    An item that exceeds the limit of bytes becomes a portion of its own.
     """
     portion: list[_T] = []
     left = PORTION_BYTES
@@ -130,12 +130,12 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
 
 
 def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
-    """Return each queue as often as its weight, with its turns spread evenly.
+    """Return the turns of one round: each queue as often as its weight, spread evenly.
 
-    In each round, all queues gain their weight, and the one with the most credit gets the turn and
-    pays for it.
+    For each turn, all queues gain credit equal to their weight. The queue with the most credit gets
+    the turn, and pays for it.
     """
-    # Without this, a common divisor of all weights would only make the rounds longer.
+    # Divide by a common divisor of all weights, which would only make the rounds longer.
     divisor = math.gcd(*weights.values()) or 1
     gains = {name: weight // divisor for name, weight in weights.items()}
     gained = dict.fromkeys(gains, 0)
@@ -162,10 +162,10 @@ class _TakePlan(NamedTuple):
 
     Attributes:
         queues: the queues to take from.
-        turns: the same, each as often as it has turns.
+        turns: the same queues, each as often as it has turns.
         endings: the endings of their records, turn by turn.
         keys: the keys of a take.
-        lists: the keys of the lists to which messages are pushed.
+        lists: the keys of the lists that messages are pushed to.
         blocking: list and inbox of each queue that has its own waiting connection.
     """
 
@@ -181,11 +181,11 @@ class Fetcher:
     """The part of one worker incarnation that takes messages; one greenlet takes and waits.
 
     Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take
-    repeated after a lost answer returns the messages that the first one reserved; and each call has
-    a number, so one that arrives after a later one takes nothing.
+    repeated after a lost answer returns the messages that the first take reserved. Each call also
+    has a number of its own, so a call that arrives after a later call takes nothing.
 
-    The queues may change during a take or a wait: each one uses a plan prepared beforehand, and the
-    next one uses the new plan.
+    The queues may change during a take or a wait. Each take or wait uses a plan prepared
+    beforehand, and the next one uses the new plan.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Fetcher:
             client, keys: the server, and its key names.
             queues: the queues to take from.
             owner: the incarnation named in delivery tags.
-            rotate: serve the queues in turn; otherwise each is emptied before the next one.
+            rotate: serve the queues in turn; otherwise each queue is emptied before the next one.
             weights: the turns of queues that have more than one.
             member: the owner's member of the leases, if that is more than its name.
         """
@@ -223,21 +223,21 @@ class Fetcher:
         # The first turn of the next take; negative if the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
-        # The first connection takes, and waits on the first queue.
+        # The first connection does the takes, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
-        # The queues for which the last wait set up its connections.
+        # The queues that the last wait set up its connections for.
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
-        # This is set to end a wait that has no queue.
+        # Set to end a wait that has no queue.
         self._rested = Event()
-        # `_woken` means that the current wait must end, and `_look` that a take may find messages
-        # of which no wait was notified.
+        # `_woken` means that the current wait must end. `_look` means that a take may find messages
+        # that no wait was notified of.
         self._woken = self._look = False
         # True during a wait; any thread may read this.
         self.waiting = False
         # True if the server has returned messages or accepted a wait since the connections were
-        # closed.
+        # last closed.
         self.working = False
 
     @property
@@ -247,12 +247,12 @@ class Fetcher:
 
     @property
     def lists(self) -> frozenset[str]:
-        """Those lists of these queues to which messages are pushed."""
+        """The lists of these queues that messages are pushed to."""
         return self._plan.lists
 
     @property
     def connections(self) -> list[Connection]:
-        """The connections on which this fetcher waits: one for each of the first few queues."""
+        """The connections that this fetcher waits on: one for each of the first few queues."""
         return [waiter.connection for waiter in self._waiters]
 
     @property
@@ -261,9 +261,9 @@ class Fetcher:
         return self._next
 
     def set_queues(self, queues: Iterable[str]) -> None:
-        """Take from these queues, or from none, from now on; ends a wait and triggers a take.
+        """Take from these queues, or from none, from now on; end a wait and trigger a take.
 
-        Any greenlet of this thread may call it. A take in progress may still return messages of
+        Any greenlet of this thread may call this. A take in progress may still return messages of
         the old queues. Switches: yes.
         """
         plan = self._make_plan(queues)
@@ -274,10 +274,10 @@ class Fetcher:
     def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        With 0, return only messages whose reservations were lost with an answer.
+        If `most` is 0, return only messages whose reservations were lost with an answer.
 
         Raises:
-            OperationalError: no message is lost; the next call returns those that this one
+            OperationalError: no message is lost; the next call returns those that this call
                 may have reserved.
         """
         plan, prefix = self._plan, self._prefix
@@ -316,12 +316,13 @@ class Fetcher:
         Args:
             question: the challenge that the last renewal of the lease returned.
             held: the deliveries that this owner believes it holds.
-            begun: the tags of messages acknowledged before their run, whose outcomes have not been
+            begun: the tags of messages acknowledged before their run whose outcomes have not been
                 written yet.
             timeout_s: the timeout for each call; held deliveries are sent in portions.
 
         Returns:
-            True if the server did not know it: the owner is new, or the server has lost its data.
+            True if the server did not know the owner, because the owner is new or because the
+            server has lost its data.
         """
         keys, owner = self._keys, self._owner
         names = [
@@ -365,8 +366,11 @@ class Fetcher:
     def wait(self) -> bool:
         """Wait for work, for `wake`, or for a minute; return True if a take may find messages.
 
-        Call it after a take that left no messages; a message that has arrived since then ends the
-        wait immediately. Switches: yes. It raises OperationalError if the server cannot be reached.
+        Call this after a take that left no messages. If a message has arrived after that take, the
+        wait ends immediately. Switches: yes.
+
+        Raises:
+            OperationalError: the server cannot be reached.
         """
         plan = self._plan
         self._woken = False
@@ -411,15 +415,15 @@ class Fetcher:
     def wake(self, *, look: bool = False) -> None:
         """End the wait in progress, if any. Switches: yes.
 
-        With `look` it reports that a take may find messages; if no wait is in progress, the next
-        one ends immediately.
+        With `look`, the wait reports that a take may find messages; if no wait is in progress, the
+        next one ends immediately.
         """
         self._look = self._look or look
         self._wake_others(None)
         self._rested.set()
 
     def leave(self) -> None:
-        """Put back inbox messages that no take has fetched, since only greenq reads inboxes.
+        """Put back inbox messages that no take has fetched, because only greenq reads inboxes.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.
@@ -430,7 +434,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """End the waits and put back their messages, from another thread while this one is blocked.
+        """End the waits and put back their messages, from another thread if this one is blocked.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.
@@ -451,7 +455,7 @@ class Fetcher:
             waiter.connection.close()
 
     def _block(self, waiter: _Waiter) -> bool:
-        """Block on this connection until the server moves a message into the inbox."""
+        """Block on the waiter's connection until the server moves a message into the inbox."""
         connection = waiter.connection
         connection.identify()
         if self._woken:
@@ -463,17 +467,17 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait ends, for any reason, all of them end.
+            # When one wait ends, for any reason, all the others must end too.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # The message arrived together with the change. It may be a long time before another
-            # worker reads this inbox.
+            # The message arrived together with the change of queues. It may be a long time before
+            # another worker reads this inbox.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
     def _is_former(self, waiter: _Waiter) -> bool:
-        """True if a waiter's queue has been dropped."""
+        """Return whether a waiter's queue is no longer among the queues to take from."""
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
@@ -490,7 +494,7 @@ class Fetcher:
         answer = connection.receive("BLMOVE", timeout_s=limit_s)
         if isinstance(answer, OperationalError):
             # A server that has run out of memory still accepts takes that find nothing, but refuses
-            # the blocking BLMOVE.
+            # a BLMOVE that would block.
             self.working = False
             raise answer
         moved: bytes | None = answer
@@ -527,20 +531,20 @@ class Fetcher:
         return bool(waiter.ended.is_set())
 
     def _unblock(self, waiter: _Waiter) -> bool:
-        """Unblock one BLMOVE; it returns nil, or a message that arrived just before.
+        """Unblock one BLMOVE, which then returns nil, or a message that arrived just before.
 
-        Return False if the server did not find it blocked: it has already answered, or has not read
-        the BLMOVE yet, which was sent on another socket.
+        Return False if the server did not find the BLMOVE blocked: either it has already answered,
+        or it has not read the BLMOVE yet, since that was sent on another socket.
         """
         number = waiter.connection.number
-        # Patient, since the tasks use the same connections.
+        # The call is patient, since the tasks use the same connections.
         return bool(
             self._client.call("CLIENT", "UNBLOCK", number, timeout_s=_GRACE_S, patient=True)
         )
 
 
 def _pauses() -> Iterator[float]:
-    """Yield growing pauses for an answer in transit; they end, since the connection may be dead."""
+    """Yield growing pauses for an answer in transit; they end, since its connection may be dead."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s
@@ -557,6 +561,6 @@ class _Waiter:
         self.connection = connection
         self.source = source
         self.inbox = inbox
-        # This is set unless a BLMOVE is in progress.
+        # Set unless a BLMOVE is in progress.
         self.ended = Event()
         self.ended.set()

@@ -1,7 +1,7 @@
 """What the processes of a supervisord group share on the server: a leader, loads and drain marks.
 
-One process leads. The leader alone decides how many run; the others report their load and drain
-when they are marked.
+One process leads. The leader alone decides how many processes run; the other processes report their
+load, and drain when they are marked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _REPORT = load_script("processes_report")
 _MARK = load_script("processes_mark")
 
-# How many intervals, and at least how many seconds, until a silent leader is replaced and a silent
-# process is no longer counted.
+# How many intervals, and at least how many seconds, pass until a silent leader is replaced and a
+# silent process is no longer counted.
 _SILENT_INTERVALS: Final = 4
 _SILENT_S: Final = 6.0
 
@@ -32,10 +32,10 @@ class LoadReport:
     """The load of one process.
 
     Attributes:
-        busy: the fraction of time for which any greenlet ran, from 0 to 1.
-        running: how many tasks run.
+        busy: the fraction of time that any greenlet ran, from 0 to 1.
+        running: how many tasks are running.
         waiting: how many messages are waiting in this process for a slot.
-        draining: whether it takes no messages.
+        draining: whether it takes no more messages.
     """
 
     busy: float
@@ -49,8 +49,8 @@ class GroupAnswer(NamedTuple):
 
     Attributes:
         leads: whether it leads.
-        draining: the processes that must drain; for a process that does not lead, only itself or
-            none.
+        draining: the processes that must drain; a process that does not lead learns only whether it
+            must drain itself.
         reports: the recent reports by process; empty unless it leads.
     """
 
@@ -74,7 +74,7 @@ class GroupStore:
         self._silent_ms = round(max(_SILENT_S, _SILENT_INTERVALS * interval_s) * 1000)
 
     def report(self, report: LoadReport) -> GroupAnswer:
-        """Report this process's load; lead if there is no leader. Switches: yes.
+        """Report this process's load, and lead if there is no leader. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.
@@ -89,7 +89,7 @@ class GroupStore:
         return GroupAnswer(bool(leads), frozenset(each.decode() for each in draining), reports)
 
     def leave(self) -> None:
-        """Report that this process is ending; another one may lead. Switches: yes.
+        """Report that this process is ending, so that another may lead. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.
@@ -97,7 +97,7 @@ class GroupStore:
         self._call("")
 
     def mark(self, process: str, *, drain: bool) -> bool:
-        """Make a process drain, or take messages again; return False if this one no longer leads.
+        """Make a process drain or take messages again; return False if this one no longer leads.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.

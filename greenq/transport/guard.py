@@ -1,22 +1,23 @@
 """Keeps a worker's lease while no Python code runs in it, and ends the lease when the worker dies.
 
 `greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
-of each worker, in its own session, so signals to the worker's process group do not reach it. Until
-it has to act, which most guards never have to, it imports only the smallest parts of the standard
-library. It then has half a lease to act, on a machine that may be too busy even for the worker.
-Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS it uses a
-plain socket.
+of each worker, in a session of its own, so signals to the worker's process group do not reach it.
+Most guards never have to act. Until the guard has to, it imports only the smallest parts of the
+standard library. It then has half a lease to act, on a machine that may be too busy even for the
+worker. Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS
+the guard uses a plain socket.
 
-1. The worker's watchdog thread writes one byte to standard input after each renewal of its lease.
-2. When the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
+1. The worker's watchdog thread writes one byte to the guard's standard input after each renewal of
+   its lease.
+2. If the worker is silent for more than half of the lease but alive (a call holds the GIL, or the
    process is suspended), the guard extends the lease on its behalf, up to the silence limit.
 3. When the worker's process has died, the guard ends the lease immediately and then exits. Waiting
-   for the lease to expire would cost its tasks three more seconds.
-4. When the worker signs off, or is alive but has closed the pipe (another program now runs
+   for the lease to expire would delay the worker's tasks by three more seconds.
+4. If the worker signs off, or is alive but has closed the pipe (another program now runs
    in its process), the guard exits without contacting the server.
 
-The kernel decides whether the process is dead, not the pipe: programs started by tasks may hold a
-copy of its other end, and a task may close it.
+The kernel, not the pipe, tells whether the process is dead: programs started by tasks may hold a
+copy of the worker's end of the pipe, and a task may close that end.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ FAREWELL = b"."
 _SILENT_AFTER = 0.5
 _EXTEND_EVERY = 0.4
 
-# The pause between attempts to reach a server that does not answer.
+# The pause between attempts to reach a server that has not answered.
 _RETRY_S = 0.25
 
-# How long to try to end a lease; after that it has expired by itself.
+# How long to try to end a lease; after this time, the lease has expired by itself.
 _END_S = 5.0
 
 # How often to check on systems whose kernel cannot report that a process has ended.
 _LOOK_S = 0.5
 
-# How long to wait for a process that has closed its end of the pipe, since a dying one does so
-# shortly before it has ended.
+# How long to wait for a process that has closed its end of the pipe, since a dying process closes
+# it shortly before it has ended.
 _DYING_S = 1.0
 
 
@@ -75,7 +76,7 @@ class GuardedWorker:
 
     @property
     def is_dead(self) -> bool:
-        """Return True as soon as the process has ended, whether reaped or not."""
+        """True as soon as the process has ended, whether it has been reaped or not."""
         if os.getppid() != self._pid:
             return True
         if self._process < 0:
@@ -94,7 +95,7 @@ class GuardedWorker:
         return os.read(self._pipe, 4096) or None
 
     def dies(self) -> bool:
-        """Return whether a worker has closed its pipe because it is dying."""
+        """Return whether a worker that has closed its pipe has done so because it is dying."""
         ends_s = now_s() + _DYING_S
         while not self.is_dead and now_s() < ends_s:
             time.sleep(0.02)
@@ -113,7 +114,7 @@ class PlainConnection:
 
         Raises:
             OSError: the server cannot be reached.
-            RefusedError: it refuses this user.
+            RefusedError: the server refuses this user.
         """
         socket = importlib.import_module("socket")
         is_local = "path" in address
@@ -139,7 +140,7 @@ class PlainConnection:
             raise
 
     def call(self, *command: object) -> bytes:
-        """Send a command with a one-line answer; return the line without its type mark."""
+        """Send a command that has a one-line answer; return the line without its type mark."""
         parts = [str(part).encode("utf-8", "surrogateescape") for part in command]
         text = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), text))
@@ -157,7 +158,7 @@ class PlainConnection:
         try:
             self.call("CLIENT", "SETNAME", "greenq-guard")
         except RefusedError:
-            # A user without this permission gets connections without names.
+            # A user without this permission has connections without names.
             return
 
     def close(self) -> None:
@@ -166,10 +167,10 @@ class PlainConnection:
 
 
 class Lease:
-    """The worker's lease on the server; it connects only when it has to act."""
+    """The worker's lease on the server; the guard connects only when it has to act."""
 
     def __init__(self, description: bytes) -> None:
-        """Take the line of JSON that `greenq.watchdog.guard_process` has written."""
+        """Keep the line of JSON that `greenq.watchdog.guard_process` has written."""
         self._description = description
         self._connection: Any = None
         self._run: Callable[[str, tuple[object, ...]], int] | None = None
@@ -231,15 +232,15 @@ class Guard:
     """Guards a worker for its whole life."""
 
     def __init__(self, worker: GuardedWorker, lease: Lease, lease_s: float, limit_s: float) -> None:
-        """Guard `lease`, which is valid for `lease_s`, for up to `limit_s` of silence."""
+        """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
         self._lease_s = lease_s
         self._limit_s = limit_s
-        # The time of the worker's last byte; None before the first one, when there is no lease yet.
+        # The time of the worker's last byte; None before the first byte, when there is no lease.
         self._renewed_s: float | None = None
-        # The time of the next extension of the lease; None means not before the worker has written
-        # again.
+        # The time of the next extension of the lease; None means that there is none until the
+        # worker writes again.
         self._extend_at_s: float | None = None
         self._is_failing = False
 
@@ -263,7 +264,7 @@ class Guard:
                 self._extend()
 
     def note_renewal(self) -> None:
-        """Record that the worker has renewed its lease itself."""
+        """Record that the worker itself has renewed its lease."""
         self._renewed_s = now_s()
         self._extend_at_s = self._renewed_s + self._lease_s * _SILENT_AFTER
         self._is_failing = False
@@ -294,7 +295,7 @@ class Guard:
                 log(f"could not extend the lease of the worker, which is silent: {exc}")
 
     def _end(self) -> None:
-        """End a dead worker's lease, if the server is reachable; otherwise it expires later."""
+        """End a dead worker's lease; if the server cannot be reached, the lease expires later."""
         gives_up_s = now_s() + _END_S
         while True:
             try:
@@ -326,9 +327,9 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: GuardedWorker) -> tuple[bytes, bytes] | None:
-    """Return the first line and the bytes after it; None if the worker exited before it wrote them.
+    """Return the first line and the bytes after it; None if the worker exited before that line.
 
-    On a busy machine the worker may have written them, taken its lease and died by now.
+    On a busy machine the worker may have written the line, taken its lease and died by now.
     """
     received = b""
     while b"\n" not in received:

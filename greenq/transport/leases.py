@@ -1,8 +1,8 @@
 """Leases: which worker owns reserved messages, and which workers have died.
 
 A worker incarnation owns all records whose delivery tag begins with its name. Its lease is one
-member of a zset, renewed about every second; nothing is written per task. When a lease ends, other
-workers recover its messages (recovery.py).
+member of a zset, which is renewed about every second; nothing is written per task. When a lease
+ends, other workers recover the messages (recovery.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _RELAY = load_script("relay")
 # server for at most a few ms.
 _PROMOTED = 1000
 
-# The mutex is Celery's, so that Celery's workers and greenq's do not scan at the same time. A
-# process that dies while holding it must not keep the others waiting, since moving is safe without
-# it.
+# How long a worker holds the mutex. It is Celery's mutex, so that Celery's workers and greenq's do
+# not scan at the same time. A process that dies while holding it must not keep the others waiting,
+# since moving messages is safe even without it.
 _MUTEX_MS = 10_000
 
 # How long the server remembers that an owner has left.
@@ -51,16 +51,15 @@ class Renewal(NamedTuple):
     Attributes:
         held: False if the lease had ended in the meantime or did not exist.
         server_time: unix seconds.
-        work: True when this worker's queues or inboxes have messages.
-        next_due: the time at which the next parked message of this worker's queues is due, unix
-            seconds.
+        work: True if this worker's queues or inboxes have messages.
+        next_due: when the next parked message of this worker's queues is due, in unix seconds.
         expired: the owners whose lease has ended.
         paused: the queues that are paused for the whole cluster.
-        unpublished: the reason why `publication` could not be published; "" if it was.
+        unpublished: why `publication` could not be published; "" if it was.
         first_unused: the number of this owner's first unused tag; 0 if the server does not know
-            this owner, which is new, or the server has lost its data.
-        question: the challenge that it must then return when it registers.
-        relays: True if this worker should relay messages from lists on which no worker waits.
+            this owner, because the owner is new or the server has lost its data.
+        question: the challenge that the owner must then return when it registers.
+        relays: True if this worker should relay messages from lists that no worker is waiting on.
         lead: the answer to its beat; None if the beat has not asked, or was refused.
     """
 
@@ -84,7 +83,7 @@ class _Looks(NamedTuple):
         queues: this worker's queues.
         keys: the keys of the renewal.
         steps: the lists of each queue in order, for the relay.
-        unwatched: those of the lists on which no worker waits.
+        unwatched: those of the lists that no worker is waiting on.
     """
 
     queues: tuple[str, ...]
@@ -94,9 +93,9 @@ class _Looks(NamedTuple):
 
 
 class Leases:
-    """The lease of one owner and its view of the others; one thread or greenlet uses it.
+    """The lease of one owner and its view of other owners; one thread or greenlet uses this.
 
-    Only `set_queues` and `announce_queues` may be called from another one.
+    Only `set_queues` and `announce_queues` may be called from another thread or greenlet.
     """
 
     def __init__(
@@ -115,8 +114,8 @@ class Leases:
         Args:
             queues: the queues that this worker takes from, and whose parked messages it promotes.
             lease_s: how long a lease holds after its renewal.
-            visibility_timeout_s: after this, records that no lease covers are requeued.
-            recovery: recovers messages that others have left.
+            visibility_timeout_s: how old records that no lease covers are when they are requeued.
+            recovery: recovers messages that other workers have left behind.
         """
         self.connection = connection
         self.recovery = recovery
@@ -125,7 +124,7 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server should know, and those that it does know.
+        # The queues that the server should know, and the queues that it does know.
         self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
@@ -133,18 +132,18 @@ class Leases:
     def set_queues(self, queues: Iterable[str]) -> None:
         """Check these queues from the next renewal on; any thread may call this.
 
-        The parked messages of a queue left out are promoted by another worker that takes from it.
+        If a queue is dropped, its parked messages are promoted by other workers that take from it.
         """
         self._looks = self._looks_at(queues)
-        # This is in the reverse order of `relay`. The server has not announced any change to the
-        # new lists yet.
+        # The order is the reverse of that in `relay`. The server has not announced any change to
+        # the new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:
-        """From the next renewal on, report to the server the worker's queues, paused or not.
+        """Report the worker's queues, paused or not, to the server from the next renewal on.
 
         So the server knows which workers take from a queue even while they are blocked or silent.
-        Any thread may call it.
+        Any thread may call this.
         """
         self._queues_json = json.dumps(list(queues))
 
@@ -200,7 +199,7 @@ class Leases:
         )
 
     def changes(self, key: str) -> int:
-        """Return how many times entries of beats have changed, and be told of the next change.
+        """Return how many times entries of beats have changed, and request the next announcement.
 
         Raises:
             ServerError, AccessRefused: this server does not announce changes.
@@ -213,7 +212,7 @@ class Leases:
         return int(number or 0)
 
     def relay(self) -> bool:
-        """Relay messages from lists on which no worker waits, and request the next announcement.
+        """Relay messages from lists that no worker is waiting on; request the next announcement.
 
         Returns:
             True if a queue that has no waiting connection at all has messages.
@@ -223,8 +222,8 @@ class Leases:
         """
         connection = self.connection
         connection.noticed = False
-        # Relay first, since a message is waiting; relay again if others have arrived by the
-        # time the server announces changes.
+        # Relay first, since a message is waiting. Relay again if other messages have arrived before
+        # the server began to announce changes.
         beyond = self._relay()
         *_, there = connection.pipeline(
             [
@@ -236,7 +235,7 @@ class Leases:
         return self._relay() if there else beyond
 
     def _relay(self) -> bool:
-        """Relay the messages in these lists; True if a queue without a connection has some."""
+        """Relay the messages in these lists; True if a queue without a connection has messages."""
         steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
         connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])
@@ -248,7 +247,7 @@ class Leases:
         return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
-        """Make held records look recent, so that Celery workers leave them alone."""
+        """Make the scores of held records recent, so that Celery workers leave them alone."""
         now, keys = self._server_time(), self._keys
         for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]
@@ -263,7 +262,7 @@ class Leases:
         return [owner for owner in owners if owner != self._owner]
 
     def uptime_s(self) -> float:
-        """Return how long the server has been up, in seconds."""
+        """Return how many seconds the server has been up."""
         for line in self.connection.call("INFO", "server").decode().splitlines():
             name, _, value = line.partition(":")
             if name == "uptime_in_seconds":
@@ -271,9 +270,9 @@ class Leases:
         return 0.0
 
     def overdue(self) -> list[str]:
-        """Return the tags of records without an owner that exceed the timeout, oldest first.
+        """Return the tags of records without an owner whose age exceeds the timeout, oldest first.
 
-        These are messages that Celery workers abandoned, and those of owners whose lease
+        These are the records of messages that Celery workers abandoned, and of owners whose lease
         has been forgotten.
         """
         before = f"{self._server_time() - self._visibility_timeout_s:.6f}"
@@ -293,13 +292,13 @@ class Leases:
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
         """Return the tags of this owner's records that it has used but no longer holds.
 
-        It has settled them, but the server has since lost its last writes, after a power cut or a
-        failover to a replica that was behind.
+        The owner has settled these records, but the server has since lost its last writes, because
+        of a power cut or a failover to a replica that was behind.
         """
         return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
 
     def give_back_forgotten(self, tags: Iterable[str]) -> None:
-        """Requeue records of this owner that it no longer holds."""
+        """Requeue records of this owner that the owner no longer holds."""
         moved = self.recovery.give_back_all(self.incarnation, tags)
         if moved:
             _log.warning("the server has lost the outcome of %d tasks; they will run again", moved)
@@ -308,15 +307,15 @@ class Leases:
         """End this owner: requeue whatever the server still holds for it, then end its lease.
 
         Args:
-            unwritten: outcomes that could not be written; moves among them are tried once more,
+            unwritten: outcomes that could not be written; the moves among them are tried once more,
                 since no other worker requeues a stub.
 
         Returns:
-            The number of requeued messages, whose outcomes could not be written.
+            How many messages were requeued because their outcomes could not be written.
         """
         names = [self._keys.leases, self._keys.owner(self.incarnation)]
         member = str(self._owner)
-        # From now on, no take succeeds for this owner, however late the call arrives.
+        # After this, no take succeeds for this owner, however late the call arrives.
         self.connection.script(_LEAVE, names, [member, "close", _REMEMBERED_S])
         moves = [entry for entry in unwritten if entry.result is None]
         for portion in in_portions(moves, _size_of):

@@ -31,8 +31,9 @@ _ANSWER_S = 2.0
 # A thread without subscriptions checks at this interval whether it must end.
 _IDLE_S = 60.0
 
-# Callers unsubscribe when they have received what they waited for. To say so at once would cost as
-# much as the wait itself, so for this long after a message it waits for the next change.
+# Callers unsubscribe when they have received what they waited for. Telling the server immediately
+# would cost as much as the wait itself. So for this long after a message, the thread waits for the
+# next change.
 _LINGER_S = 0.1
 
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 
 def portions(items: Iterable[T]) -> Iterator[list[T]]:
-    """Split items that would be too many for one command."""
+    """Split items into portions that are small enough for one command."""
     rest = iter(items)
     while portion := list(islice(rest, PORTION)):
         yield portion
@@ -54,7 +55,7 @@ class Heard(NamedTuple):
 
     Attributes:
         channel: the channel.
-        payload: the published bytes; empty when the subscription has begun, or begun again.
+        payload: the published bytes; empty if the subscription has begun, or begun again.
     """
 
     channel: str
@@ -68,34 +69,34 @@ class ChannelListener:
     """Listens to channels over one connection, in one thread, for all callers in this process.
 
     Only the thread touches the socket (two threads must not read and write a TLS socket at once);
-    the others signal it through a socket pair. After a reconnection it asks every waiting caller to
-    read the stored state again.
+    callers signal the thread through a socket pair. After a reconnection, the thread asks every
+    waiting caller to read the stored state again.
     """
 
     def __init__(self, client: Client, silence_s: float) -> None:
         """Prepare; the connection and the thread start with the first wait.
 
-        After `silence_s` seconds of silence it checks the connection with a PING, and considers it
-        dead when no answer comes within the client's timeout.
+        After `silence_s` seconds of silence, the thread checks the connection with a PING. If no
+        answer comes within the client's timeout, it considers the connection dead.
         """
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # Only the thread uses these: when the server last sent data (monotonic), and whether that
-        # was a message.
+        # Only the thread uses the next two: when the server last sent data (monotonic), and whether
+        # that data was a message.
         self._heard_s = 0.0
         self._heard_message = False
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # The lock protects these: the listeners of each channel, and the changes since the thread
-        # last checked.
+        # The lock protects the listeners of each channel, and the changes after the thread last
+        # checked.
         self._channels: dict[str, list[Ear]] = {}
         self._changes: list[tuple[str, ...]] = []
         self._thread: threading.Thread | None = None
         self._closing = False
-        # True while the thread will look for changes within _LINGER_S by itself.
+        # True while the thread will check for changes by itself within _LINGER_S.
         self._lingers = False
         self._waker: socket.socket | None = None
 
@@ -112,15 +113,15 @@ class ChannelListener:
     def subscribe(self, ear: Ear, channels: Sequence[str]) -> None:
         """Put messages published on these channels into `ear`.
 
-        `ear` also gets an empty payload for a channel each time the subscription begins.
+        When a subscription begins, `ear` also gets an empty payload for its channel.
         """
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
             for channel in channels:
                 self._channels.setdefault(channel, []).append(ear)
-            # Subscribe even for a second listener: the server confirms again, and all read the
-            # stored state again.
+            # Subscribe even for a second listener: the server confirms again, and all listeners
+            # read the stored state again.
             self._add_changes("SUBSCRIBE", channels)
             self._wake()
 
@@ -129,7 +130,7 @@ class ChannelListener:
         with self._lock:
             unused = []
             for channel in channels:
-                # A forked process has forgotten the subscriptions of its parent.
+                # A forked process has dropped the subscriptions of its parent.
                 ears = self._channels.get(channel, [])
                 if ear in ears:
                     ears[:] = [each for each in ears if each is not ear]
@@ -162,7 +163,7 @@ class ChannelListener:
             )
             self._thread.start()
         assert self._waker is not None
-        # A full pipe also wakes it.
+        # A full pipe also wakes the thread.
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -197,7 +198,7 @@ class ChannelListener:
         self._heard_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send the changes, then read the answers; return True if there were any."""
+        """Send the changes, then read the answers; return True if answers arrived."""
         with self._lock:
             changes, self._changes = self._changes, []
             self._lingers = self._heard_message
@@ -207,7 +208,7 @@ class ChannelListener:
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
             # After a long silence, a dead server does not answer the PING, and the read times out.
-            # Callers that start waiting in the meantime say nothing about the connection.
+            # Callers that start to wait in the meantime do not show that the connection works.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True

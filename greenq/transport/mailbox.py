@@ -2,9 +2,9 @@
 
 requester binds its own list and publishes the request, in one script (lua/ask.lua) that returns
          the number of subscribers; then reads its list until that many have replied
-worker   pushes its reply on that list if the requester still waits (lua/reply.lua)
+worker   pushes its reply on that list if the requester is still waiting (lua/reply.lua)
 
-It works the same in threads and in greenlets; reading blocks on one of the client's pooled
+The mailbox works the same in threads and in greenlets. Reading blocks on one of the client's pooled
 connections.
 """
 
@@ -55,17 +55,17 @@ _REPLY = load_script("reply")
 # After this much silence, all workers except busy ones have replied.
 _QUIET_S = 0.05
 
-# How long Celery processes must leave the requester's binding alone; this is Celery's own figure.
+# How long Celery processes must leave the requester's binding alone. The figure is Celery's own.
 _BINDING_KEPT_MS = 3_600_000
-# How long replies are kept: nothing reads the list of a dead requester, and a live one reads a
-# reply within milliseconds.
+# How long replies are kept. Nothing reads the list of a dead requester, and a live requester reads
+# a reply within milliseconds.
 _REPLY_KEPT_MS = 60_000
 # The maximum number of requesters whose bindings are kept, and of waiting replies per requester.
 _ASKERS = 1000
 _REPLIES = 10_000
 # The maximum number of nodes whose replies are accepted.
 _NODES = 10_000
-# For the server, 0 means no limit.
+# The shortest timeout of a BRPOP: for the server, 0 means no limit.
 _LEAST_WAIT_S = 0.001
 _MOST_AT_ONCE = 1000
 
@@ -95,7 +95,7 @@ class Mailbox:
             keys: its key names.
             accept: serializers and content types accepted in replies.
             serializer: the serializer for requests and replies.
-            clock: the app's; None creates a new one.
+            clock: the app's clock; None creates a new one.
             signer: signs requests and replies, and checks replies; None for neither.
         """
         self._client = client
@@ -118,11 +118,11 @@ class Mailbox:
         on_reply: Callable[[str, Any], object] | None = None,
         on_quiet: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return the replies by node name; empty when no worker replied.
+        """Send a request and return the replies by node name; empty if no worker replied.
 
-        It returns as soon as all that can reply have replied: all subscribers, all nodes named in
-        `destination`, or `limit` of them. With a `pattern`, their number is unknown, and a
-        subscriber may be busy, or not a worker at all; the call then returns after `timeout_s`.
+        This returns as soon as all that can reply have replied: all subscribers, all nodes named in
+        `destination`, or `limit` of them. With a `pattern`, their number is unknown. A subscriber
+        may also be busy, or not a worker at all. In these cases the call returns after `timeout_s`.
 
         Args:
             method: a command's name.
@@ -132,9 +132,9 @@ class Mailbox:
             matcher: ``glob`` or ``pcre``.
             timeout_s: how long to wait for replies after publishing the request.
             limit: stop after this many replies.
-            on_reply: called with the node name and the reply as each one arrives, including all
-                those from workers that share a name, of which only one is returned.
-            on_quiet: called once with the replies when none has arrived for a moment; True stops
+            on_reply: called with the node name and the reply when each reply arrives. If workers
+                share a name, it is called for each of their replies, but only one is returned.
+            on_quiet: called once with the replies if none has arrived for a moment; True stops
                 waiting.
 
         Raises:
@@ -176,8 +176,8 @@ class Mailbox:
                     if is_enough or (wanted and wanted <= answers.keys()):
                         break
             except (ConnectFailed, ConnectionLost) as exc:
-                # If the server cannot be reached, there is nothing to remove from it. The requester
-                # reports this once.
+                # If the server cannot be reached, there is nothing to remove from it. The caller
+                # gets this error, so do not log it again.
                 was_reached, is_lost = not isinstance(exc, ConnectFailed), True
                 raise
             finally:
@@ -194,7 +194,7 @@ class Mailbox:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> int:
-        """Send a request without replies and return the number of subscribers.
+        """Send a request without replies, and return the number of subscribers.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -227,7 +227,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Answer a request as the worker `node`; return False if the requester no longer waits.
+        """Reply to a request as the worker `node`; False if the requester no longer waits.
 
         Raises:
             EncodeError: the reply cannot be serialized.
@@ -270,16 +270,16 @@ class Mailbox:
         timeout_s: float,
         may_end: Callable[[], bool] | None,
     ) -> Iterator[Reply]:
-        """Yield the replies to a request as they arrive, until the time is over.
+        """Yield the replies to a request as they arrive, until the timeout.
 
-        They also end when none have arrived for a moment and `may_end` agrees.
+        The replies also end if none has arrived for a moment and `may_end` agrees.
         """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s
         while (left_s := ends_s - time.monotonic()) > 0:
             if may_end is not None:
                 left_s = min(left_s, _QUIET_S)
-            # One round trip: the first reply, and all others that have arrived by then.
+            # One round trip returns the first reply, and all others that have arrived by then.
             first, others = connection.pipeline(
                 [("BRPOP", key, max(left_s, _LEAST_WAIT_S)), ("RPOP", key, _MOST_AT_ONCE)]
             )

@@ -1,6 +1,6 @@
-"""What greenq's workers know about each other through the server: their names and the shared clock.
+"""What greenq's workers know about each other through the server: their names and a shared clock.
 
-Any program with a client may read this.
+Any program that has a client may read this information.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _LOOK_AROUND = load_script("look_around")
 _RECYCLE = load_script("recycle")
 
-# For how long a death is reported.
+# How long a death is reported.
 _GONE_S = 3600
 
-# The timeout of this query, since an election is decided after two seconds even without an answer.
+# The timeout of these queries. An election is decided after two seconds even without an answer.
 _TIMEOUT_S = 2.0
 
-# The only member of the clock's set, and how long it is kept when no worker is left.
+# The only member of the clock's zset, and how long it is kept if no worker is left.
 _MEMBER = "highest"
 _KEPT_S = 7 * 24 * 3600
 
@@ -40,7 +40,7 @@ class Gone(NamedTuple):
 
     Attributes:
         node: its name.
-        for_s: seconds since its death.
+        for_s: how many seconds ago it died.
         moved: how many of its messages were requeued.
     """
 
@@ -53,14 +53,14 @@ class Roll(NamedTuple):
     """The workers that hold a lease, and those that no longer do.
 
     Attributes:
-        living: for each node, for how many more seconds its lease is valid.
-        ended: for each node, how many seconds ago its lease ended, if it has not been recovered
-            yet.
+        living: for each node, how many more seconds its lease is valid.
+        ended: for each node, how many seconds ago its lease ended, if the node has not been
+            recovered yet.
         twins: node names that two workers share.
         gone: workers that died recently, latest first, without nodes that are alive again.
         skew_s: how far this machine's clock is ahead of the server's.
-        queues: for each node with a lease, the queues from which it takes; nodes are omitted that
-            have not reported any yet.
+        queues: for each node with a lease, the queues that it takes from; nodes that have not
+            reported any yet are omitted.
         strangers: the nodes of Celery workers that listen for commands, including any that were
             killed.
     """
@@ -139,9 +139,9 @@ def _parse_queues(text: Any) -> list[str] | None:
 
 
 def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
-    """Parse the nodes that are bound to the command exchange, as Celery's are."""
+    """Parse the nodes that are bound to the command exchange, as Celery's workers are."""
     if isinstance(members, OperationalError):
-        # A user who may not check must assume that a Celery worker exists.
+        # If this user may not check, assume that a Celery worker exists.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}
@@ -155,7 +155,7 @@ def _parse_dead(entries: list[bytes], now: float) -> dict[str, Gone]:
             each = json.loads(text)
             gone = Gone(str(each["node"]), now - float(each["at"]), int(each["moved"]))
         except (ValueError, TypeError, KeyError):
-            # An entry not written by greenq.
+            # This entry was not written by greenq.
             continue
         if gone.for_s < _GONE_S:
             found.setdefault(gone.node, gone)
@@ -163,10 +163,10 @@ def _parse_dead(entries: list[bytes], now: float) -> dict[str, Gone]:
 
 
 def look_around(client: Client, keys: Keys, clock: int) -> tuple[set[str], int]:
-    """Return the nodes whose lease has not ended, and the highest clock that any of them reported.
+    """Return the nodes whose lease has not ended, and the highest clock that any node reported.
 
     Args:
-        clock: this worker's clock, reported to the others in the same call.
+        clock: this worker's clock, which the same call reports to the others.
 
     Raises:
         OperationalError: the server cannot be reached, or refuses to answer.
@@ -214,7 +214,7 @@ def count_peers(client: Client, keys: Keys, queues: Collection[str]) -> int:
 
 
 def shared_queues(queues: Iterable[str]) -> frozenset[str]:
-    """Return these queues without those of single workers."""
+    """Return these queues without the private queues of single workers."""
     return frozenset(queue for queue in queues if not queue.endswith(DIRECT_SUFFIX))
 
 
@@ -231,12 +231,12 @@ class Recycling:
         self._queues = queues
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to restart; return which workers are restarting if this one must wait. Switches: yes.
+        """Ask to restart; if this worker must wait, return which are restarting. Switches: yes.
 
         Args:
-            most: how many of the group may restart at once; if there are several, at least one
-                always keeps running.
-            hold_s: how long the restart counts unless `returned` ends it.
+            most: how many workers of the group may restart at once; if the group has several
+                workers, at least one always keeps running.
+            hold_s: how long the restart is counted unless `returned` ends it.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

@@ -1,9 +1,9 @@
-"""Group commit: all outcomes that arrive during one write go out together in the next.
+"""Group commit: all outcomes that arrive during one write go out together in the next write.
 
-There is no timer and no batch size: an idle outbox writes an entry immediately, and a busy one
-collects entries until the current write is done. Each write is one script, in which a message is
-acknowledged or moved only together with storing its outcome: a server out of memory refuses both.
-The same call also publishes events.
+There is no timer and no batch size. An idle outbox writes an entry immediately, and a busy outbox
+collects entries until the current write is done. Each write is one script, which acknowledges or
+moves a message only together with storing its outcome: a server out of memory refuses both. The
+same call also publishes events.
 
 A write that fails is repeated with the same content until the server accepts it. Repeated and late
 writes are harmless, since an entry whose message is no longer held has no effect. The number of
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The maximum number of entries in one write, so that it stays well within its timeout; further ones
-# wait for the next write.
+# The maximum number of entries in one write, so that the write stays well within its timeout.
+# Further entries wait for the next write.
 _BATCH = 1000
 
 # How often `stop` checks whether its time is up.
@@ -55,8 +55,8 @@ _RETRY_MAX_S = 1.0
 class Outbox(StartStopPart):
     """Writes entries in the order in which they were put, in one greenlet.
 
-    It uses one connection, or two if results have their own server, in which case results are
-    written first.
+    The outbox uses one connection, or two if results have their own server. In that case results
+    are written first.
     """
 
     name = "Outbox"
@@ -75,9 +75,9 @@ class Outbox(StartStopPart):
         if results is not None and results is not transport.client:
             self._results = results.connection()
         self._flush_timeout_s = flush_timeout_s
-        # `stop` waits at least until then (monotonic): the end of the worker's grace period.
+        # `stop` waits at least until this time (monotonic), the end of the worker's grace period.
         self.until_s = 0.0
-        # The entries not yet written, oldest first; others only count them.
+        # The entries not yet written, oldest first; other objects only count them.
         self.entries: list[Settlement] = []
         # Tags of messages whose ending is still being prepared by another greenlet.
         self._expected: set[str] = set()
@@ -85,13 +85,14 @@ class Outbox(StartStopPart):
         self._empty = Event()
         self._empty.set()
         self._greenlet: Greenlet | None = None
-        # A function that returns the events to publish with the next write, set by the sender of
-        # events, and whether there are any.
+        # `collect` returns the events to publish with the next write, and is set by the sender of
+        # events. `_has_events` says whether there are any.
         self.collect: Callable[[], Sequence[Publication]] = tuple
         self._has_events = False
-        # If not None, each write adds the lists to which it pushes messages.
+        # If not None, each write adds the lists that it pushes messages to.
         self.pushed_to: set[str] | None = None
-        # Own greenlet only. The entries of the current write that have not sent their pushes.
+        # For the outbox's own greenlet only: the entries of the current write that have not sent
+        # their pushes.
         self._unsent: set[Settlement] = set()
         self._outage = OutageLog(_log)
         self._publish_outage = OutageLog(_log)
@@ -103,7 +104,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write the remaining entries; log what stays reserved if there is not enough time."""
+        """Write the remaining entries; if the time runs out, log what stays reserved."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -129,7 +130,7 @@ class Outbox(StartStopPart):
         if self._expected:
             self._expected.discard(entry.tag)
         if not self.entries:
-            # With entries left, the greenlet is already awake, and checks for more after its write.
+            # If entries are left, the greenlet is awake already, and checks for more after writing.
             self._filled.set()
             self._empty.clear()
         self.entries.append(entry)
@@ -159,7 +160,7 @@ class Outbox(StartStopPart):
     def _run(self) -> None:
         while True:
             self._filled.wait()
-            # Entries put while this batch is being written set it again.
+            # Entries put while this batch is being written set the event again.
             self._filled.clear()
             self._write_some()
             if self.entries:
@@ -192,8 +193,9 @@ class Outbox(StartStopPart):
                 sleep(pauses.next_s())
         if pauses is not None:
             self._outage.recovered("outcomes are written again")
-            # On a repeated write, a message that is no longer held was most likely settled by the
-            # first attempt; only a stub shows this for certain.
+            # On a repeated write, the first attempt has most likely settled a message that is no
+            # longer held. Only an action that leaves a record or a stub behind shows for certain
+            # that the message was lost.
             not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
         del self.entries[: len(entries)]
@@ -214,9 +216,9 @@ class Outbox(StartStopPart):
     def _write(
         self, entries: list[Settlement], publications: Sequence[Publication] = ()
     ) -> set[Settlement]:
-        """Write entries and return those whose message was not held.
+        """Write entries, and return those whose message was not held.
 
-        An entry that the server refuses permanently does not stop the others.
+        An entry that the server refuses permanently does not stop the other entries.
         """
         try:
             return self._settle(entries, publications)
@@ -226,10 +228,10 @@ class Outbox(StartStopPart):
             if len(entries) > 1:
                 not_held = [self._write([entry]) for entry in entries]
                 self._settle([], publications)
-                # The refused call may have settled entries up to this one.
+                # The refused call may have settled the entries before the one that was refused.
                 return _keep_certain(set().union(*not_held))
             _log.error("the server refused an outcome permanently: %s", exc.reply)
-            # Its state cannot be stored, and its message must not run again forever.
+            # The state of this entry cannot be stored, and its message must not run again forever.
             if not entries:
                 return set()
             refused = entries[0]
@@ -264,7 +266,7 @@ class Outbox(StartStopPart):
         return {entries[i] for i in settled.not_held}
 
     def _tell_written(self, entry: Settlement, not_held: set[Settlement]) -> None:
-        """Notify the senders of a message's pushes, which runs the code of receivers."""
+        """Notify the senders of a message's pushes; this runs the code of receivers."""
         assert entry.workflow is not None
         if entry not in not_held and entry not in self._unsent:
             spawn(_call_each, entry.workflow.written, entry.about, name="sent")
@@ -277,7 +279,7 @@ class Outbox(StartStopPart):
         entry.workflow.complete(entry)
 
     def _note_misplaced(self, misplaced: str, stuck: list[Settlement]) -> None:
-        """Log what cannot be moved; a message with unsendable successors ends differently."""
+        """Log what cannot be moved; a message whose successors cannot be sent ends differently."""
         _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
         for entry in stuck:
             if entry.workflow is not None and entry.workflow.refused is not None:
@@ -304,17 +306,17 @@ def _call_each(written: Sequence[Callable[[], object]], about: object) -> None:
         try:
             call()
         except BaseException:
-            # This is the boundary to user code: the receivers of after_task_publish.
+            # This is the boundary to user code, the receivers of after_task_publish.
             _log.exception("a receiver of the messages sent by task %s failed", about)
 
 
 def _keep_certain(not_held: set[Settlement]) -> set[Settlement]:
-    """Leave out the entries that an earlier attempt of the same write may have settled."""
+    """Return the entries without those that an earlier attempt may have settled."""
     return {entry for entry in not_held if entry.action not in {ACKNOWLEDGE, MOVE}}
 
 
 def _log_lost(not_held: set[Settlement]) -> None:
-    """Log the tasks whose messages other workers have taken in the meantime."""
+    """Log the tasks whose messages have been given to other workers in the meantime."""
     for entry in not_held:
         if entry.about is not None:
             _log.warning(
@@ -324,7 +326,7 @@ def _log_lost(not_held: set[Settlement]) -> None:
 
 
 def _describe_fate(entry: Settlement) -> str:
-    """Return a phrase that says what happens to the state of a message that was no longer held."""
+    """Return a phrase that says what happens to the state of a message that is no longer held."""
     if entry.result is None:
         return ""
     if entry.result.rule.startswith(KIND_SUCCESS):

@@ -1,6 +1,6 @@
-"""Owners: worker incarnations, as named by the members of the leases.
+"""Owners: worker incarnations, as the members of the leases name them.
 
-Commands also parse them, so this module needs nothing from a worker.
+Commands also parse these members, so this module needs nothing from a worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Owner(NamedTuple):
     Attributes:
         incarnation: the prefix of its delivery tags, which is never used twice.
         node: its node name, for display.
-        process: lets this machine check whether the process is alive; empty if that is impossible.
+        process: lets this machine check whether the process is alive; empty if it cannot check.
     """
 
     incarnation: str
@@ -36,18 +36,18 @@ class Owner(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The boot of its machine and its pid namespace; empty if unknown."""
+        """The boot of the owner's machine and its pid namespace; empty if unknown."""
         return self.process.rpartition("/")[0]
 
     @property
     def pid(self) -> int:
-        """Its process id there; 0 if unknown."""
+        """The owner's process id in that namespace; 0 if unknown."""
         pid = self.process.rpartition("/")[2].partition(":")[0]
         return int(pid) if pid.isdecimal() else 0
 
     @property
     def is_dead(self) -> bool:
-        """True if its process has certainly ended: it ran on this machine and no longer exists."""
+        """True if the process has certainly ended: it ran on this machine and no longer exists."""
         where, _, pid_and_start = self.process.rpartition("/")
         pid, _, start = pid_and_start.partition(":")
         return bool(where) and where == here() and _start_of(pid) != start
@@ -70,7 +70,7 @@ def here() -> str:
 
 
 def _start_of(pid: str) -> str:
-    """Return when a process began, in kernel ticks; empty if it does not exist."""
+    """Return when a process began, in kernel ticks; empty if the process does not exist."""
     try:
         stat = Path("/proc", pid, "stat").read_text("ascii", "replace")
     except OSError:

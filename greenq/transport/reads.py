@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from greenq.errors import OperationalError, TransportTimeout
 
-# How many callers read at the same time; each also reads for others.
+# How many callers read at the same time; each of them also reads for others.
 _READERS: Final = 4
 
-# How many keys each of them reads at once.
+# How many keys each of these callers reads at once.
 _PORTION: Final = 1000
 
-# This is put into a caller's queue when it is its turn to read.
+# The item that is put into a caller's queue when it is that caller's turn to read.
 _TURN: Final = object()
 
 
@@ -35,8 +35,8 @@ class _Read:
 class Reads:
     """Reads one key for each of many callers, with few commands and few connections.
 
-    A few callers read at a time. The keys of callers that arrive in the meantime are collected; the
-    caller whose turn is next reads them in one round trip and distributes the answers.
+    A few callers read at a time. The keys of callers that arrive in the meantime are collected. The
+    caller whose turn is next reads these keys in one round trip and distributes the answers.
     """
 
     def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
@@ -47,7 +47,7 @@ class Reads:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # The lock protects these: the keys that no caller is reading yet, and the number of turns.
+        # The lock protects the keys that no caller is reading yet, and the number of turns.
         self._gathered: deque[_Read] = deque()
         self._turns = 0
 
@@ -82,7 +82,7 @@ class Reads:
         return found
 
     def _take_turn(self, timeout_s: float) -> None:
-        """Read the collected keys, then pass the turn on."""
+        """Read the collected keys, then pass on the turn."""
         with self._lock:
             portion = [self._gathered.popleft() for _ in range(min(_PORTION, len(self._gathered)))]
         answers: list[Any] | None = None
@@ -92,7 +92,7 @@ class Reads:
             answers = [exc] * len(portion)
         finally:
             if answers is None:
-                # This greenlet is being ended, so another one reads for the callers that are still
+                # This greenlet is being killed, so another caller reads for those that are still
                 # waiting.
                 with self._lock:
                     self._gathered.extendleft(reversed(portion))

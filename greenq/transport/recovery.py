@@ -1,10 +1,10 @@
 """Recovery: requeues the messages of dead workers, in portions that take milliseconds.
 
 Messages pass through this process, since their content decides whether they run again and how they
-are marked. This uses a separate connection, since a subscribed one may receive only a few MB. Each
-portion is moved by one script that does nothing if the owner's lease was renewed in the meantime.
-So a worker that comes back keeps the messages not yet moved, and no message is lost or duplicated
-if two workers recover at the same time or one dies midway.
+are marked. Recovery uses a separate connection, since a subscribed connection may receive only a
+few MB. Each portion is moved by one script, which does nothing if the owner's lease was renewed in
+the meantime. So a worker that comes back keeps the messages that have not been moved yet. No
+message is lost or duplicated if two workers recover at the same time or if one dies midway.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# The number of records whose size is read at a time.
+# How many records' sizes are read at a time.
 _SIZES = 500
 
-# How long the server remembers that an owner was recovered, so that its writes are refused if it
-# comes back.
+# How long the server remembers that an owner was recovered, so that the owner's writes are refused
+# if it comes back.
 _REMEMBERED_S = 86400
 
 # How many dead workers are reported, and for how long.
 _GONE = 100
 _GONE_S = 3600
 
-# The reason why a message acknowledged early is not run again.
+# Why a message that was acknowledged early is not run again.
 _BEGUN = "its worker was lost while running it, and it had been acknowledged before"
 
-# A message that this many workers died running is a suspect, which runs alone in its worker.
+# If this many workers died while running a message, it is a suspect and runs alone in its worker.
 _SUSPECT = 2
 
 
 def is_suspect(deliveries: int, max_deliveries: int) -> bool:
-    """Return whether a message must run alone because this many workers died running it."""
+    """Return whether a message must run alone because this many workers died while running it."""
     return deliveries >= max(1, min(_SUSPECT, max_deliveries - 1))
 
 
 def newest_first(tags: Iterable[str]) -> list[str]:
-    """Sort an owner's tags so that, pushed back in this order, the oldest is taken next."""
+    """Sort an owner's tags so that pushing them back in this order makes the oldest next."""
     return sorted(tags, key=tag_number, reverse=True)
 
 
@@ -68,11 +68,11 @@ class Lot(NamedTuple):
     """Messages to be requeued, and why.
 
     Attributes:
-        fence: on whose behalf to move them.
-        owner: their owner, "" if unknown.
+        fence: on whose behalf to move the messages.
+        owner: their owner; "" if unknown.
         alone: the tag of the message that was running alone when its worker died; "" if there was
             none.
-        counts: True if their worker has died.
+        counts: True if the worker has died, so that its death is counted.
     """
 
     fence: Fence
@@ -102,11 +102,12 @@ class Recovery:
         Args:
             results: where states are stored; None means the same server.
             claimant: the owner that claims a dead owner, for `claim_s` seconds at a time.
-            max_deliveries: a message is buried after this many workers died running it.
-            may_run_again: returns, for a task's name, whether it runs again if its worker dies.
+            max_deliveries: a message is buried after this many workers died while running it.
+            may_run_again: returns, for a task's name, whether the task runs again if its worker
+                dies.
             bury: decides about a message that must not run again; called with (tag, queue, message,
                 reason, task id).
-            now_s: the server's time, unix seconds.
+            now_s: returns the server's time, in unix seconds.
         """
         self._connection = connection
         self._results = results
@@ -139,7 +140,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. A failure for one owner does not delay the others."""
+        """Do the next portion. A failure for one owner does not delay the other owners."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -156,12 +157,12 @@ class Recovery:
             self._connection.close()
 
     def close(self) -> None:
-        """Leave the rest to other workers."""
+        """Leave the remaining messages to other workers."""
         self._jobs.clear()
         self._connection.close()
 
     def tags_of(self, incarnation: str) -> Iterator[list[str]]:
-        """Yield an owner's tags in portions, without reading a message."""
+        """Yield an owner's tags in portions, without reading any messages."""
         return self._broker.tags_of(self._connection, incarnation)
 
     def held(self, incarnation: str) -> set[str]:
@@ -187,8 +188,9 @@ class Recovery:
                     return
                 given, not_held = self._give_back(portion, lot)
                 moved += given
-                # A late acknowledgement may have begun some of them since they were read, so decide
-                # about these again. Tags that others have moved no longer exist then.
+                # The tasks of the messages not held may have begun after the messages were read, by
+                # a late early acknowledgement. So decide about these messages again. If other
+                # workers have moved them, their tags no longer exist then.
                 left += not_held
                 yield
         # The score of a lease that was ended early does not show when it ended.
@@ -221,12 +223,12 @@ class Recovery:
             _log.warning("%d messages were abandoned and are back on their queues", moved)
 
     def give_back_all(self, incarnation: str, tags: Iterable[str] | None = None) -> int:
-        """Requeue an owner's records or, with None, all records, without counting a death.
+        """Requeue the records `tags` of an owner, or all of them if None, without counting a death.
 
         The owner is alive, or is leaving.
 
         Returns:
-            How many were moved.
+            How many messages were moved.
         """
         portions = self._portions(newest_first(self.held(incarnation) if tags is None else tags))
         lot = Lot(Fence(""), incarnation)
@@ -244,7 +246,7 @@ class Recovery:
         """Move one portion of records to their queues.
 
         Returns:
-            How many were moved, and the tags of those that were read but not held.
+            How many were moved, and the tags of those that were read but were not held.
         """
         begun_key = self._keys.begun(lot.owner)
         records, *begun = self._connection.pipeline(
@@ -274,8 +276,8 @@ class Recovery:
     def _decide(self, tag: str, record: bytes, lot: Lot, early: bool) -> Settlement:
         """Decide where a message of a dead worker goes.
 
-        `early` means that it was acknowledged before its run, and its record was kept for the tasks
-        that depend on it.
+        `early` means that the message was acknowledged before its run, and that its record was kept
+        for the tasks that depend on it.
         """
         try:
             held = envelope.unhold(record)
@@ -283,8 +285,8 @@ class Recovery:
             key = self._keys.queue(queue, self._keys.step_of(held.priority))
             signer = self._broker.signer
             if signer is not None and not signer.trusts("message", queue, held.text.encode()):
-                # It never ran, and its content, such as the number of deaths, cannot be trusted.
-                # The next taker buries it.
+                # The message never ran, and its content, such as the number of deaths, cannot be
+                # trusted. The worker that takes it next buries it.
                 return Settlement.moving(Move(tag, key, "next", held.text))
             deaths = self._count_deaths(tag, held, lot)
             reason = _BEGUN if early else self._find_guilt(tag, held, lot, deaths)
@@ -294,7 +296,7 @@ class Recovery:
             # cause.
             side: Literal["next", "last"] = "last" if tag == lot.alone else "next"
             text = self._broker.resealed(queue, held.text, held.redelivered(deaths))
-            # Its owner may have come back and begin it at this instant.
+            # REQUEUE, since the owner may have come back and may begin the message at this moment.
             move = Move(tag, key, side, text)
             return Settlement(tag, REQUEUE, move=move, workflow=self._freed(held))
         except DecodeError as exc:
@@ -304,8 +306,8 @@ class Recovery:
     def _freed(self, held: Held) -> Continuation | None:
         """Let others complete the chord of a message whose worker has died.
 
-        Its part may have been the last, and its claim would keep Celery's workers from completing
-        the chord.
+        The message's part may have been the last one of the chord. In that case its claim would
+        keep Celery's workers from completing the chord.
         """
         group_id, task_id = held.header("group"), held.header("id")
         if group_id is None or task_id is None:
@@ -315,11 +317,11 @@ class Recovery:
         return Continuation(frees=[ChordClaim(self._keys.group(group_id), claim)])
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
-        """Return how many workers have now died running a message; None if none died this time.
+        """Return how many workers have now died while running a message; None if none died now.
 
-        A suspect that was not announced as running alone was still waiting for its turn, so kills
-        from outside while it waits do not add up. (Nor is a death counted while it ran alongside
-        tasks that took too long to end.)
+        A suspect that was not announced as running alone was still waiting for its turn. So kills
+        from outside while the suspect waits do not add up. (A death is not counted either if the
+        suspect ran alongside tasks that took too long to end.)
         """
         is_other = tag != lot.alone and (
             bool(lot.alone) or is_suspect(held.deliveries, self._max_deliveries)
@@ -348,7 +350,7 @@ class Recovery:
             return False
 
     def _queue(self, exchange: str, routing_key: str) -> str:
-        """Return the queue of a record; greenq's records name it as the routing key."""
+        """Return the queue of a record; greenq's records name the queue as the routing key."""
         if not exchange:
             return routing_key
         queues = self._broker.bound_queues(self._connection, exchange, routing_key)

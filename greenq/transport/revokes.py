@@ -18,24 +18,24 @@ _REVOKE = load_script("revoke")
 
 MOST: Final = 50_000
 
-# The tasks' revocations as the server stores them. A worker keeps 4,000,000 characters of ids, and
-# the same amount of stamps.
+# The limit on the memory for revocations on the server. A worker keeps 4,000,000 characters of ids,
+# and the same amount of stamps.
 MOST_BYTES: Final = 32 << 20
 
-# How many entries a call adds, and how many a call reads.
+# How many entries one call adds, and how many one call reads.
 _ADDED: Final = 1000
 _READ: Final = 10_000
 
 
 class RevokeStore:
-    """The revoked tasks of a cluster: ids, and pairs of a stamp's name and value."""
+    """The revoked tasks of a cluster: ids, and stamps as pairs of a name and a value."""
 
     def __init__(self, client: Client, keys: Keys, *, keep_s: float) -> None:
         """Keep each revocation on the server for `keep_s`."""
         self._client = client
         self._key = keys.revoked
         self._keep_s = keep_s
-        # The highest time read so far; later reads begin there.
+        # The highest time read so far; the next read begins there.
         self._read = "-inf"
 
     def add(self, revoked: Sequence[tuple[str, ...]]) -> None:
@@ -49,7 +49,9 @@ class RevokeStore:
             self._client.script(_REVOKE, [self._key], [self._keep_s, MOST, MOST_BYTES, *members])
 
     def read_new(self) -> list[tuple[tuple[str, ...], float]]:
-        """Return what was added since the last call, each with its age in seconds. Switches: yes.
+        """Return what was added since the last call, each item with its age. Switches: yes.
+
+        The ages are in seconds.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

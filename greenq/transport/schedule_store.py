@@ -1,6 +1,6 @@
 """Beats' shared data on the server: entries added at run time, states, pauses and history.
 
-A due time is claimed and sent by one script, by the server's clock (lua/beat_claim.lua), so that
+One script (lua/beat_claim.lua) claims a due time and sends its messages, by the server's clock. So
 any number of beats may run.
 """
 
@@ -24,10 +24,10 @@ _BEGIN = load_script("beat_begin")
 _SET = load_script("beat_set")
 _LEAD = load_script("beat_lead")
 
-# Another beat takes over when the leader has not called for this long.
+# Another beat takes over if the leader has not called for this long.
 LEAD_S: Final = 3.8
 
-# A worker's beat asks who leads when the worker's lease is renewed, at least this often. Like
+# A worker's beat asks who leads when the worker's lease is renewed, and at least this often. Like
 # LEAD_S, this leaves room for two late calls, and a leader that has died is replaced within 5 s.
 RENEW_S: Final = 1.2
 
@@ -36,8 +36,8 @@ MOST_HISTORY: Final = 10_000
 _NAME_CHARS: Final = 255
 _ENTRY_BYTES: Final = 64 * 1024
 
-# How many claims, and how many new states, one call may contain, since the server runs one script
-# at a time.
+# How many claims, and how many new states, one call may contain. These are limited because the
+# server runs one script at a time.
 MOST_CLAIMS: Final = 200
 _MOST_BEGUN: Final = 1000
 
@@ -46,8 +46,8 @@ class EntryState(NamedTuple):
     """How far an entry has got. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: its last due time that was sent or skipped, or the time from which it counts.
-        sent: when its last task was sent; 0 if none was.
+        due: its last due time that was sent or skipped, or the time at which its schedule started.
+        sent: when its last task was sent; 0 if none was sent.
         task_id: the id of that task.
         runs: how many tasks were sent.
     """
@@ -62,7 +62,7 @@ def read_state(text: str) -> EntryState:
     """Parse a state from the server.
 
     Raises:
-        ValueError: it is not a state.
+        ValueError: the text is not a state.
     """
     due, sent, task_id, runs = text.split(" ")
     return EntryState(int(due), int(sent), None if task_id == "-" else task_id, int(runs))
@@ -86,16 +86,16 @@ NO_LIMITS: Final = QueueLimits()
 
 
 class DueClaim(NamedTuple):
-    """A due time to send or, without texts, to skip.
+    """A due time to send or, if there are no texts, to skip.
 
     Attributes:
         name: the entry's name.
-        seen: its state, as the text that was last read.
+        seen: the entry's state, as the text that was last read.
         due: the due time.
         ready: when it may be sent; later than `due` if the entry has jitter.
         task_id: the message's task id.
         texts: the message's text for each of the lists, or once for the channel.
-        lists, channel: where to push it, or to publish it.
+        lists, channel: where to push the message, or to publish it.
         limits: the limits of each list's queue; empty if no queue has any.
     """
 
@@ -144,7 +144,7 @@ class LeadCall(NamedTuple):
     Attributes:
         leader, changes: the keys.
         who: the beat.
-        term_s: within how many seconds the leader must call again.
+        term_s: how many seconds may pass until the leader calls again.
     """
 
     leader: str
@@ -177,17 +177,17 @@ class ScheduleStore:
     # --- for beats -----------------------------------------------------------------------------
 
     def lead(self, schedule: str, who: str) -> Lead:
-        """Ask for the lead among the beats with the same entries, or keep it."""
+        """Ask for the lead among the beats with the same entries, or keep the lead."""
         keys = [self._keys.beat_leader(schedule), self._keys.beat_changes]
         now, leads, changes, leader = self._client.script(_LEAD, keys, [who, int(LEAD_S * 1000)])
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def lead_call(self, schedule: str, who: str) -> LeadCall:
-        """Return what makes a lease's renewal ask the same."""
+        """Return the call with which a lease's renewal asks like `lead`."""
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
-        """Give up the lead, so that another beat need not wait until it expires."""
+        """Give up the lead, so that another beat need not wait until the lead expires."""
         key = self._keys.beat_leader(schedule)
         if self._client.call("GET", key) == who.encode():
             self._client.call("DEL", key)
@@ -211,10 +211,10 @@ class ScheduleStore:
         return int(now), list(map(ClaimOutcome, texts[::2], texts[1::2]))
 
     def begin(self, names: Sequence[str], known: Mapping[str, str], changes: int) -> dict[str, str]:
-        """Give entries without a state one: the `known` one, or one that counts from now.
+        """Give entries without a state one: the `known` state, or one that starts now.
 
-        Entries are left out if any entry has changed since there were `changes` changes, because
-        that change may have removed them.
+        Entries are omitted if any entry has been changed after `changes` was read, because that
+        change may have removed them.
         """
         states: dict[str, str] = {}
         for at in range(0, len(names), _MOST_BEGUN):
@@ -246,8 +246,8 @@ class ScheduleStore:
         """Return an entry added at run time as JSON.
 
         Raises:
-            SignatureError: a signature is required, and the entry has none that is valid for this
-            name.
+            SignatureError: a signature is required, but the entry has none that is valid for this
+                name.
         """
         if self._signer is not None:
             try:
@@ -269,7 +269,7 @@ class ScheduleStore:
         return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
 
     def history(self, limit: int) -> list[Sent]:
-        """Return the sendings, newest first."""
+        """Return the lines of the history, newest first."""
         lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
         found = []
         for line in lines:
@@ -288,10 +288,10 @@ class ScheduleStore:
     # --- changes ----------------------------------------------------------------------------------
 
     def put(self, name: str, text: str) -> None:
-        """Add an entry, or replace the one with this name.
+        """Add an entry, or replace the entry with this name.
 
         Raises:
-            ValueError: the name or the entry is too long, or there are too many.
+            ValueError: the name or the entry is too long, or there are too many entries.
         """
         _check_name(name)
         if len(text.encode()) > _ENTRY_BYTES:
@@ -308,12 +308,12 @@ class ScheduleStore:
         return bool(self._client.pipeline(commands)[-1][0])
 
     def pause(self, name: str, note: Mapping[str, Any]) -> None:
-        """Pause an entry, so that nothing is sent for it until it is resumed."""
+        """Pause an entry, so that nothing is sent for it until the entry is resumed."""
         _check_name(name)
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry, from now on; return False if it was not paused."""
+        """Resume a paused entry, whose schedule starts now; return False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_changes, self._keys.beat_paused]
         return bool(self._client.script(_BEGIN, keys, ["", name, ""]))
 

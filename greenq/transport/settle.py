@@ -1,6 +1,6 @@
 """Settling messages: states, moves and acknowledgements in one script call, all or nothing.
 
-Events about them are published at the end of the same call.
+The same call finally publishes the events about these messages.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _log = logging.getLogger(__name__)
 
 SETTLE = load_script("settle")
 
-# Any settling call may find a dead-letter list nearly full; the reports share one limit on log
-# lines.
+# Any settling call may find a dead-letter list nearly full; all of these reports share one limit on
+# log lines.
 _crowded = Repeated(_log)
 
 # The tag of a message known not to be held.
 _NOT_HELD = "-"
 
-# The prefix of the reason why the index of workflows could not be written.
+# The prefix of the text that says why the index of workflows could not be written.
 INDEX = "INDEX "
 
-# What becomes of a message, as lua/settle.lua lists it under the same names; one letter each, since
-# every message that ends is named one. A continuation makes it a capital.
+# What becomes of a message, as lua/settle.lua lists it under the same names. The values are single
+# letters, since each message that ends contains one. A continuation makes the letter a capital.
 
-# It is done with.
+# The message is done with.
 ACKNOWLEDGE: Final = "a"
-# It is acknowledged before its run; a stub remains, to which the outcome will belong.
+# The message is acknowledged before its run; a stub remains, which the outcome will belong to.
 BEGIN: Final = "b"
-# The same for a message of a workflow; its record also remains, since others wait for its end.
+# The same for a message of a workflow, whose record also remains, since others wait for its end.
 BEGIN_STEP: Final = "e"
-# It goes back to its queue, unless it has begun.
+# The message goes back to its queue, unless it has begun.
 REQUEUE: Final = "g"
-# It stays as it is: there is only a state to store.
+# The message stays as it is: there is only a state to store.
 KEEP: Final = "k"
-# It is about to run alone in its worker; without a tag, none does any longer.
+# The message is about to run alone in its worker; without a tag, no message runs alone any longer.
 RUN_ALONE: Final = "l"
-# It goes elsewhere.
+# The message goes elsewhere.
 MOVE: Final = "m"
 
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
@@ -59,8 +59,8 @@ Action = Literal["a", "b", "e", "g", "k", "l", "m"]
 class Move(NamedTuple):
     """A move of a reserved message.
 
-    `side` is the end of the list ``key``, or a score in the zset ``key``; for a list of dead
-    letters it is ``dead`` and the limits of that list (`DeadLimits.side`).
+    `side` is the end of the list ``key``, or a score in the zset ``key``. For a list of dead
+    letters, `side` is ``dead`` and the limits of that list (`DeadLimits.side`).
     """
 
     tag: str
@@ -80,11 +80,12 @@ class Settlement:
     """The writes for a message that ends or is moved; see lua/settle.lua.
 
     Attributes:
-        tag: the delivery tag whose record makes it valid; "" for a message without a record.
+        tag: the delivery tag whose record makes the settlement valid; "" for a message without a
+            record.
         action: the letter that says what to do with the message.
         result: a state to store and announce.
-        move: where it goes.
-        written: called with True when everything is on the server, and with False when the message
+        move: where the message goes.
+        written: called with True when everything is on the server, and with False if the message
             was no longer held; None if no caller waits for this.
         about: names the message in the log; None means that nothing is logged if it is not held.
         workflow: what else follows the ending; None for nothing.
@@ -102,7 +103,7 @@ class Settlement:
         about: object = None,
         workflow: Continuation | None = None,
     ) -> None:
-        """Keep the parts; without a move or another action, the message is acknowledged."""
+        """Keep the parts; if there is no move or other action, the message is acknowledged."""
         self.tag = tag
         self.action: Action = MOVE if move and action != REQUEUE else action
         self.result = result
@@ -115,7 +116,7 @@ class Settlement:
     def moving(
         cls, move: Move, result: StateWrite | None = None, workflow: Continuation | None = None
     ) -> Settlement:
-        """Move a message, with a state to store."""
+        """Return the settlement that moves a message, and stores a state if there is one."""
         return cls(move.tag, result=result, move=move, workflow=workflow)
 
 
@@ -126,8 +127,8 @@ class Settled(NamedTuple):
         not_held: the positions of the entries whose message was not held.
         unpublished: the reason for a failed publication; "" if there is none; after `INDEX`, the
             reason why the index of workflows could not be written.
-        misplaced: the target of a move that is not a queue; "" if all are; its messages stay
-            reserved.
+        misplaced: the target of a move that is not a queue, whose messages stay reserved; "" if
+            all targets are queues.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
             and their workflow knows how to continue.
@@ -147,9 +148,9 @@ class Fence(NamedTuple):
     """On whose behalf messages are settled, and the lease that must be valid for this.
 
     Attributes:
-        incarnation: their owner; "" if they have none.
-        member: the owner's member of the leases, when others recover its messages.
-        score: the score that its ended lease must then still have.
+        incarnation: the messages' owner; "" if they have none.
+        member: the owner's member of the leases, if others recover its messages.
+        score: the score that the owner's ended lease must then still have.
     """
 
     incarnation: str
@@ -158,7 +159,7 @@ class Fence(NamedTuple):
 
     @property
     def asks(self) -> str:
-        """The script's argument for this rule."""
+        """The script's argument for this fence."""
         return self.score or ("own" if self.incarnation else "any")
 
 
@@ -172,8 +173,8 @@ def settle_arguments(
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of `SETTLE`; without a fence there are only states.
 
-    States alone use no other keys, so they suit a server that stores only results. With `looks`,
-    no chord is cleared yet.
+    A call with only states uses no other keys, so it suits a server that stores only results. With
+    `looks`, no chord is cleared yet.
     """
     goals: dict[str, int] = {}
     results: list[str] = []
@@ -216,7 +217,7 @@ def settle_arguments(
 
 @lru_cache(maxsize=100)
 def _keys_of(keys: Keys, owner: str) -> tuple[str, ...]:
-    """Return the keys of an owner's messages; each outcome needs them."""
+    """Return the keys of an owner's messages, which each outcome needs."""
     return keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases
 
 
@@ -233,9 +234,9 @@ def settle(
 
     Args:
         fence: on whose behalf to settle; None if there are only states.
-        results: the results server, if separate. Then the broker is asked first which messages are
-            held, and their states are stored before they are moved or acknowledged; a lease that
-            ends between these steps goes unnoticed.
+        results: the results server, if separate. In that case the broker is asked first which
+            messages are held, and their states are stored before they are moved or acknowledged; a
+            lease that ends between these steps goes unnoticed.
 
     Raises:
         ServerError: FORGOTTEN or LAPSED, if nothing was done; any other error stopped the script
@@ -281,10 +282,10 @@ def _settle_apart(
     fence: Fence | None,
     results: Client | Connection,
 ) -> Settled:
-    """Settle with results on their own server.
+    """Settle with results on a server of their own.
 
-    First the states of held messages and the parts of chords are written, then everything on the
-    broker; finally the chords whose body was sent there are cleared.
+    First the states of held messages and the parts of chords are written. Then everything is
+    written on the broker. Finally the chords whose body was sent by that write are cleared.
     """
     withheld, void = _store_apart(server, keys, entries, fence, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
@@ -302,7 +303,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
-    """Return the part of an entry that remains for the broker once its state has been stored."""
+    """Return the part of an entry that remains for the broker after its state has been stored."""
     if withheld:
         return Settlement(entry.tag, KEEP)
     workflow = None
@@ -324,8 +325,8 @@ def _store_apart(
     """Store the states and parts of held messages on the results server.
 
     Returns:
-        The positions of the entries that are withheld, and of those that another worker
-        has completed.
+        The positions of the entries that are withheld, and of those whose chord another worker has
+        completed.
     """
     places = [i for i, entry in enumerate(entries) if entry.result or entry.workflow]
     looks = [Settlement(entries[i].tag, KEEP) for i in places]

@@ -1,7 +1,7 @@
-"""Queues from which no worker takes: sending to one logs a warning, since it is often a typo.
+"""Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
 
-greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
-only the number that listen for commands is known; they may take from any queue.
+greenq's workers report their queues to the server (`Leases.announce_queues`). About Celery workers,
+only the number that listen for commands is known, and they may take from any queue.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Takers:
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet.
 
-        `ask_at_s` is public for the sake of the path of a sending: before the time that it holds
-        for a queue, by `clock`, there is no question about that queue.
+        `ask_at_s` is public to keep the path of a send short. Until the time that it holds for a
+        queue, by `clock`, there is no question about that queue.
         """
         self._keys = keys
         self.clock = clock
@@ -47,7 +47,7 @@ class Takers:
         self._may_ask = True
 
     def question(self, queue: str) -> list[Command]:
-        """Return the command that asks about a queue, or none if it was asked recently."""
+        """Return the command that asks about a queue, or none if it was sent recently."""
         now_s = self.clock()
         if not self._may_ask or now_s < self.ask_at_s.get(queue, now_s):
             return []
@@ -55,16 +55,16 @@ class Takers:
             self.ask_at_s.clear()
         self.ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # The script is sent with its source, since it runs rarely, and in a batch of commands in
-        # which an unknown script cannot be retried.
+        # Send the script with its source: it runs rarely, and in a batch of commands, in which an
+        # unknown script cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
     def warn_if_untaken(self, queue: str, answer: Any) -> None:
-        """Warn if there are workers but it is certain that none of them takes from the queue.
+        """Warn if there are workers but it is certain that no worker takes from the queue.
 
-        Without any workers, for example before the first one starts, log nothing.
+        If there are no workers, for example before the first one starts, log nothing.
         """
         if isinstance(answer, AccessRefused):
             # This user may only send, so do not ask again.

@@ -59,22 +59,22 @@ class Transport:
     Attributes:
         broker_address, result_address: the addresses for display, without passwords.
         client, broker, dead: the objects for messages.
-        signer: signs and checks the data on which workers and readers act; None without a signing
-            key.
+        signer: signs and checks the data that workers and readers act on; None if there is no
+            signing key.
         result_client: the client for results; the broker's client if they share the server; None if
             results are disabled.
     """
 
     def __init__(self, config: Config, app_name: str, app_folder: Path | None = None) -> None:
-        """Prepare everything without connecting; an embedded server is started.
+        """Prepare everything without connecting; only an embedded server is started.
 
         Args:
             config: the settings.
-            app_name: with `app_folder`, the folder in which the app is defined, determines
+            app_name: together with `app_folder`, the folder that the app is defined in, determines
                 the embedded server's folder.
 
         Raises:
-            ConfigError: an address is wrong.
+            ConfigError: an address is invalid.
             EmbeddedServerError: the embedded server is missing or does not start.
         """
         self._config = config
@@ -133,7 +133,7 @@ class Transport:
 
     @property
     def chords(self) -> Chords:
-        """What chords' senders write."""
+        """What senders of chords write."""
         expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
 
@@ -206,12 +206,12 @@ class Transport:
             raise ConfigError([Problem(setting, mask_url(url), str(exc))]) from None
 
     def _address(self, setting: str, url: str) -> str:
-        """Return an address for display; that of an embedded server includes its folder."""
+        """Return an address for display; an embedded server's address includes its folder."""
         folder = self._embedded_folder(setting, url)
         return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
 
     def _embedded_folder(self, setting: str, url: str) -> Path | None:
-        """Return the folder of the embedded server that an address names, or None."""
+        """Return the folder of the embedded server that an address names; None for any other."""
         if not url.startswith("embedded:"):
             return None
         try:
@@ -240,6 +240,6 @@ def _signer(config: SecurityConfig) -> Signer | None:
 def _is_terminal() -> bool:
     try:
         return sys.stdin is not None and sys.stdin.isatty()
-    # The transport has been closed.
+    # The standard input has been closed.
     except ValueError:
         return False

@@ -1,7 +1,7 @@
-"""What follows a task's end apart from its state, written by the call that settles it.
+"""What follows a task's end apart from its state, written by the call that settles the task.
 
-See lua/settle.lua for the treatment of each list, and docs/design.md for the reason for a single
-call.
+See lua/settle.lua for what is done with each list, and docs/design.md for why there is only a
+single call.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
 
 
-# How long a completed chord is remembered, as in Celery: late copies of its parts then
-# change nothing.
+# How many seconds a completed chord is remembered, as in Celery. For this long, late copies of its
+# parts change nothing.
 _DONE_S = 300
 
 
-# How a state stands to one stored before: lua/settle.lua has the same names.
+# How a state relates to one that was stored before it; lua/settle.lua has the same names.
 
 # A success, which nothing replaces.
 KIND_SUCCESS: Final = "s"
 # Another final state.
 KIND_FINAL: Final = "f"
-# The failure of a message that could not run; it replaces no final state, since its id may be that
+# The failure of a message that could not run. It replaces no final state, since its id may be that
 # of another task.
 KIND_UNRUN: Final = "u"
 # A state before the end.
 KIND_PASSING: Final = "n"
 
-# How the parts of a chord are kept: by their places in a zset, or as they come in a list.
+# How the parts of a chord are kept: by their places in a zset, or as they arrive in a list.
 PARTS_ORDERED: Final = "z"
 PARTS_LISTED: Final = "l"
 
@@ -40,8 +40,8 @@ class StateWrite(NamedTuple):
     """A task's state to be written to the results.
 
     Attributes:
-        key: the key under which it is stored, and the channel on which it is announced.
-        rule: its kind, followed by the seconds until it expires (0 means never).
+        key: the key that it is stored under, which is also the channel that it is announced on.
+        rule: the letter of its kind, followed by the seconds until it expires (0 means never).
         payload: the encoded state.
     """
 
@@ -50,7 +50,7 @@ class StateWrite(NamedTuple):
     payload: bytes | str
 
     def of_unrun(self) -> StateWrite:
-        """Return it as the failure of an unrunnable message, which never replaces a final state."""
+        """Return this state as that of a message that could not run; it replaces no final state."""
         return self._replace(rule=KIND_UNRUN + self.rule[1:])
 
 
@@ -59,7 +59,7 @@ class ChordPart(NamedTuple):
 
     Attributes:
         group: the key of its group.
-        member: ``<task id>:<place>``; it is counted once.
+        member: ``<task id>:<place>``; each member is counted once.
         place: the group index, or ``+inf``.
         value: the encoded state and result.
         rule: see `chord_rule`.
@@ -80,7 +80,7 @@ class ChordPart(NamedTuple):
 class MessagePush(NamedTuple):
     """A message to be sent: the key of its list, the end of that list, and its text.
 
-    With the side ``all``, `key` is the channel on which the message is published.
+    With the side ``all``, `key` is the channel that the message is published on.
     """
 
     key: str
@@ -110,10 +110,10 @@ class Noted(NamedTuple):
     Attributes:
         workflow: the id of the workflow.
         seconds: how long the index keeps the workflow.
-        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` and ``-``:
-            sending a part of the workflow begins, and ends.
-        times: when it began and ended, in unix seconds, and its worker, if known.
-        node: the rest of the node, as text; the first non-empty text is kept.
+        state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` when the sending
+            of a part of the workflow begins, and ``-`` when it ends.
+        times: when the task began and ended, in unix seconds, and its worker, if known.
+        node: the rest of the node, as text; the first text that is not empty is kept.
         kept: the task's message, for a retry; "" for none.
     """
 
@@ -139,7 +139,7 @@ def claim_of(member: str) -> str:
 
 
 def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
-    """Write the rule of a chord's parts: whether they are ordered, and the keys' lifetimes."""
+    """Return the rule of a chord's parts: whether they are ordered, and the keys' lifetimes."""
     return f"{PARTS_ORDERED if ordered else PARTS_LISTED}{chord_seconds} {group_seconds}"
 
 
@@ -147,18 +147,19 @@ class Continuation:
     """What follows an ending.
 
     Attributes:
-        adds: tasks that join a chord, before its parts are counted.
+        adds: tasks that join a chord before its parts are counted.
         parts: parts of chords to be counted.
         states: states of other tasks.
         pushes: messages to send.
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
-        frees: chords that other workers may complete from now on.
+        frees: chords that other workers may now complete.
         index: what happens to its tasks, if workflows are indexed.
-        written: called, in a separate greenlet, when the pushes are on the server.
-        complete: called when the ending is withheld because a part was the last of its chord; the
-            function called puts the ending that completes it. Switches: no.
-        refused: called with the reason when the server refuses the ending permanently; likewise.
+        written: functions that are called, in a separate greenlet, when the pushes are on the
+            server.
+        complete: called if the ending is withheld because a part was the last of its chord; the
+            function puts the ending that completes the chord. Switches: no.
+        refused: called with the reason if the server refuses the ending permanently. Switches: no.
     """
 
     __slots__ = (
@@ -181,10 +182,10 @@ class Continuation:
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
-        """Keep the lists; those not given are empty.
+        """Keep the lists; a list that is not given is empty.
 
-        No list is created for them: a thousand parts of a chord that end together would have nine
-        thousand empty lists, which the garbage collector would traverse again and again.
+        No list is created for an empty one: a thousand parts of a chord that end together would
+        have nine thousand empty lists, which the garbage collector would traverse again and again.
         """
         self.adds = adds
         self.parts = parts
@@ -208,7 +209,7 @@ class Continuation:
     def write(
         self, arguments: list[Any], goals: dict[str, int], results: list[str], *, looks: bool
     ) -> None:
-        """Append the arguments of the script; name the lists and the keys of the states.
+        """Append the script's arguments, and add to the names of the goals and the keys of states.
 
         With `looks`, chords are not cleared yet.
         """
@@ -237,21 +238,21 @@ class Continuation:
             write(free)
 
     def of_results(self) -> Continuation:
-        """Return the part to be written first, on a separate results server."""
+        """Return the part that is written first if results have a separate server."""
         return Continuation(
             adds=self.adds, parts=self.parts, states=self.states, seals=self.seals,
             clears=self.clears, frees=self.frees,
         )  # fmt: skip
 
     def of_broker(self) -> Continuation:
-        """Return the part to be written then, on the broker."""
+        """Return the part that is written after that, on the broker."""
         return Continuation(pushes=self.pushes, index=self.index)
 
 
 def index_arguments(
     keys: Keys, noted: Iterable[tuple[int, Sequence[Noted]]]
 ) -> Iterator[str | bytes | int]:
-    """Yield the arguments of the script for the index; `noted` has the numbers of the endings."""
+    """Yield the script's arguments for the index; `noted` includes the numbers of the endings."""
     by_workflow: dict[str, list[tuple[int, Noted]]] = {}
     for number, items in noted:
         for item in items:

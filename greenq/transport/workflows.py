@@ -1,7 +1,7 @@
 """The index of workflows on the server: their state, and the requests to stop them.
 
-The script that ends a task (lua/settle.lua) updates the index; see `greenq.canvas.nodes` for what
-is kept about a task.
+The script that ends a task (lua/settle.lua) updates the index. See `greenq.canvas.nodes` for what
+the index keeps about a task.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ _RESET = load_script("workflow_reset")
 
 CANCELLED, PAUSED = "cancelled", "paused"
 
-# A paused workflow holds messages, and is kept for 30 days from then on.
+# A paused workflow, whose messages are on hold, is kept for 30 days after it was paused.
 _PAUSED_S = 30 * 86400
 
 # How long the index is kept if results never expire.
 _KEPT_S = 86400
 
-# How many workflows may be stopped at once, and how many calls a workflow may send when it has
-# ended.
+# How many workflows may be stopped at once, and how many calls a workflow may send when it ends.
 _MOST_STOPPED = 10_000
 _MOST_CALLS = 100
 
@@ -93,7 +92,7 @@ class Workflows:
         """Write what happened to tasks, and the states of tasks that have not run.
 
         Raises:
-            ServerError: the server refuses the index.
+            ServerError: the server refuses to write the index.
         """
         entries = [Settlement("", KEEP, workflow=Continuation(index=list(items)))]
         entries += [Settlement("", KEEP, result=state.of_unrun()) for state in states]
@@ -105,7 +104,7 @@ class Workflows:
         """Cancel or pause a workflow, or resume it with ""; return the previous value.
 
         Raises:
-            GreenqError: the index does not know it, or too many workflows are stopped.
+            GreenqError: the index does not know the workflow, or too many workflows are stopped.
         """
         names = [self._keys.workflow(workflow_id), self._keys.stopped_workflows]
         limits = [max(_PAUSED_S, self.seconds), _MOST_STOPPED, _PAUSED_S]
@@ -119,10 +118,10 @@ class Workflows:
             pass
 
     def call(self, workflow_id: str, when: str, key: str, text: str | bytes) -> None:
-        """Send a message when a workflow has ended: ``s``, ``f`` or ``e`` (see the script).
+        """Register a message to be sent when a workflow ends; `when` is ``s``, ``f`` or ``e``.
 
         Raises:
-            GreenqError: the index does not know it, or it has too many calls.
+            GreenqError: the index does not know the workflow, or the workflow has too many calls.
         """
         name = self._keys.workflow(workflow_id)
         self._run(_CALL, workflow_id, [name, f"{name}.calls"], [when, item(key, text), _MOST_CALLS])
@@ -148,11 +147,12 @@ class Workflows:
     ) -> str:
         """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
-        A claim `left` behind is ignored.
+        `left` is a claim that was left behind, and is ignored.
 
         Returns:
-            An empty string, or, if nothing was done, the claim of the part that is completing the
-            chord at this moment, or ``done`` if a part has ended since the states were read.
+            An empty string if the chord is prepared. Otherwise nothing was done, and the result is
+            the claim of the part that is completing the chord at this moment, or ``done`` if a part
+            has ended since the states were read.
         """
         args: list[object] = [size, failed[0].rule[0], seconds, len(failed), left]
         for each in failed:
@@ -170,11 +170,11 @@ class Workflows:
             results.script(_FORGET, [self._keys.result(each) for each in portion], ())
 
     def reset(self, workflow_id: str, seen: Mapping[str, str]) -> tuple[int, bool]:
-        """Reopen failed nodes, given with their texts, and send their messages.
+        """Reopen failed nodes, given by id with their texts, and send their messages.
 
         Returns:
-            How many were sent, and whether all were reset; some may have failed again in the
-            meantime.
+            How many messages were sent, and whether all nodes were reset; some may have failed
+            again in the meantime.
         """
         name = self._keys.workflow(workflow_id)
         names = [name, f"{name}.nodes", f"{name}.failed"]
@@ -198,7 +198,7 @@ class Workflows:
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
     def records(self, limit: int) -> Iterator[tuple[str, WorkflowRecord]]:
-        """Yield the newest workflows and their ids; expired ones are omitted."""
+        """Yield the newest workflows and their ids; expired workflows are omitted."""
         found = self._client.call("ZREVRANGE", self._keys.workflows, 0, limit - 1)
         for at in range(0, len(found), _PORTION):
             ids = [each.decode(errors="replace") for each in found[at : at + _PORTION]]
@@ -221,12 +221,12 @@ class Workflows:
                 return
 
     def kept(self, workflow_id: str) -> set[str]:
-        """Return the ids of the tasks whose message is kept."""
+        """Return the ids of the tasks whose messages are kept."""
         key = f"{self._keys.workflow(workflow_id)}.failed"
         return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
 
     def changes(self) -> int:
-        """Count how many times workflows were stopped or resumed."""
+        """Return how many times workflows have been stopped or resumed."""
         return int(self._client.call("HGET", self._keys.stopped_workflows, "") or 0)
 
     def stopped(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The embedded Valkey: `server` starts it; `keeper` is the process that stops it.
+"""The embedded Valkey: `server` starts it, and `keeper` is the process that stops it.
 
-`transport.transport`, the demo and the tests use this package.
+This package is used by `transport.transport`, the demo and the tests.
 """

@@ -1,20 +1,21 @@
 """Keeps an embedded Valkey running for as long as any process uses it.
 
-`greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``),
-detached from the process that first needed the server, so it imports only the standard library.
+`greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``). The
+process is detached from the one that first needed the server, so this file imports only the
+standard library.
 
 Three files in the data folder show which processes are alive. Each has a lock that the kernel
-releases when its holder exits, so a crash never leaves a stale lock behind, and nothing relies on a
+releases when its holder exits. So a crash never leaves a stale lock behind, and nothing relies on a
 pid:
 
-- ``users.lock``, shared: every process that uses the server. The keeper waits for an exclusive lock
-  on it, and gets it when the last user has gone; while the keeper holds it to stop the server, no
-  process can join.
-- ``keeper.lock``, exclusive: the keeper. A process that starts a keeper locks the file and passes
-  it on.
-- ``server.lock``, exclusive: Valkey itself, which inherits it open. The file contains Valkey's
-  process id. Valkey leads its own process group, so while the file is locked, that number can refer
-  only to this group.
+- ``users.lock`` is shared: every process that uses the server holds it. The keeper waits for an
+  exclusive lock on it, and gets that when the last user has gone. While the keeper holds it to stop
+  the server, no process can join.
+- ``keeper.lock`` is exclusive: the keeper holds it. A process that starts a keeper locks the file
+  and passes it on.
+- ``server.lock`` is exclusive: Valkey itself holds it, because it inherits the open file. The file
+  contains Valkey's process id. Valkey leads its own process group, so while the file is locked,
+  that number can refer only to this group.
 """
 
 from __future__ import annotations
@@ -42,30 +43,30 @@ KEEPER_LOCK = "keeper.lock"
 SERVER_LOCK = "server.lock"
 LOG = "server.log"
 
-# This is less than the ten seconds that a process waits to join, so that joining outlasts the stop
-# of a slow server.
+# How long the keeper waits after each signal. This is less than the ten seconds that a process
+# waits to join, so that even the stop of a slow server is over before that wait ends.
 _STOP_S = 7.0
 _ASK_S = 1.0
-# The pauses before the first, second, … restart in a row; after the last one, the keeper gives up.
+# The pauses before the first, second, … restart in a row; after the last, the keeper gives up.
 _PAUSES_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# A server that has run for this long resets the series.
+# Once a server has run for this long, the restarts are counted from zero again.
 _CALM_S = 10.0
-# Valkey exits with 1 after logging why it cannot run (settings, unreadable data).
+# Valkey exits with 1 after logging why it cannot run (because of its settings or unreadable data).
 _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """Another user may control the folder or the server; the text says which, with advice."""
+    """Another user may control the folder or the server; the text says which one, with advice."""
 
 
 def require_private(folder: Path) -> None:
     """Check that a folder belongs to the user alone.
 
     Raises:
-        NotPrivate: it is a link, belongs to another user, or is open to others.
-        FileNotFoundError: it does not exist.
+        NotPrivate: the folder is a link, belongs to another user, or is open to others.
+        FileNotFoundError: the folder does not exist.
     """
-    # This does not use stat, since the owner of a link can change its target at any time.
+    # Do not use stat here: the owner of a link can change its target at any time.
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
         raise NotPrivate(f"{folder} is a link or a file: name the folder itself")
@@ -85,13 +86,13 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: it does not belong to the user. On systems without this check, the check of the
-            folder has to suffice.
+        NotPrivate: the process does not belong to the user. Systems without SO_PEERCRED never raise
+            this; there, the check of the folder has to suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return
-    # This is struct ucred: process, user, group.
+    # The format is that of struct ucred: process, user, group.
     size = struct.calcsize("3i")
     _, user, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, option, size))
     if user != os.geteuid():
@@ -101,7 +102,7 @@ def require_own_server(link: socket.socket) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file, creating it if missing; programs this process starts do not inherit it."""
+    """Open a lock file, creating it if missing; child programs do not inherit it."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
@@ -115,9 +116,10 @@ def try_lock(fd: int, kind: int) -> bool:
 
 
 def ask(socket_path: Path, command: str, timeout_s: float) -> str:
-    """Send one command without arguments; return the first line of the answer, or "" without one.
+    """Send one command without arguments; return the first line of the answer, or "" if none comes.
 
-    A ready server answers PING with ``+PONG``; one that is loading its data answers with an error.
+    A ready server answers PING with ``+PONG``; a server that is loading its data answers with an
+    error.
 
     Raises:
         NotPrivate: the server, or the folder of its socket, does not belong to the user.
@@ -137,20 +139,20 @@ def ask(socket_path: Path, command: str, timeout_s: float) -> str:
 
 
 class Keeper:
-    """Starts Valkey in the current folder, or adopts a running one; exits after its last user."""
+    """Starts Valkey in the current directory, or adopts one; exits after its last user."""
 
     def __init__(self, socket_path: Path, binary: Path, keeper_fd: int) -> None:
         """Take over ``keeper.lock``, open and locked, as `keeper_fd`."""
         self._socket_path = socket_path
         self._binary = binary
         self._keeper_fd = keeper_fd
-        # Shared with the watching threads: None means that no users are left; anything else, how a
-        # server ended.
+        # The watching threads put events here: None if no users are left; otherwise how a server
+        # ended.
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._server_pid: int | None = None
 
     def run(self) -> None:
-        """Serve until no user is left, without leaving a server or a socket behind."""
+        """Serve until no user is left; leave neither a server nor a socket behind."""
         _watch(self._await_no_users)
         try:
             self._serve()
@@ -158,7 +160,7 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # This comes before exit releases users.lock, since the next process to join may start a
+            # Unlock before the exit releases users.lock: the next process to join may start a
             # keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
@@ -212,7 +214,7 @@ class Keeper:
         )
         self._server_pid = server.pid
         os.write(lock, str(server.pid).encode())
-        # From here on, Valkey alone holds the lock.
+        # Only Valkey holds the lock after this.
         os.close(lock)
         _log(f"started Valkey, process {server.pid}")
         _watch(lambda: self._await_child(server))
@@ -246,7 +248,7 @@ class Keeper:
         if self._server_pid is None:
             return
         _log(f"stopping Valkey, process {self._server_pid}")
-        # Valkey checks for signals only ten times a second, but for commands immediately.
+        # Valkey checks for signals only ten times a second, but obeys commands immediately.
         with suppress(NotPrivate):
             ask(self._socket_path, "SHUTDOWN", _ASK_S)
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -271,7 +273,7 @@ class Keeper:
             if self._socket_path.parent != Path.cwd():
                 with suppress(OSError):
                     self._socket_path.parent.rmdir()
-        # Release it now, or the next keeper would believe that the server still runs.
+        # Release the lock now, or the next keeper would believe that the server is still running.
         os.close(lock)
 
 
@@ -340,8 +342,8 @@ def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> 
 def main() -> None:
     """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
     folder, socket_path, binary = sys.argv[1:]
-    # The starter waits for its child; init adopts the keeper itself, which therefore never becomes
-    # a zombie.
+    # The process that starts the keeper waits for its child, which exits immediately. The keeper
+    # itself is then adopted by init, so it never becomes a zombie.
     if os.fork():
         os._exit(0)
     os.setsid()

