@@ -42,7 +42,7 @@ _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
 # The memory that a reader may take in addition to its output. The dictionary of xz's strongest
-# preset needs 65 MiB, of which only the part that is written is used. A header can ask for 4 GiB.
+# preset needs 65 MiB, although it uses only the part that it writes. A header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 

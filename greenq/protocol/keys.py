@@ -89,7 +89,7 @@ class Keys:
 
     @property
     def workflows(self) -> str:
-        """Sorted set, greenq's own: the indexed workflows by when they began, in unix seconds."""
+        """Sorted set, greenq's own: the indexed workflows by the time they began, in unix time."""
         return f"{self.prefix}greenq.workflows"
 
     @property
@@ -292,7 +292,7 @@ def topic_pattern(binding_key: str) -> str:
 
     ``*`` stands for one word, and ``#`` for any number of words, including none. The result is what
     Celery's workers write, except for ``#``: their expression, ``media\..*?``, needs a word or at
-    least a dot there. greenq's own senders use `topic_matches`.
+    least a dot in its place. greenq's own senders use `topic_matches`.
     """
     # Several ``#`` in a row mean the same as one.
     words = [

@@ -241,7 +241,7 @@ class Backend:
     def get_readable(self, task_ids: Iterable[str]) -> list[ResultMeta]:
         """Read the stored states of tasks, in order; an unreadable state counts as PENDING.
 
-        This is for lists of many tasks, in which one bad result must not hide the others.
+        Use this for lists of many tasks, where one bad result must not hide the others.
         """
         found = []
         for portion in portions(task_ids):

@@ -146,8 +146,8 @@ class Connection:
         # The socket's time limit, if `send` has set one.
         self._limit_s = 0.0
         self.pushes = pushes
-        # With pushes: True if the server has announced a change since this was last set to False.
-        # Also True on a new socket, since earlier changes cannot have been announced there.
+        # With pushes: True if the server has announced a change since `noticed` was last set to
+        # False. Also True on a new socket, where earlier changes cannot have been announced.
         self.noticed = False
         # The same for a single key, which the connection's holder sets.
         self.watched: str | None = None
@@ -176,7 +176,7 @@ class Connection:
                 the password.
         """
         if self._pid != os.getpid():
-            # This is the parent's socket, so drop it without closing it for the parent.
+            # The socket is the parent's, so drop it without closing it for the parent.
             self._link = self._client.make_link(pushes=self.pushes)
             self._pid = os.getpid()
         if self._link.is_connected:

@@ -135,7 +135,7 @@ def write_letter(
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
     kept = raw if len(raw) <= most else raw[: min(most, _UNREADABLE_BYTES)]
     letter: dict[str, object] = {
-        # This field comes first, where the script that drops old letters expects it.
+        # `buried_at` comes first, where the script that drops old letters expects it.
         "buried_at": now.astimezone(UTC).isoformat(),
         "reason": cut(reason, _REASON_CHARS),
         "worker": worker,

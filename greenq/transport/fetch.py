@@ -544,7 +544,7 @@ class Fetcher:
 
 
 def _pauses() -> Iterator[float]:
-    """Yield growing pauses for an answer in transit; they end, since its connection may be dead."""
+    """Yield growing pauses while an answer is in transit, up to a total of `_GRACE_S`."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s

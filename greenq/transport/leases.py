@@ -272,8 +272,8 @@ class Leases:
     def overdue(self) -> list[str]:
         """Return the tags of records without an owner whose age exceeds the timeout, oldest first.
 
-        These are the records of messages that Celery workers abandoned, and of owners whose lease
-        has been forgotten.
+        Such records were abandoned by Celery workers, or belong to owners whose lease has been
+        forgotten.
         """
         before = f"{self._server_time() - self._visibility_timeout_s:.6f}"
         tags = self.connection.call("ZRANGEBYSCORE", self._keys.unacked_index, "-inf", before)

@@ -120,7 +120,7 @@ class Mailbox:
     ) -> dict[str, Any]:
         """Send a request and return the replies by node name; empty if no worker replied.
 
-        This returns as soon as all that can reply have replied: all subscribers, all nodes named in
+        Return as soon as all that can reply have replied: all subscribers, all nodes named in
         `destination`, or `limit` of them. With a `pattern`, their number is unknown. A subscriber
         may also be busy, or not a worker at all. In these cases the call returns after `timeout_s`.
 

@@ -53,7 +53,7 @@ _RETRY_MAX_S = 1.0
 
 
 class Outbox(StartStopPart):
-    """Writes entries in the order in which they were put, in one greenlet.
+    """Writes entries in the order they were put, in one greenlet.
 
     The outbox uses one connection, or two if results have their own server. In that case results
     are written first.

@@ -183,7 +183,7 @@ class ScheduleStore:
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def lead_call(self, schedule: str, who: str) -> LeadCall:
-        """Return the call with which a lease's renewal asks like `lead`."""
+        """Return the call that makes a lease's renewal ask like `lead`."""
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
 
 
-# How many seconds a completed chord is remembered, as in Celery. For this long, late copies of its
-# parts change nothing.
+# How many seconds a completed chord is remembered, as in Celery. During this time, late copies of
+# its parts change nothing.
 _DONE_S = 300
 
 

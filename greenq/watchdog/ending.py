@@ -25,7 +25,7 @@ _LAST_WORDS_S = 2
 class Ending:
     """Requeues messages that the server still holds for this owner, then gives up the lease.
 
-    It also ends the process if the hub is blocked.
+    If the hub is blocked, `abandon` also ends the process.
     """
 
     def __init__(

@@ -141,7 +141,7 @@ class GuardProcess:
         description = json.dumps({**self._description, "path": path, "home": home})
         reader, self._pipe = os.pipe()
         try:
-            # This does not use subprocess or os.posix_spawn, since gevent's replacements for them
+            # Use neither subprocess nor os.posix_spawn here, since gevent's replacements for them
             # work only in one thread.
             self._pid = posix.posix_spawn(
                 sys.executable,

@@ -35,7 +35,7 @@ class Reclaimer:
         self._renew_every_s = renew_every_s
         self._scores_every_s = limits.visibility_timeout_s / 4
         self.scores_at_s = 0.0
-        # The time after which an expired lease means a dead owner; None if not yet known.
+        # From this time on, an expired lease means a dead owner; None if not yet known.
         self._recover_from_s: float | None = None
         self._was_connected = self._was_away = False
         # After a reconnection: how many searches for forgotten messages are left, when the next one
@@ -45,7 +45,7 @@ class Reclaimer:
         self.forgotten: set[str] = set()
 
     def connected(self, now_s: float) -> None:
-        """Decide after which time an ended lease means a dead owner."""
+        """Decide from when on an ended lease means a dead owner."""
         if self._was_connected:
             grace_s = self._lease_s
             self.looks, self.forgotten = 2, set()

@@ -127,7 +127,7 @@ class EmbeddedServer:
             return self._await_answer(deadline)
         except OSError as error:
             self._give_back(had_share)
-            # One such error is that the folder is not private.
+            # For example, the folder is not private.
             raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
         except BaseException:
             self._give_back(had_share)
@@ -207,7 +207,7 @@ class EmbeddedServer:
         binary = _find_binary()
         socket_path = _settled_socket_path(self._folder)
         with _open_log(self._folder / keeper.LOG) as log:
-            # This uses neither subprocess nor os.posix_spawn, since gevent's replacements for them
+            # Use neither subprocess nor os.posix_spawn here, since gevent's replacements for them
             # work only in one thread.
             pid = posix.posix_spawn(
                 sys.executable,

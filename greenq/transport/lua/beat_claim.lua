@@ -36,7 +36,7 @@ local function push(place, at)
   end
 end
 
--- Publishes a message, or pushes it to all of its lists or none. Returns the error if that was refused.
+-- Publishes a message, or pushes it to all of its lists or none. Returns the error if the server refused.
 local function send(channel, places, from)
   if channel ~= '' then
     local published = redis.pcall('PUBLISH', channel, ARGV[from + 3])

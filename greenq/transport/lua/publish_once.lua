@@ -1,7 +1,7 @@
 -- Pushes messages again if their first push left no trace. They were pushed in one command, so a trace of one of them
 -- shows that all of them arrived.
 --
--- KEYS  1 their list, 2 their queue's first list, to which a relay may have moved them, 3 its inbox, 4 unacked,
+-- KEYS  1 their list, 2 their queue's first list, where a relay may have moved them, 3 its inbox, 4 unacked,
 --       5 its parked ETAs, 6…: their results, if only this push can have led to them
 -- ARGV  1 the text that follows a message in its record when it is reserved, 2 the text that precedes it
 --       when it is parked, 3 the number of other texts that the newest message may have become by being requeued;

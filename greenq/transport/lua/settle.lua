@@ -111,7 +111,7 @@ if #KEYS - key > 3 and redis.pcall('PUBSUB', 'NUMPAT') == 0 then
   end
 end
 
--- Look for the state where all serializers but one write it: at the beginning. The state of a compressed result, or of
+-- Look for the state at the beginning, where all serializers but one write it. The state of a compressed result, or of
 -- one in YAML, cannot be seen; these results are overwritten, as is a key of the wrong type.
 local function stored_state(name)
   if redis.call('TYPE', name).ok ~= 'string' then return nil end
