@@ -94,7 +94,7 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return the number of one of our tags, which an owner's messages are ordered by."""
+    """Return the number in one of our tags; an owner's messages are ordered by it."""
     return int(tag.rpartition(":")[2])
 
 

@@ -2,8 +2,8 @@
 
 `greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
 of each worker, in a session of its own, so signals to the worker's process group do not reach it.
-Most guards never have to act. Until the guard has to, it imports only the smallest parts of the
-standard library. It then has half a lease to act, on a machine that may be too busy even for the
+Most guards never have to act, so the guard imports only the smallest parts of the standard library
+until it has to. It then has half a lease to act, on a machine that may be too busy even for the
 worker. Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS
 the guard uses a plain socket.
 

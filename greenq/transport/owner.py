@@ -61,7 +61,7 @@ def new_owner(node: str) -> Owner:
 
 
 def here() -> str:
-    """Identify this boot of this machine and this pid namespace; empty if unknown."""
+    """Return a text for this boot of this machine and this pid namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot}-{os.readlink('/proc/self/ns/pid')}"

@@ -188,9 +188,9 @@ class Recovery:
                     return
                 given, not_held = self._give_back(portion, lot)
                 moved += given
-                # The tasks of the messages not held may have begun after the messages were read, by
-                # a late early acknowledgement. So decide about these messages again. If other
-                # workers have moved them, their tags no longer exist then.
+                # After these messages were read, they may have been acknowledged early, by a call
+                # that arrived late, or moved by other workers. So decide about them again; the tags
+                # that other workers have moved no longer exist then.
                 left += not_held
                 yield
         # The score of a lease that was ended early does not show when it ended.

@@ -331,7 +331,7 @@ class ScheduleStore:
 
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= _NAME_CHARS:
-        raise ValueError(f"the name of an entry has 1 to {_NAME_CHARS} characters")
+        raise ValueError(f"the name of an entry must have 1 to {_NAME_CHARS} characters")
 
 
 def _note(text: str) -> dict[str, Any]:

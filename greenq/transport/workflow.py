@@ -184,8 +184,9 @@ class Continuation:
     ) -> None:
         """Keep the lists; a list that is not given is empty.
 
-        No list is created for an empty one: a thousand parts of a chord that end together would
-        have nine thousand empty lists, which the garbage collector would traverse again and again.
+        Nothing is created for a list that is not given: a thousand parts of a chord that end
+        together would have nine thousand empty lists, which the garbage collector would traverse
+        again and again.
         """
         self.adds = adds
         self.parts = parts

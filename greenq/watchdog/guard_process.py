@@ -212,7 +212,7 @@ def _has_ended(pid: int) -> bool:
     try:
         return posix.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        # Another handler of SIGCHLD has reaped it.
+        # Another handler of SIGCHLD has already reaped the process.
         return True
 
 

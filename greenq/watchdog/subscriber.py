@@ -93,7 +93,7 @@ class Subscriber:
         self._known: tuple[_Channel, ...] = ()
 
     def subscribe(self, channel: str, handle: Handler, *, urgent: Urgent | None = None) -> None:
-        """Call `handle` in a greenlet with each message on a channel.
+        """Subscribe to a channel; `handle` is called in a greenlet with each message on it.
 
         Args:
             channel: its name, or a pattern that ends in ``*``.

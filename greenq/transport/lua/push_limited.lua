@@ -1,4 +1,5 @@
--- Pushes messages to a queue, all of them or none: none if more would then wait there than its length limit allows.
+-- Pushes messages to a queue, all of them or none. Nothing is pushed if more messages would then wait there than the
+-- queue's length limit allows.
 --
 -- KEYS  1 the list to push to, 2… all lists of the queue
 -- ARGV  1 the maximum number of messages that may wait, 2… the messages
