@@ -144,7 +144,7 @@ class ListOf:
         if not isinstance(value, list | tuple):
             return f"is {_shown(value)}, not a list"
         if not self.least <= len(value) <= self.most:
-            return f"is a list of {len(value):,}, not of {self.least} to {self.most:,}"
+            return f"is a list of {len(value):,} items, not of {self.least} to {self.most:,}"
         for index, item in enumerate(value):
             reason = self.rule.wrong(item)
             if reason:

@@ -114,7 +114,7 @@ def _too_much(name: str, pattern: str) -> str:
     plain = re.sub(r"\[\^?\]?[^]]*\]", "x", plain)
     plain = plain.replace("(?:", "(")
     if "(?" in plain:
-        return "of the groups that begin with (? only (?: is allowed"
+        return "of the groups that begin with (?, only (?: is allowed"
     # A question mark that makes a repeat lazy is not another repeat.
     plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
     if re.search(r"\)[*+?{]", plain):

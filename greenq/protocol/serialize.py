@@ -420,7 +420,7 @@ def _dump_raw(value: object, serializer: str) -> Serialized:
     if isinstance(value, bytes):
         return Serialized(value, DATA_TYPE, "binary")
     if not isinstance(value, str):
-        raise EncodeError(f"raw carries bytes or text, not {type(value).__name__}")
+        raise EncodeError(f"the raw serializer takes bytes or text, not {type(value).__name__}")
     try:
         return Serialized(value.encode(), DATA_TYPE, "utf-8")
     except UnicodeEncodeError as exc:

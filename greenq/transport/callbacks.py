@@ -97,4 +97,4 @@ class Callbacks:
             try:
                 call(meta)
             except Exception:
-                _log.exception("a callback failed at the end of task %s", meta.task_id)
+                _log.exception("a callback failed when task %s ended", meta.task_id)

@@ -575,7 +575,7 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            raise ValueError(f"{self.address}: not a server address; known are {known}")
+            raise ValueError(f"{self.address}: not a server address; use one of {known}")
         if _SCHEMES[parts.scheme] != "unix":
             self._settings["socket_keepalive"] = keepalive
         self._url = _redis_py_url(url)

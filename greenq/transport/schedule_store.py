@@ -326,7 +326,7 @@ class ScheduleStore:
         if not self._client.script(
             _SET, [key, self._keys.beat_changes], [name, text, MOST_ENTRIES]
         ):
-            raise ValueError(f"there are {MOST_ENTRIES:,} already; remove some first")
+            raise ValueError(f"there are already {MOST_ENTRIES:,} entries; remove some first")
 
 
 def _check_name(name: str) -> None:

@@ -164,7 +164,7 @@ class Workflows:
         return claim.decode()
 
     def forget(self, task_ids: Iterable[str]) -> None:
-        """Remove the states of failed tasks, except for those that have succeeded meanwhile."""
+        """Remove the states of failed tasks that have not succeeded in the meantime."""
         results = self._results or self._client
         for portion in portions(task_ids):
             results.script(_FORGET, [self._keys.result(each) for each in portion], ())

@@ -286,7 +286,7 @@ def test_failing_callback_is_logged_and_the_others_are_called(
     app.AsyncResult("a").then(told.append)
     end(app, "a")
     wait_until(lambda: bool(told))
-    assert "a callback failed at the end of task a" in caplog.text
+    assert "a callback failed when task a ended" in caplog.text
 
 
 def test_callbacks_end_with_the_app(app: Greenq) -> None:

@@ -74,7 +74,7 @@ def folder_of(url: str, app_name: str, app_folder: Path | None = None) -> Path:
     parts = urlsplit(url)
     path = unquote(parts.path)
     if parts.scheme != "embedded" or parts.netloc or parts.query or parts.fragment:
-        raise ValueError("an embedded server is embedded:// or embedded:///absolute/folder")
+        raise ValueError("the URL must be embedded:// or embedded:///absolute/folder")
     if not path:
         return default_folder(app_name, app_folder)
     folder = Path(os.path.normpath(path))

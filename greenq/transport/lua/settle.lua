@@ -383,7 +383,7 @@ end
 local function is_void(ending)
   for _, p in ipairs(ending.clears) do
     local claim = call('GET', ARGV[p] .. '.c')
-    -- Results on their own server are cleared last: if the chord is no longer claimed, a retry has prepared it.
+    -- On a separate results server, chords are cleared last: one that is no longer claimed was prepared by a retry.
     local is_last = asks == '' and ARGV[p + 2] ~= ''
     if claim ~= ARGV[p + 1] and (claim or is_last) then return true end
   end

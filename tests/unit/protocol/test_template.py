@@ -170,7 +170,7 @@ def test_filled_template_is_its_own_root_by_default() -> None:
     ("options", "reason"),
     [
         ({"serializer": "jason"}, "unknown serializer 'jason'"),
-        ({"serializer": "raw"}, "raw carries bytes or text"),
+        ({"serializer": "raw"}, "the raw serializer takes bytes or text"),
         ({"compression": "snappy"}, "unknown compression 'snappy'"),
         ({"priority": {1}}, "set is not JSON"),
     ],
