@@ -58,13 +58,13 @@ A name that looks like a setting is never silently ignored:
   such a name is almost that of a setting, it is refused. Variables that Kubernetes sets for a
   service called greenq are ignored.
 
-If `broker_url` is not set at all, an embedded server is used, one for each app's name and directory.
-A warning names this server if no terminal is attached.
+If `broker_url` is not set at all, an embedded server is used, one for each app's name and
+directory. A warning names this server if no terminal is attached.
 """
 
 FOREIGN = """\
-Each of these settings is accepted with Celery's own default. With another value, a setting is either
-ignored, with a warning when a worker starts, or refused.
+Each of these settings is accepted with Celery's own default. With another value, a setting is
+either ignored, with a warning when a worker starts, or refused.
 """
 
 
