@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import GreenqError, ServerError
 from greenq.transport.client import load_script
+from greenq.transport.listener import portions
 from greenq.transport.settle import INDEX, KEEP, Settlement, settle
 from greenq.transport.workflow import Continuation, Noted
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _STOP = load_script("workflow_stop")
 _RELEASE = load_script("workflow_release")
 _CALL = load_script("workflow_call")
+_FORGET = load_script("workflow_forget")
 _REOPEN = load_script("workflow_reopen")
 _RESET = load_script("workflow_reset")
 
@@ -137,20 +139,35 @@ class Workflows:
     # --- retrying ---------------------------------------------------------------------------------
 
     def reopen(
-        self, size: int, seconds: int, failed: Sequence[ChordPart], kept: Sequence[ChordPart]
-    ) -> bool:
+        self,
+        size: int,
+        seconds: int,
+        failed: Sequence[ChordPart],
+        kept: Sequence[ChordPart],
+        left: str = "",
+    ) -> str:
         """Remove failed parts from a chord; if the chord has ended, restore the `kept` parts.
 
+        A claim `left` behind is ignored.
+
         Returns:
-            False if one of its parts is completing the chord at this moment.
+            An empty string, or, if nothing was done, the claim of the part that is completing the
+            chord at this moment, or ``done`` if a part has ended since the states were read.
         """
-        args: list[object] = [size, failed[0].rule[0], seconds, len(failed)]
+        args: list[object] = [size, failed[0].rule[0], seconds, len(failed), left]
         for each in failed:
             args += (each.member, each.place)
         for each in kept:
             args += (each.member, each.place, each.value)
         results = self._results or self._client
-        return bool(results.script(_REOPEN, [failed[0].group], args))
+        claim: bytes = results.script(_REOPEN, [failed[0].group], args)
+        return claim.decode()
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """Remove the states of failed tasks, except for those that have succeeded meanwhile."""
+        results = self._results or self._client
+        for portion in portions(task_ids):
+            results.script(_FORGET, [self._keys.result(each) for each in portion], ())
 
     def reset(self, workflow_id: str, seen: Mapping[str, str]) -> tuple[int, bool]:
         """Reopen failed nodes, given with their texts, and send their messages.

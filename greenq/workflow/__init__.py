@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenq.canvas import plan
 from greenq.canvas.index import first_of
-from greenq.canvas.nodes import FAILED, OPEN, REVOKED, WAITING, unrun
+from greenq.canvas.nodes import FAILED, OPEN, PLANNED, REVOKED, WAITING, unrun
 from greenq.canvas.send import send_signature
 from greenq.errors import GreenqError, TaskRevokedError
 from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
@@ -187,14 +187,14 @@ class Workflow:
             # A worker that has not learned of the retry would revoke what is sent now.
             time.sleep(_KNOWN_S)
         ends_s, sent = time.monotonic() + _COMPLETED_S, 0
+        claims: dict[str, str] = {}
         while True:
             nodes = dict(self._index.nodes(self.id))
             tree = Tree(WorkflowTask.read(task_id, text) for task_id, text in nodes.items())
             failed = self._failed(tree)
-            if self._reopen_chords(tree, failed):
-                transport = self._app.transport
-                if transport.stores_results:
-                    transport.backend.forget(*failed)
+            if self._reopen_chords(tree, failed, claims):
+                if self._app.transport.stores_results:
+                    self._index.forget(failed)
                 seen = {task_id: nodes[task_id] for task_id in failed}
                 count, is_done = self._index.reset(self.id, seen)
                 sent += count
@@ -223,22 +223,33 @@ class Workflow:
             )
         return failed
 
-    def _reopen_chords(self, tree: Tree, failed: Mapping[str, WorkflowTask]) -> bool:
-        """Make the chords count their failed parts again; False if parts have ended meanwhile."""
+    def _reopen_chords(
+        self, tree: Tree, failed: Mapping[str, WorkflowTask], claims: dict[str, str]
+    ) -> bool:
+        """Make the chords count their failed parts again; False if parts have ended meanwhile.
+
+        `claims` are those that have refused earlier calls. If a chord's body was sent or has failed
+        before the tree was read, such a claim was left behind by its completion.
+        """
+        # A cancelled body is revoked whether or not its chord was completed.
+        unsure = (STATES[PLANNED], STATES[REVOKED])
+        completed = {task.node.after for task in tree.tasks.values() if task.state not in unsure}
         parts: dict[str, list[WorkflowTask]] = defaultdict(list)
         for task in tree.tasks.values():
             if task.node.is_part and task.node.group is not None:
                 parts[task.node.group].append(task)
         # All chords are checked before the first one is changed.
         seconds = self._app.transport.backend.chord_seconds
-        return all(
-            self._index.reopen(size, seconds, out, kept)
-            for size, out, kept in [
-                (len(tasks), *self._parts(group, tasks, failed))
-                for group, tasks in parts.items()
-                if any(task.id in failed for task in tasks)
-            ]
-        )
+        for group, size, out, kept in [
+            (group, len(tasks), *self._parts(group, tasks, failed))
+            for group, tasks in parts.items()
+            if any(task.id in failed for task in tasks)
+        ]:
+            left = claims.get(group, "") if group in completed else ""
+            claims[group] = self._index.reopen(size, seconds, out, kept, left)
+            if claims[group]:
+                return False
+        return True
 
     def _parts(
         self, group: str, tasks: list[WorkflowTask], failed: Mapping[str, WorkflowTask]

@@ -168,9 +168,12 @@ class FlowWorld(World):
             self._note_reset(again, answers[0])
         elif op.script == "workflow_call":
             self._note_call(command)
-        elif command[0] == "DEL":
+        elif op.script == "workflow_forget":
             for message in self.scenario.messages:
-                if self.site.keys.result(message.id) in command[1:]:
+                (there,) = op.connection.link.call(
+                    pack(("EXISTS", self.site.keys.result(message.id))), 1
+                )
+                if not there:
                     self.states.pop(message.id, None)
         if op.script in ("settle", "workflow_reset"):
             self._note_over()

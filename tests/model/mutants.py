@@ -355,16 +355,26 @@ MUTANTS: list[Mutant] = [
         found="f5_failed_again_while_retried",
     ),
     Mutant(
-        "workflow_reopen", "< tonumber(ARGV[1]) then return 0 end", "< 0 then return 0 end",
+        "workflow_reopen", "< tonumber(ARGV[1]) then return claim end", "< 0 then return claim end",
         "a retry loses parts that end meanwhile", ("flow_apart", "flow_retry"), 4000,
     ),
     Mutant(
-        "workflow_reopen", "if claim and claim ~= 'done' then return 0 end", "",
+        "workflow_reopen", "if claim and claim ~= 'done' then return claim end", "",
         "a chord is reopened while it is completed", ("flow_apart", "flow_retry"), 6000,
     ),
     Mutant(
         "workflow_reopen", "redis.call('SREM', name .. '.d', ARGV[i])", "",
         "a failed part is not counted again", ("flow_retry", "flow_cancel_retry"), 3000,
+    ),
+    Mutant(
+        "settle", "and (claim or is_last) then", "and claim then",
+        "a chord prepared for a retry is cleared", ("flow_apart",),
+        found="f10_cleared_after_prepared",
+    ),
+    Mutant(
+        "workflow_forget", "~= 'SUCCESS'", "~= ''",
+        "a retry removes a success", ("flow_cancel_retry",),
+        found="f7_success_forgotten_by_a_retry",
     ),
     Mutant(
         "settle", "else let_go(name) end", "end",

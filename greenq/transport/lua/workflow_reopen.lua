@@ -2,14 +2,18 @@
 --
 -- KEYS  1 the key of its group
 -- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 the seconds for which it is kept, 0 for
---       no limit, 4 the number of parts to remove;
+--       no limit, 4 the number of parts to remove, 5 a claim that was left behind, '' for none;
 --       their members and places; then those that stay, if the chord has ended: member, place and value of each
--- Reply 1, 0 if one of its parts is completing it at this moment, or if it has ended and these are not all of its
---       parts: one has ended since the caller read their states; in both cases nothing was done
-local name, ordered, first = KEYS[1], ARGV[2] == 'z', 5 + 2 * tonumber(ARGV[4])
+-- Reply '' if the chord is prepared; otherwise nothing was done: the claim of a part that is completing it at this
+--       moment; or 'done' if it has ended and these are not all of its parts, since one has ended after the caller had
+--       read their states
+--
+-- If the results have their own server and the answer about the ending of the last part was lost, the claim remains.
+local name, ordered, first = KEYS[1], ARGV[2] == 'z', 6 + 2 * tonumber(ARGV[4])
 local claim = redis.call('GET', name .. '.c')
-if claim and claim ~= 'done' then return 0 end
-if claim == 'done' and tonumber(ARGV[4]) + (#ARGV - first + 1) / 3 < tonumber(ARGV[1]) then return 0 end
+if claim and claim == ARGV[5] then claim = 'done' end
+if claim and claim ~= 'done' then return claim end
+if claim == 'done' and tonumber(ARGV[4]) + (#ARGV - first + 1) / 3 < tonumber(ARGV[1]) then return claim end
 if claim == 'done' or redis.call('EXISTS', name .. '.s') == 0 then
   redis.call('DEL', name .. '.j', name .. '.d', name .. '.t', name .. '.c', name .. '.a')
   for i = first, #ARGV, 3 do
@@ -22,7 +26,7 @@ if claim == 'done' or redis.call('EXISTS', name .. '.s') == 0 then
   end
   redis.call('SET', name .. '.s', ARGV[1])
 else
-  for i = 5, first - 1, 2 do
+  for i = 6, first - 1, 2 do
     redis.call('SREM', name .. '.d', ARGV[i])
     if ordered then
       redis.call('ZREMRANGEBYSCORE', name .. '.j', ARGV[i + 1], ARGV[i + 1])
@@ -37,4 +41,4 @@ end
 if ARGV[3] ~= '0' then
   for _, ending in ipairs({'.j', '.d', '.s', '.t'}) do redis.call('EXPIRE', name .. ending, ARGV[3]) end
 end
-return 1
+return ''
