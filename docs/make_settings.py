@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from greenq.config.settings; with ``--check`` only compares.
+"""Write docs/settings.md from greenq.config.settings, or compare it if ``--check`` is given.
 
 Run as ``python docs/make_settings.py``.
 """
@@ -20,7 +20,7 @@ from greenq.config.settings import (
 
 TARGET = Path(__file__).with_name("settings.md")
 
-# Mappings inside a setting, each with a table of its own after the sections.
+# Settings whose value is a mapping: each mapping has its own table after the sections.
 PARTS: dict[str, type[Section]] = {
     "broker_transport_options": TransportOptions,
     "result_backend_transport_options": ResultTransportOptions,
@@ -39,31 +39,32 @@ app.conf.update(task_acks_late=False)
 app.conf["timezone"]
 ```
 
-The names are Celery's. A setting that says "greenq's own" has no twin there; where a default
-differs, Celery's is named. Unknown names and wrong values are refused, all at once; None is
-accepted where it is Celery's default.
+The names are Celery's. A setting described as "greenq's own" does not exist in Celery; where a
+default differs, Celery's is named. Unknown names and wrong values are refused, all at once. None is
+accepted for settings whose default in Celery is None.
 
 Settings come from a mapping, a module, an object or a Django settings file, and from the
 environment: `GREENQ_BROKER_URL` is `broker_url`, and so on. In the environment, truth values are
 true, false, 1 or 0, lists are separated by commas or are JSON, mappings are JSON, and None is
-`none`. Durations are seconds; from Python a `timedelta` serves as well. `CELERY_BROKER_URL` and
-`CELERY_RESULT_BACKEND` are also read, unless the addresses are set elsewhere; settings in code
-take precedence.
+`none`. Durations are in seconds; in Python, a `timedelta` is also accepted. `CELERY_BROKER_URL` and
+`CELERY_RESULT_BACKEND` are also read, unless the addresses are set elsewhere. Settings in code take
+precedence.
 
 A name that looks like a setting is never silently ignored:
 
-- Settings in another spelling (`BROKER_URL` in a module, `CELERY_ACKS_LATE`) are refused with
-  the right one, and so is a namespace with which no name begins.
-- Other names in a module or behind a namespace, and other `GREENQ_` variables, get a warning. If
-  they are almost a setting's, they are refused. Variables that Kubernetes sets for a
+- Settings in another spelling (`BROKER_URL` in a module, `CELERY_ACKS_LATE`) are refused, and the
+  error names the right spelling. A namespace that no name begins with is also refused.
+- Other names in a module or behind a namespace, and other `GREENQ_` variables, cause a warning. If
+  such a name is almost that of a setting, it is refused. Variables that Kubernetes sets for a
   service called greenq are ignored.
-- With no `broker_url` at all an embedded server is used, one for each app's name and folder. A
-  warning names it if no terminal is attached.
+
+If `broker_url` is not set at all, an embedded server is used, one for each app's name and
+directory. A warning names this server if no terminal is attached.
 """
 
 FOREIGN = """\
-With Celery's own default each of them is accepted. With another value it is either left out, with a
-warning when a worker starts, or refused.
+Each of these settings is accepted with Celery's own default. With another value, a setting is
+either ignored, with a warning when a worker starts, or refused.
 """
 
 
@@ -75,7 +76,7 @@ def text() -> str:
 
 
 def _foreign() -> str:
-    """Return what becomes of Celery's other settings, one row for each answer."""
+    """Return the table of Celery's other settings, with one row for each advice."""
     rows: dict[tuple[str, bool], list[str]] = {}
     for name, about in SETTINGS.items():
         rows.setdefault((about.advice, about.harmless), []).append(f"`{name}`")

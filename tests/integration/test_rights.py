@@ -214,7 +214,7 @@ def client_task() -> dict[str, Any]:
 def extras(option: str) -> list[str]:
     """Return the rights that the page names for a worker with an option."""
     (found,) = re.findall(
-        rf"`{option}`(?: it)?(?: also needs)?\s`([^`]+)`", PAGE.read_text("utf-8")
+        rf"`{option}`,\s(?:a\sworker|it)\salso\sneeds\s`([^`]+)`", PAGE.read_text("utf-8")
     )
     return str(found).split()
 

@@ -30,7 +30,7 @@ from greenq.sending.options import SendOptions
 from tests.unit.rig import NOWHERE
 
 PAGE = Path(__file__).parents[2] / "docs" / "celery-words.md"
-STATES = {"same", "better", "left out"}
+STATES = {"same", "better", "omitted"}
 PRIMITIVES = ("Signature", "chain", "group", "chord", "xmap", "xstarmap", "chunks")
 
 
@@ -265,7 +265,7 @@ def test_what_is_the_same_or_better_is_there(section: str) -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_what_is_left_out_is_not_there_and_the_row_says_what_to_do(section: str) -> None:
     has, advice = SECTIONS[section].has, SECTIONS[section].advice
-    left_out = _of(section, "left out")
+    left_out = _of(section, "omitted")
     assert [word for word, _ in left_out if has(word)] == []
     assert [word for word, row in left_out if not row.remark] == []
     # A program that uses it is told so, too.

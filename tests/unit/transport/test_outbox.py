@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -53,6 +54,8 @@ class FakeConnection:
         self.unheard = self.misplaced = b""
         # How often it was looked whether the server has hung up meanwhile.
         self.checked = 0
+        # It has not been used for a long time.
+        self.used_at = -math.inf
         self.not_held: list[int] = []
 
     def connection(self) -> FakeConnection:
