@@ -143,7 +143,7 @@ def test_sender_is_told_before_anything_is_sent(app: Greenq) -> None:
 
 def test_body_that_no_worker_would_read_is_refused_here(app: Greenq) -> None:
     app.conf.task_max_body_bytes = 1000
-    with pytest.raises(EncodeError, match=r"task m\.size: .*more than task_max_body_bytes, 1,000"):
+    with pytest.raises(EncodeError, match=r"task m\.size: .*exceeds task_max_body_bytes, 1,000"):
         app.send_task("m.size", ("x" * 1000,))
 
 
