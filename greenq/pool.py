@@ -230,7 +230,7 @@ class Pool(StartStopPart):
         return list(self._waiting)
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Remove and return, in order, the requests without a slot for which `which` is true."""
+        """Remove and return, in order, the requests without a slot that satisfy `which`."""
         taken = self.withdraw(which)
         if not self.active and not self._waiting:
             self._idle.set()

@@ -97,7 +97,9 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
                 f"an interval must be a number of seconds or a timedelta, not {run_every!r}"
             )
         if run_every < _LEAST_EVERY:
-            raise ValueError(f"an interval must be at least 0.1 s, not {run_every.total_seconds():g} s")
+            raise ValueError(
+                f"an interval must be at least 0.1 s, not {run_every.total_seconds():g} s"
+            )
         self.run_every = run_every
         self.relative = bool(relative)
 
@@ -340,7 +342,9 @@ def _number(field: _Field, text: str) -> int:
 def _in_range(field: _Field, value: int) -> int:
     if not field.first <= value <= field.last:
         hint = "; Sunday is 0" if field is _WEEKDAYS and value == 7 else ""
-        raise ValueError(f"{field.title}: {value} is not between {field.first} and {field.last}{hint}")
+        raise ValueError(
+            f"{field.title}: {value} is not between {field.first} and {field.last}{hint}"
+        )
     return value
 
 

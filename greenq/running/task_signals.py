@@ -1,7 +1,7 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-By then the task has been settled, or its code has not run at all, so an error in a receiver is only
-logged.
+When the signals are sent, the task has been settled, or its code has not run at all, so an error in
+a receiver is only logged.
 """
 
 from __future__ import annotations
