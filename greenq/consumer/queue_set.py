@@ -152,8 +152,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing the queues that expire; those that no other worker takes from then
-        expire."""
+        """Stop renewing the queues that expire; unless other workers renew them, they expire."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
