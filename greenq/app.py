@@ -680,7 +680,7 @@ class Greenq:
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages; created on first use."""
+        """The object that writes and pushes messages; created on first use."""
         if self._producer is None:
             self._producer = Producer(
                 self.transport.broker, self.config.task, self.clock, self.tasks.get
@@ -689,7 +689,7 @@ class Greenq:
 
     @property
     def backend(self) -> Any:
-        """Reads and writes results on the server."""
+        """The object that reads and writes results on the server."""
         return self.transport.backend
 
     @property

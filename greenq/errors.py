@@ -1,7 +1,7 @@
 """All exceptions of greenq, in one tree.
 
-Each docstring says when the exception is raised; the facts are fields, from which the message
-is built. Exceptions with a counterpart in Celery travel on the wire under Celery's module and name
+Each docstring says when the exception is raised. The facts are fields, and the message is built
+from them. Exceptions with a counterpart in Celery travel on the wire under Celery's module and name
 (`CELERY_NAMES`), so that a Celery client sees the class it knows.
 """
 
@@ -397,8 +397,8 @@ class Reject(TaskPredicate):
         super().__init__(reason, requeue)
 
 
-# A mapping from class to the (module, name) that represent it on the wire. Source: wire format,
-# section 6.3.
+# A mapping from each class to the (module, name) that represents it on the wire. Source: wire
+# format, section 6.3.
 CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
     ChordError: ("celery.exceptions", "ChordError"),
     Ignore: ("celery.exceptions", "Ignore"),

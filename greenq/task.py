@@ -65,7 +65,7 @@ class TaskApp(Protocol):
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages."""
+        """The object that writes and pushes messages."""
 
     @property
     def events(self) -> Events:

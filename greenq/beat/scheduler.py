@@ -80,7 +80,7 @@ _ALIVE_S: Final = 15.0
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
-# These options are relative to the time of sending, so the message is encoded again each time.
+# Options relative to the time of sending; a message with one of them is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
 # How many drafts of messages are shared; beyond that, a new draft is created each time.
@@ -177,14 +177,14 @@ class BeatApp(Connected, Protocol):
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages."""
+        """The object that writes and pushes messages."""
 
     @property
     def control(self) -> Control:
         """Commands to the workers."""
 
     def finalize(self) -> None:
-        """Create what is created on first use."""
+        """Create what would otherwise be created on first use."""
 
 
 class Scheduler:

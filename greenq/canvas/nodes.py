@@ -39,8 +39,8 @@ class WorkflowNode(NamedTuple):
         place: its index in that group.
         is_part: whether the body of a chord waits for it.
         after: the task or the group that it follows in its workflow; None for the first.
-        within: the groups, outermost first, of which the task begins a member, or a member of a
-            member; in a chain, only the first step has any.
+        within: the groups that have a member, or a member of a member, beginning with this task,
+            outermost first; in a chain, only the first step has any.
     """
 
     task_id: str

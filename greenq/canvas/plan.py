@@ -247,7 +247,7 @@ def _chord(
 
 
 def _normal(signature: Mapping[str, Any]) -> Sig:
-    """Return a signature in normal form, in which, for example, chunks are a group.
+    """Return a signature in normal form; for example, chunks become a group.
 
     Raises:
         ValueError: the data is not a signature.

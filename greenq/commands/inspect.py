@@ -220,7 +220,7 @@ def scheduled(
 ) -> list[dict[str, object]]:
     """List a page of the tasks that are waiting for their ETA.
 
-    Those waiting in this worker come first, soonest first, followed by those parked on the server
+    Tasks waiting in this worker come first, soonest first, followed by tasks parked on the server
     from this worker's queues. Every worker that takes from these queues lists the parked tasks too,
     and may run them.
     """

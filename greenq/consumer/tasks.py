@@ -320,7 +320,7 @@ class Tasks(StartStopPart):
     # --- remote control ---------------------------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> None:
-        """Run a broadcast message, of which the server has no record. Switches: no."""
+        """Run a broadcast message, which the server has no record of. Switches: no."""
         if self._taken is not None:
             self._taken()
         self.admission.receive(delivery._replace(tag=""))

@@ -283,8 +283,8 @@ class Receiver:
     def _complete(self, event: Event) -> None:
         """Adjust an event's clock to ours.
 
-        Its timestamp is unix time and stays unchanged. (Celery shifts it by the difference of the
-        time zones, which makes it wrong.)
+        The event's timestamp is unix time and stays unchanged. (Celery shifts it by the difference
+        of the time zones, which makes it wrong.)
         """
         if event["type"] == "task-sent":
             # Clients do not take part in the cluster's clock, so their own is meaningless.

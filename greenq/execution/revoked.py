@@ -76,7 +76,7 @@ class _Aging:
 class Revoked:
     """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for a while.
 
-    It holds only explicit revocations. Expired messages are not added: they expire again when
+    Only explicit revocations are held. Expired messages are not added: they expire again when
     redelivered, and any sender could use them to displace revocations, or to revoke another
     sender's task by its id.
 

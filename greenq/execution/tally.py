@@ -119,7 +119,7 @@ class TaskTally:
         (self.series.get(key) or self._new(key)).ended[REVOKED] += 1
 
     def label(self, task: str, queue: str) -> tuple[str, str]:
-        """Return under which task and queue runs are counted; any thread may ask."""
+        """Return the task and queue that runs are counted under; any thread may ask."""
         return (task, queue) if (task, queue) in self.series else (OTHER, OTHER)
 
     def _new(self, key: tuple[str, str]) -> Series:

@@ -62,7 +62,7 @@ class WorkflowIndex:
         self._seconds = seconds
         # Called when a message has been put aside.
         self.on_held: Callable[[bool], object] | None = None
-        # The groups of clients whose followers have been entered, with the latest last.
+        # Clients' groups whose followers have been entered; the latest group comes last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod

@@ -24,7 +24,7 @@ class SharingApp(TaskApp, Protocol):
 
 
 class Definition(NamedTuple):
-    """The function and the decorator's arguments, from which each app creates its own task."""
+    """The function and the decorator's arguments that each app creates its own task from."""
 
     function: Callable[..., Any]
     name: str | None

@@ -110,7 +110,7 @@ class ResultSet(ResultBase):
     # --- the stored states ------------------------------------------------------------------------
 
     def _states(self) -> dict[str, ResultMeta]:
-        """Return the state of each task by id; those not known to be final are read."""
+        """Return the state of each task by id; states not known to be final are read."""
         handles = list(self.handles())
         states = {handle.id: handle.final for handle in handles if handle.final is not None}
         unread = dict.fromkeys(handle.id for handle in handles if handle.final is None)

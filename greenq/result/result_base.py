@@ -114,7 +114,7 @@ class ResultBase:
 
     @property
     def app(self) -> Any:
-        """The app to which the result belongs."""
+        """The app that the result belongs to."""
         raise NotImplementedError
 
     def handles(self) -> Iterator[Any]:

@@ -144,7 +144,7 @@ def trace_of(exc: BaseException) -> str:
 def forget_runs(exc: BaseException) -> None:
     """Drop the tracebacks of an exception that has been dealt with, and of those that led to it.
 
-    They refer to the frames of the run, which in turn refer to the exception, so the task's
+    A traceback refers to the frames of the run, which in turn refer to the exception, so the task's
     arguments would stay in memory until the garbage collector finds this cycle.
     """
     seen: set[int] = set()

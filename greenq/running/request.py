@@ -34,7 +34,7 @@ class Request:
         taken_s: the time just before the take, in seconds of the worker state's clock.
         greenlet: the greenlet that runs it; None before and after the run.
         started_s: monotonic time of the start; None until then.
-        hub_s: seconds for which its greenlet has held the hub, if counted.
+        hub_s: how many seconds its greenlet has held the hub, if counted.
         in_code: None until the task's own code runs, True while it runs, and False afterwards.
         killed: the exception thrown into its code to end it, or to be thrown when the code begins;
             otherwise None.

@@ -141,7 +141,7 @@ def tell_internal_error(
 
 
 def tell_published(request: Run, announced: AnnouncedMessage) -> None:
-    """Send after_task_publish for a message sent at a task's end. Switches: likewise."""
+    """Send after_task_publish for a message sent at a task's end. Switches: if receivers do."""
     with _contained(after_task_publish, request):
         announced.sent()
 

@@ -54,7 +54,7 @@ class PushBatch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages may be sent only in part: all of them, if they go to several queues."""
+        """How many messages a failure may leave partly sent: all, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -69,12 +69,12 @@ class PushBatch:
         self._characters += len(text)
 
     def by_plan(self) -> Iterable[tuple[SendPlan, list[str], list[str]]]:
-        """Return the ids and texts for each destination, each with a plan that leads there."""
+        """Return the ids and texts for each destination, along with a plan that leads to it."""
         return self._places.values()
 
 
 class KnownPlans:
-    """The plans of calls that are sent together; most have one of a few sets of options."""
+    """The plans of calls that are sent together; most calls have one of a few sets of options."""
 
     def __init__(
         self,

@@ -25,12 +25,16 @@ class SendOptions(TypedDict, total=False):
     expires: seconds from now or a datetime; the task does not run after it.
     queue: the queue to send to, or exchange (a name or an `Exchange`) with routing_key.
     exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
-    priority: 0 (first) to 9; other numbers are clamped. serializer, compression: names. time_limit,
-    soft_time_limit: seconds. retry, retry_policy: whether and how to retry the sending itself.
-    headers: extra headers, which the task sees. shadow: a name to show instead of the task's. link,
-    link_error: signatures to call when the task returns or fails. stamped_headers, stamps: names
-    and values of its stamps. add_to_parent: False omits it from the children of the task that sends
-    it. group_id, group_index, chain, chord, replaced_task_nesting: its place in a workflow.
+    priority: 0 (first) to 9; other numbers are clamped.
+    serializer, compression: names.
+    time_limit, soft_time_limit: seconds.
+    retry, retry_policy: whether and how to retry the send itself.
+    headers: extra headers, which the task sees.
+    shadow: a name to show instead of the task's.
+    link, link_error: signatures to call when the task returns or fails.
+    stamped_headers, stamps: names and values of the task's stamps.
+    add_to_parent: False omits the task from the children of the task that sends it.
+    group_id, group_index, chain, chord, replaced_task_nesting: the task's place in a workflow.
     """
 
     task_id: str | None

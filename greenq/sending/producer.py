@@ -216,8 +216,8 @@ class Producer:
             except Unroutable as exc:
                 raise NotAllSent(task, ids[:sent], (), exc) from exc
             except OperationalError as exc:
-                # An exchange may lead to several queues, of which the first may already have
-                # received them.
+                # An exchange may lead to several queues, and the first may already have received
+                # the messages.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events and self._events is not None:

@@ -31,7 +31,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# The number of names for which routes are cached, since a program may send tasks by any name.
+# The number of names whose routes are cached, since a program may send tasks by any name.
 _KNOWN = 10_000
 
 # The options of a route that determine the destination.

@@ -62,7 +62,7 @@ class WorkflowTask:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The task's id."""
         return self.node.task_id
 
     @property
