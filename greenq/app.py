@@ -318,7 +318,7 @@ class Greenq:
         """Register a class-based task, given as an instance or as the class, and return it.
 
         ``class Import(app.Task): def run(self, path): …`` is named ``module.Import`` unless it has
-        a ``name``; `options` become its attributes.
+        a ``name``. The `options` become its attributes.
 
         Raises:
             TypeError: the task has no ``run``.
@@ -373,8 +373,8 @@ class Greenq:
 
         Args:
             packages: the packages' names, or a function that returns them at import time; by
-                default, Django's INSTALLED_APPS, whose entries may name an AppConfig. Packages
-                without such a module are skipped.
+                default, Django's INSTALLED_APPS, whose entries may name an AppConfig. A package
+                need not have such a module.
             related_name: the modules' name; None imports only the packages.
             force: import the modules now.
 
@@ -604,7 +604,7 @@ class Greenq:
         return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Make a call when Django's open transaction commits, or now if none is open.
+        """Have `call` called when Django's open transaction commits, or now if none is open.
 
         Raises:
             ConfigError: Django is not in use.

@@ -329,7 +329,7 @@ class TimeLimitExceeded(GreenqError):
 
 
 class SoftTimeLimitExceeded(GreenqError):
-    """A task ran beyond its soft time limit; it may catch this to clean up."""
+    """A task ran beyond its soft time limit; the task may catch this to clean up."""
 
 
 class TaskTerminated(BaseException):

@@ -319,10 +319,11 @@ _WAITING = gevent.hub.Hub.run.__code__
 class Hub(StartStopPart):
     """The step for the event loop: its lag, signals, and crashes outside any greenlet.
 
-    Duties: (1) show other threads whether the loop runs, and with how much lag; (2) start greenlets
-    for them; (3) log what gevent would print to stderr; (4) do nothing in a forked child, which
-    must not continue its parent's work; (5) end the worker when one of its greenlets or threads
-    crashes.
+    1. Show other threads whether the loop runs, and with how much lag.
+    2. Start greenlets for them.
+    3. Log what gevent would print to stderr.
+    4. Do nothing in a forked child, which must not continue its parent's work.
+    5. End the worker when one of its greenlets or threads crashes.
     """
 
     name = "Hub"

@@ -112,7 +112,7 @@ class Pool(StartStopPart):
        wait run one after another in the same greenlet.
     2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
        are created only as needed, up to `size`.
-    3. `resize` acts immediately: growing starts queued requests and wakes callers waiting for room;
+    3. `resize` acts immediately. Growing starts queued requests and wakes callers waiting for room;
        shrinking ends each surplus greenlet after its current request.
     4. `stop` gives running requests the grace time to finish, then ends the rest.
 

@@ -563,8 +563,8 @@ class BaseTask(Generic[P, R]):
         Args:
             args, kwargs: different arguments for the next run; None keeps them.
             exc: the reason; raised instead when no retries are left.
-            throw: if False, return the `Retry` instead of raising it: this run continues, and
-                its outcome is stored when it ends; the next run is sent at the same moment.
+            throw: if False, return the `Retry` instead of raising it. This run then continues; when
+                it ends, its outcome is stored and the next run is sent.
             max_retries: overrides the task's maximum, where None means no limit.
             options: send options; without eta or countdown, the next run starts after
                 `default_retry_delay`. Options that are not given stay the same as for this run.

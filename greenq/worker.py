@@ -113,10 +113,10 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Run until stopped, and return the exit code. Switches: yes.
 
-        With `signals`, SIGTERM and SIGINT cause a warm shutdown (running tasks finish), and a
-        second one a cold shutdown; SIGQUIT causes a cold shutdown immediately; SIGUSR1 logs all
-        stacks; SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was closed.
-        Signals also work while the hub is blocked: the watchdog thread receives them.
+        With `signals`, the first SIGTERM or SIGINT causes a warm shutdown (running tasks finish),
+        and the second one a cold shutdown. SIGQUIT causes a cold shutdown immediately. SIGUSR1 logs
+        all stacks. SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was
+        closed. Signals also work while the hub is blocked: the watchdog thread receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:

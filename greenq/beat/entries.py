@@ -218,7 +218,7 @@ def _task_name(value: Any) -> str:
 
 
 def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
-    """Read a schedule: an object, seconds, a timedelta, the text of a crontab, or the JSON of one.
+    """Read a schedule: an object, seconds, a timedelta, a crontab's text, or a schedule's JSON.
 
     Raises:
         ValueError: the value is none of these.

@@ -22,8 +22,8 @@ _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# The number of results read in one go, since each may be large, and the maximum in one turn of the
-# beat's loop.
+# The number of results read in one portion, since each may be large, and the maximum number of
+# portions in one turn of the beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 

@@ -344,7 +344,7 @@ class Scheduler:
     # --- entries ----------------------------------------------------------------------------------
 
     def _load(self, changes: int) -> None:
-        """Read entries, pauses and states from the server, which has counted this many changes."""
+        """Read entries, pauses and states from the server, which has counted `changes` changes."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:

@@ -615,6 +615,7 @@ def _header(header: Any, app: Any) -> group:
     if isinstance(header, Mapping):
         made = checked(header, "chord header", app)
         # In Celery, the steps of a chain would become the header, which is hardly ever intended.
+        # Here, the chain becomes the only member.
         return made if isinstance(made, group) else group(made, app=app)
     if not isinstance(header, Iterable) or isinstance(header, str):
         raise not_a_signature(header, "chord header")

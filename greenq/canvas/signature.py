@@ -1,6 +1,6 @@
 """`Signature`: a task call that can be stored, passed on, combined with others, and sent.
 
-It is a dict with exactly Celery's six keys, so messages carry it unchanged.
+A signature is a dict with exactly Celery's six keys, so messages carry it unchanged.
 """
 
 from __future__ import annotations

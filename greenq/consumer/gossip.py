@@ -296,7 +296,7 @@ class Gossip(StartStopPart):
             return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
-            # Only time during which this worker was listening counts.
+            # Only the time that this worker spent listening counts.
             silent_s = now_s - max(neighbour.heard_s, self._listens_from_s)
             if silent_s >= SILENT_INTERVALS * neighbour.freq_s:
                 self._lose(neighbour)

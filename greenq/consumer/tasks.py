@@ -265,7 +265,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """Put back messages that only this worker would find, since it stops. Switches: yes."""
+        """Put back messages that only this worker would find, as it is stopping. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
@@ -650,7 +650,7 @@ class Admission:
 
 
 def _check_ids(message: TaskMessage) -> None:
-    """Refuse ids so long that they would fill the server.
+    """Refuse ids that are so long that they would fill the server.
 
     Raises:
         DecodeError: an id is too long.

@@ -436,7 +436,7 @@ def _order(task: ObservedTask) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return a name's entry, created if missing, and whether it is new; it is dropped last."""
+    """Return a name's entry, created if missing, and whether it is new; make it the newest."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:

@@ -41,7 +41,8 @@ class Suspects:
         self._line: deque[Request] = deque()
         # True while a suspect is running alone, starting just before the server is informed.
         self.alone = False
-        # True from the first suspect until after the last; no other messages may be taken.
+        # True from the first suspect until after the last; meanwhile, no other messages may be
+        # taken.
         self.busy = False
         self._over = Event()
         self._over.set()

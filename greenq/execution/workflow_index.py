@@ -46,7 +46,7 @@ _LETTERS = {
     REVOKED_STATE: REVOKED, RETRY: AGAIN,
 }  # fmt: skip
 
-# How many groups are remembered whose followers have been entered.
+# How many groups whose followers have been entered are remembered.
 _MOST_GROUPS = 1000
 
 

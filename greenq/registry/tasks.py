@@ -35,7 +35,7 @@ class RegistryApp(TaskApp, Protocol):
 
 
 class TasksByName(dict[str, T], Generic[T]):
-    """Name → task; for a missing name, the error suggests a similar one.
+    """A mapping from name to task; for a missing name, the error suggests a similar one.
 
     Celery's built-in tasks are created when they are looked up, or for a worker.
     """

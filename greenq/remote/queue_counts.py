@@ -91,7 +91,7 @@ class QueuesSnapshot:
         at_s: monotonic time.
         queues: the queues by name.
         incomplete: True if a worker has not replied.
-        unsealed: chords whose header has been in transmission for a long time.
+        unsealed: chords whose header is taking a long time to send.
     """
 
     at_s: float

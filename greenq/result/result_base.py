@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from greenq.protocol.meta import ResultMeta
 
-# Whether waiting for results is allowed in this context; None means only if no task is running in
-# it.
+# Whether waiting for results is allowed in this context; None allows it only if no task is running
+# in this context.
 _joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
 
 

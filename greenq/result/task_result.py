@@ -312,7 +312,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.final
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
-        """Yield the handles of the tasks that this one represents, which is only itself."""
+        """Yield the handles of the tasks that this one represents: only itself."""
         yield self
 
     def exists(self) -> bool:

@@ -76,7 +76,7 @@ class Context:
         hostname: str | None = None,
         delivered: Delivered | None = None,
     ) -> None:
-        """Wrap a message as it was `delivered`; without a message, this is a direct call."""
+        """Wrap a message as it was `delivered`; without a message, the call is a direct one."""
         self.message = message
         self.hostname = hostname
         self._delivered = delivered

@@ -231,7 +231,7 @@ def _problem(router: object, reason: str) -> ConfigError:
 
 
 def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge send options; later ones take precedence; None means not given."""
+    """Merge send options. Later ones take precedence, and None means not given."""
     merged: dict[str, Any] = {}
     for each in options:
         merged.update({name: value for name, value in each.items() if value is not None})
