@@ -344,7 +344,7 @@ class Scheduler:
     # --- entries ----------------------------------------------------------------------------------
 
     def _load(self, changes: int) -> None:
-        """Read entries, pauses and states from the server, which has counted `changes` changes."""
+        """Read entries, pauses and states from the server, whose count of changes is `changes`."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:

@@ -352,7 +352,7 @@ class Handover:
             claim, parts, saved = self._read(group)
             if claim in own and bodies[group] is UNREADABLE:
                 _log.error(
-                    "chord %s is stuck: the message of its last part, task %s, is a dead letter "
+                    "chord %s cannot end yet: the message of its last part, task %s, is a dead letter "
                     "that cannot be read; replay it once it can be read (greenq dead)",
                     step.message.group, step.message.id,
                 )  # fmt: skip

@@ -172,7 +172,7 @@ class Control:
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Make greenq workers finish their tasks and take no more messages; not for Celery's."""
+        """Make greenq workers finish their tasks and take no more; Celery's workers cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:

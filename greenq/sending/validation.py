@@ -48,8 +48,8 @@ class Models:
         """Return the arguments, with models created from the data sent.
 
         Raises:
-            TypeError: the arguments do not fit the parameters. pydantic.ValidationError: an
-                argument does not fit its model.
+            TypeError: the arguments do not fit the parameters.
+            pydantic.ValidationError: an argument does not fit its model.
         """
         given = self._signature.bind(*args, **kwargs)
         for name, (model, is_optional) in self._models.items():
