@@ -389,8 +389,8 @@ class Hub(StartStopPart):
     def forget(self) -> None:
         """Drop all waiting callbacks in a forked child; later waits use a new loop.
 
-        The child has copies of all the parent's greenlets: with the parent's loop they would take
-        and run its messages a second time.
+        The child has copies of all the parent's greenlets. With the parent's loop, the copies would
+        take and run the parent's messages a second time.
         """
         # gevent has no public API for this.
         gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001

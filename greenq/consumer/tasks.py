@@ -329,7 +329,7 @@ class Tasks(StartStopPart):
         """Decode a message in the same way as one that was taken.
 
         Raises:
-            DecodeError, ContentDisallowed: it is not a task call that this worker accepts.
+            DecodeError, ContentDisallowed: the message is not a task call that this worker accepts.
         """
         return self.admission.reader.read(raw)
 
@@ -503,7 +503,7 @@ class Admission:
     def _examine(
         self, delivery: Delivery, message: TaskMessage, *, is_step: bool
     ) -> tuple[datetime | None, datetime | None] | None:
-        """Return a message's ETA and expiry; bury it, and return None, if it is malformed."""
+        """Return a message's ETA and expiry; if they are malformed, bury it and return None."""
         if self._index is not None:
             self._index.adopt(message)
         if is_step:

@@ -6,7 +6,7 @@ message (`greenq.transport.workflow`), so a crash neither loses nor repeats a st
     succeeded    links and the next step are sent; the part of a chord is counted
     failed       errbacks are called; whatever can no longer run also fails, and so do the chords
                  that wait for it
-    completed    the part was the last of its chord: its worker reads the others, and settles the
+    completed    the part was the last of its chord; its worker reads the others, and settles the
                  message again, together with the body
 """
 

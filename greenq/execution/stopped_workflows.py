@@ -1,4 +1,4 @@
-"""Learns which workflows are cancelled or paused, twice a second, if workflows are indexed.
+"""Learns twice a second which workflows are cancelled or paused, if workflows are indexed.
 
 After this worker has put aside messages of a paused workflow, it asks immediately. If the workflow
 has been resumed in the meantime, the messages are back on their queue, and would otherwise be put
