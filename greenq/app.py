@@ -307,8 +307,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks; subclass it, or assign another class for all later
-        tasks."""
+        """The class of this app's tasks; subclass it, or assign another class for later tasks."""
         return self._registry.base_class(__name__)
 
     @Task.setter

@@ -503,7 +503,7 @@ class Admission:
     def _examine(
         self, delivery: Delivery, message: TaskMessage, *, is_step: bool
     ) -> tuple[datetime | None, datetime | None] | None:
-        """Return a message's ETA and expiry; if they are malformed, bury it and return None."""
+        """Return a message's ETA and expiry; bury a malformed message and return None."""
         if self._index is not None:
             self._index.adopt(message)
         if is_step:
