@@ -74,16 +74,16 @@ _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 class Task(BaseTask[P, R]):
     """A function that workers run.
 
-    Subclass it and pass the class as ``base=`` to share options or hooks; a constructor of the
-    class is called without arguments. The options can be set on the class or in the decorator;
-    None means the app's setting.
+    Subclass `Task` and pass the class as ``base=`` to share options or hooks; the class's
+    constructor is called without arguments. The options can be set on the class or in the
+    decorator; None means the app's setting.
     """
 
     _app: Callable[[], Greenq]
 
     @property
     def app(self) -> Greenq:
-        """The app to which this task belongs."""
+        """The app that this task belongs to."""
         return self._app()
 
     @classmethod
@@ -93,7 +93,7 @@ class Task(BaseTask[P, R]):
 
 name_what_is_not_here(Task)
 
-# This has another name, since apps have an attribute `Task`.
+# A second name for the class, since `Task` is also an attribute of apps.
 _Task = Task
 
 
@@ -104,8 +104,8 @@ TaskRegistry = TasksByName[Task[Any, Any]]
 class Greenq:
     """An application: its tasks, its settings and its connection to the server.
 
-    Creating one opens nothing and imports no module; the first sending does. An app is safe to
-    share between threads, greenlets and forked processes.
+    Creating an app opens no connection and imports no module; sending the first task does. An app
+    is safe to share between threads, greenlets and forked processes.
     """
 
     def __init__(
@@ -124,20 +124,21 @@ class Greenq:
         """Create an app.
 
         Args:
-            main: its name, which is the module name of tasks defined in ``__main__``.
+            main: the app's name, which stands for the module in the names of tasks defined in
+                ``__main__``.
             broker: address of the server, ``broker_url``; none means the embedded one.
             backend: address of the results server, ``result_backend``; none means the broker.
             include: modules to import before a worker starts.
-            config_source: as for `config_from_object`, with `namespace`.
-            set_as_current: shared tasks use this app from now on.
-            task_cls: the default class of its tasks, `Task`.
+            config_source, namespace: see `config_from_object`.
+            set_as_current: make shared tasks use this app from now on.
+            task_cls: the class of tasks that set no ``base``; by default, `Task`.
             settings: any settings by name.
 
         Raises:
             ConfigError: a setting is unknown or wrong.
         """
         self.main = main or "__main__"
-        # Together with the name, it identifies the project's embedded server.
+        # Together with the app's name, the directory identifies the project's embedded server.
         self._folder = _folder_of(inspect.currentframe())
         given = dict(settings)
         if broker is not None:
@@ -146,7 +147,7 @@ class Greenq:
             given["result_backend"] = backend
         if include:
             given["include"] = tuple(include)
-        # Celery's names; `docs/signals.md` says when each is sent.
+        # Signals under Celery's names; `docs/signals.md` says when each one is sent.
         self.on_configure = Signal(name="app.on_configure")
         self.on_after_configure = Signal(("source",), name="app.on_after_configure")
         self.on_after_finalize = Signal(name="app.on_after_finalize")
@@ -170,14 +171,14 @@ class Greenq:
             "worker": set()
         }
         self.leaders: dict[str, Callable[[Any], object]] = {}
-        # A worker calls these after each task's code, in the task's own greenlet: see
+        # The hooks that a worker calls after each task's code, in the task's own greenlet; see
         # `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
         # What `add_periodic_task` has added, by name, as in `beat_schedule`.
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         self._periodic: PeriodicTasks | None = None
         self._registry = AppTasks(self, self._ready, Task, task_cls)
-        # This is not wrapped in a method, since each use of a shared task calls it.
+        # Not wrapped in a method, since each use of a shared task calls `take_shared`.
         self.take_shared = self._registry.take_shared
         self._modules = TaskModules()
         self._lock = threading.Lock()
@@ -198,18 +199,18 @@ class Greenq:
     @property
     def config(self) -> Config:
         """All settings, checked, by section."""
-        # This is on the path of each sending, so what has been read is not asked for again.
+        # Each send reads the settings, so once they have been built, skip the slower path.
         built = self.conf.built
         return self.conf.config if built is None else built
 
     def config_from_object(
         self, source: object, *, force: bool = False, namespace: str | None = None
     ) -> None:
-        """Read settings, on first use, from a module, its name, an object or a mapping.
+        """Take settings, when first used, from a module, its name, an object or a mapping.
 
         Args:
-            source: where they are.
-            force: read them now.
+            source: where the settings are.
+            force: read the settings now.
             namespace: a prefix such as ``"CELERY"``: only upper-case names that begin with it
                 count, as in Django's settings.
 
@@ -225,11 +226,11 @@ class Greenq:
     def config_from_envvar(
         self, variable: str, *, silent: bool = False, force: bool = False
     ) -> None:
-        """Read settings from the module that an environment variable names.
+        """Take settings from the module that an environment variable names.
 
         Args:
-            variable: its name.
-            silent: raise no error if it is not set.
+            variable: the name of the environment variable.
+            silent: raise no error if the variable is not set.
             force: read the settings now.
 
         Raises:
@@ -252,7 +253,7 @@ class Greenq:
         return registry.by_name
 
     def _ready(self) -> Greenq:
-        """Return the app for use by its tasks, which annotates them."""
+        """Annotate the app's tasks if necessary, and return the app for them to use."""
         if self._registry.unannotated:
             self._registry.annotate()
         return self
@@ -294,9 +295,9 @@ class Greenq:
         Args:
             function: given when the decorator is used without parentheses.
             bind: pass the task itself as the first argument.
-            name: instead of ``module.function``.
+            name: the task's name, instead of ``module.function``.
             base: a subclass of `Task`.
-            options: those of `Task`, by name.
+            options: options of `Task`, by name.
         """
 
         def register(decorated: Callable[..., Any]) -> Task[Any, Any]:
@@ -306,7 +307,7 @@ class Greenq:
 
     @property
     def Task(self) -> Any:  # noqa: N802  Celery's name
-        """The class of this app's tasks; subclass it, or assign another one for all later tasks."""
+        """The class of this app's tasks; subclass it, or assign another class for later tasks."""
         return self._registry.base_class(__name__)
 
     @Task.setter
@@ -317,10 +318,10 @@ class Greenq:
         """Register a class-based task, given as an instance or as the class, and return it.
 
         ``class Import(app.Task): def run(self, path): …`` is named ``module.Import`` unless it has
-        a ``name``; `options` become its attributes.
+        a ``name``. The `options` become its attributes.
 
         Raises:
-            TypeError: it has no ``run``.
+            TypeError: the task has no ``run``.
         """
         made = task() if isinstance(task, type) else task
         for option, value in options.items():
@@ -340,7 +341,7 @@ class Greenq:
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def leader(self, function: L) -> L:
-        """Register a function that is called in the one worker that wins an election on its name.
+        """Register a function to be called in the one worker that wins an election on its name.
 
         ``app.control.election(id, "module.function", action)`` holds an election; the function
         receives `action`, and runs in the worker's greenlet for events, so it should send a task
@@ -353,10 +354,11 @@ class Greenq:
     def on_task_end(self, function: H) -> H:
         """Register a function that the worker calls at the end of each task: ``@app.on_task_end``.
 
-        It is called without arguments after the task's code and the hooks of its class, in the same
-        greenlet: values that the task left in ``threading.local`` and in context variables are
-        still there, and its slot is still occupied. So this is the place to close sessions and
-        connections. It may wait. Its exceptions are logged and do not affect the task.
+        The function is called without arguments after the task's code and the hooks of the task's
+        class, in the same greenlet. Values that the task left in ``threading.local`` and in context
+        variables are still there, and the task's slot is still occupied. So this is the place to
+        close sessions and connections. The function may wait. Its exceptions are logged and do not
+        affect the task.
         """
         self.task_end_hooks.append(function)
         return function
@@ -367,17 +369,18 @@ class Greenq:
         related_name: str | None = "tasks",
         force: bool = False,
     ) -> None:
-        """Import ``<package>.tasks`` of each package before a worker starts, where it exists.
+        """Add the ``tasks`` modules of packages to the modules imported before a worker starts.
 
         Args:
-            packages: their names, or a function that returns them at that time; by default,
-                Django's INSTALLED_APPS, whose entries may name an AppConfig.
+            packages: the packages' names, or a function that returns them at import time; by
+                default, Django's INSTALLED_APPS, whose entries may name an AppConfig. A package
+                need not have such a module.
             related_name: the modules' name; None imports only the packages.
-            force: import them now.
+            force: import the modules now.
 
         Raises:
-            ConfigError: there are no packages and no Django; raised now with `force`, otherwise at
-            that time.
+            ConfigError: no packages are given and Django is not in use; raised now with `force`,
+                otherwise at import time.
         """
         call: Packages = packages if callable(packages) else lambda: packages
         self._modules.add(call, related_name)
@@ -416,8 +419,8 @@ class Greenq:
         Args:
             schedule: seconds, a timedelta, a crontab or another schedule.
             sig: the task, its name, or a signature of it.
-            args, kwargs: its arguments; they are appended to those of a signature, or override
-                them.
+            args, kwargs: the task's arguments; they are appended to those of a signature, or
+                override them.
             name: the entry's name; by default the text of the call, so that another call of the
                 same task with the same arguments replaces the entry.
             fields: further fields of the entry, as in ``beat_schedule``: ``missed``, ``overlap``…
@@ -440,7 +443,8 @@ class Greenq:
 
     # --- the cluster ------------------------------------------------------------------------------
 
-    # Both are imported on first use, since programs that only send or run tasks do not need them.
+    # `Control` and `Events` are imported on first use, since programs that only send or run tasks
+    # do not need them.
 
     @property
     def control(self) -> Control:
@@ -469,11 +473,11 @@ class Greenq:
         task_type: BaseTask[Any, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[Any]:
-        """Send a task by its name; it need not be registered here. Switches: yes.
+        """Send a task by its name; the task need not be registered here. Switches: yes.
 
-        If it is registered, its send options apply unless overridden, except ``ignore_result``,
-        which the worker decides. `task_type` is for tasks that send themselves: all their options
-        apply.
+        If the task is registered, its send options apply unless overridden, except
+        ``ignore_result``, which is left to the worker. A task that sends itself passes itself as
+        `task_type`, and then all its options apply.
 
         Raises:
             TypeError: an option is unknown.
@@ -505,13 +509,14 @@ class Greenq:
     ) -> AsyncResults[Any]:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
 
-        When it returns, all have been sent, in order, whether or not the handles are ever used.
-        Memory use does not grow with the number of calls: `calls` may be a generator, and is read
-        while sending, in pushes of at most 200 messages or 256 KB. A push arrives as a
-        whole or not at all, and is retried as a single send is. ``countdown`` and ``expires`` count
-        from each push. `task_type` and the options are as for `send_task`.
+        When the call returns, all tasks have been sent, in order, whether or not the handles are
+        ever used. Memory use does not grow with the number of calls: `calls` may be a generator,
+        and is read while sending, in pushes of at most 200 messages or 256 KB. A push arrives as a
+        whole or not at all, and is retried as a single send is. ``countdown`` and ``expires`` are
+        relative to the time of each push. `task_type` and the options are as for `send_task`.
 
-        If a running task sends them, it is their parent, but they are not among its children.
+        If a running task sends these tasks, it is their parent, but they are not among its
+        children.
 
         Raises:
             TypeError: an option is unknown, or ``task_id`` is among them.
@@ -557,13 +562,13 @@ class Greenq:
             yield call
 
     def prepare_call(self, call: Call) -> Outgoing:
-        """Write the message of one call without sending it, with the task's options."""
+        """Build the message of one call, with the task's options, without sending it."""
         name, args, kwargs, options = call
         sent = self._send_options(name, self.tasks.get(name), options, None)
         return self.producer.prepare(name, args, kwargs, sent)
 
     def signature(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a signature with this app: of a task, of a name, or from plain data."""
+        """Return a signature that belongs to this app, made from a task, a name or plain data."""
         kwargs["app"] = self
         return signature(*args, **kwargs)
 
@@ -599,7 +604,7 @@ class Greenq:
         return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Make a call when Django's open transaction commits, or now if none is open.
+        """Have `call` called when Django's open transaction commits, or now if none is open.
 
         Raises:
             ConfigError: Django is not in use.
@@ -662,7 +667,7 @@ class Greenq:
         made = self._transport
         if made is not None:
             return made
-        # This is outside the lock, since a log handler may itself use the app.
+        # Warn outside the lock, since a log handler may itself use the app.
         self.conf.warn(foreign=False)
         with self._lock:
             made = self._transport
@@ -675,7 +680,7 @@ class Greenq:
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages; created on first use."""
+        """The object that writes and pushes messages; created on first use."""
         if self._producer is None:
             self._producer = Producer(
                 self.transport.broker, self.config.task, self.clock, self.tasks.get
@@ -684,7 +689,7 @@ class Greenq:
 
     @property
     def backend(self) -> Any:
-        """Reads and writes results on the server."""
+        """The object that reads and writes results on the server."""
         return self.transport.backend
 
     @property
@@ -697,10 +702,10 @@ class Greenq:
         return datetime.now(self.timezone)
 
     def finalize(self, auto: bool = False) -> None:
-        """Create the shared tasks and apply the annotations now, not when tasks are first used.
+        """Create the shared tasks and apply the annotations now, before tasks are first used.
 
         Args:
-            auto: accepted for compatibility with Celery, no effect.
+            auto: accepted for compatibility with Celery; has no effect.
         """
         self.take_shared()
         self._ready()
@@ -775,7 +780,7 @@ def shared_task(
 
 
 def _after_fork() -> None:
-    """Send each app's signal in a forked child."""
+    """Send each app's `on_after_fork` in a forked child."""
     for app in list(_apps):
         app.on_after_fork.send(app)
 
@@ -790,7 +795,7 @@ def _again(app_class: type[Greenq], main: str, folder: Path, settings: Mapping[s
 
 
 def _folder_of(frame: FrameType | None) -> Path:
-    """Return the folder of the module that creates an app, even through a subclass."""
+    """Return the directory of the module that creates an app, even through a subclass."""
     while frame is not None and frame.f_code.co_name == "__init__":
         frame = frame.f_back
     name = str(frame.f_globals.get("__file__") or "") if frame is not None else ""

@@ -1,9 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
 The decision is a pure function of numbers (`decide`). It is made at every tick, and also
-immediately when a take leaves messages behind. It only resizes the pool; the number of messages
-taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are used as
-are worthwhile (greenq/upkeep/adaptive.py).
+immediately when a take leaves messages behind. The autoscaler only resizes the pool; the number of
+messages taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are
+used as are worthwhile (greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Autoscaler(StartStopPart):
         self._adaptive, self._ended, self._is_empty = adaptive, ended, is_empty
         # Needs seen within the keepalive as (expiry, slots), most slots first.
         self._needs: deque[tuple[float, int]] = deque()
-        # This is None while stopped, and while there is nothing to decide.
+        # None while the autoscaler is stopped, and while there is nothing to decide.
         self._entry: TimerEntry | None = None
         self._runs = False
 
@@ -153,7 +153,7 @@ class Autoscaler(StartStopPart):
         self._rest()
 
     def resume(self) -> None:
-        """Tick again, since this worker has taken messages. Switches: no."""
+        """Resume ticking, since this worker has taken messages. Switches: no."""
         if self._entry is None and self._runs:
             self._entry = self._timer.call_repeatedly(self._interval_s, self.tick)
 

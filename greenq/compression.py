@@ -21,12 +21,12 @@ def register(
 ) -> None:
     """Add a compression; do so before naming it in settings.
 
-    It is accepted from others only if ``accept_compression`` contains it, or ``task_compression``
-    or ``result_compression`` is set to it. The size of the output is checked only after `decoder`
-    has returned, so `decoder` itself should limit it.
+    Data compressed by others is accepted only if ``accept_compression`` contains the compression,
+    or ``task_compression`` or ``result_compression`` is set to it. The size of the output is
+    checked only after `decoder` has returned, so `decoder` itself should limit it.
 
     Args:
-        content_type: the identifier in messages; the same in all programs.
+        content_type: the identifier in messages; it must be the same in all programs.
         aliases: names for settings and options such as ``task_compression``.
 
     Raises:

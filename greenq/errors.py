@@ -1,7 +1,7 @@
 """All exceptions of greenq, in one tree.
 
-Each docstring says when the exception is raised; the facts are fields, from which the message
-is built. Those with a counterpart in Celery travel on the wire under Celery's module and name
+Each docstring says when the exception is raised. The facts are fields, and the message is built
+from them. Exceptions with a counterpart in Celery travel on the wire under Celery's module and name
 (`CELERY_NAMES`), so that a Celery client sees the class it knows.
 """
 
@@ -48,7 +48,7 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
         # No value was given, so none is shown.
         self.args = (f"no setting {setting!r}: {reason}",)
 
-    # KeyError would show the text as a literal.
+    # KeyError would show the text as a string literal, in quotes.
     __str__ = Exception.__str__
 
 
@@ -166,7 +166,8 @@ class NotAllSent(GreenqError):
 
     Attributes:
         ids: the ids of the tasks that were sent, in the order of the items.
-        unknown: the ids of the items after these, which may have arrived, since an answer was lost.
+        unknown: the ids of the next items, which may or may not have arrived, since an answer was
+            lost.
     """
 
     def __init__(
@@ -178,8 +179,8 @@ class NotAllSent(GreenqError):
         then = len(ids)
         perhaps = f", the next {len(unknown)} may have been" if unknown else ""
         super().__init__(
-            f"task {task}: {then} items were sent{perhaps}, and no others; at item {then}, counted "
-            f"from 0: {type(reason).__name__}: {reason}"
+            f"task {task}: {then} items were sent{perhaps}, and no others; at item {then} "
+            f"(counting from 0): {type(reason).__name__}: {reason}"
         )
 
 
@@ -273,21 +274,21 @@ class RemoteTraceback(GreenqError):
 
     @classmethod
     def of(cls, text: str | None) -> RemoteTraceback | None:
-        """Wrap a traceback's text; None without one."""
+        """Wrap a traceback's text; return None if there is no text."""
         return cls(f"\n\nin the worker:\n{text}") if text else None
 
 
 class RemoteError(GreenqError):
-    """An exception raised by a task that cannot be rebuilt here.
+    """A stand-in for a task's exception that cannot be rebuilt here.
 
-    Its class is not imported, its constructor takes other arguments, or it is not an `Exception`,
-    such as `SystemExit`.
+    The original's class is not imported, or its constructor takes other arguments, or it is not an
+    `Exception` (but a `SystemExit`, for example).
 
     Attributes:
         type: the module and the name of the class; for a builtin, only its name.
         message: the exception's text.
         traceback: the worker's traceback as text, or None.
-        stored: the exception as stored in the result; kept when a task raises this again.
+        stored: the exception as stored in the result; kept in case a task raises this error again.
     """
 
     def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
@@ -328,7 +329,7 @@ class TimeLimitExceeded(GreenqError):
 
 
 class SoftTimeLimitExceeded(GreenqError):
-    """A task ran beyond its soft time limit; it may catch this to clean up."""
+    """A task ran beyond its soft time limit; the task may catch this to clean up."""
 
 
 class TaskTerminated(BaseException):
@@ -336,7 +337,7 @@ class TaskTerminated(BaseException):
 
     Attributes:
         reason: becomes the task's result.
-        signum: the name of the signal that was requested; None at a time limit.
+        signum: the name of the signal that was requested; None for a time limit.
     """
 
     def __init__(self, reason: GreenqError, signum: str | None = None) -> None:
@@ -347,7 +348,7 @@ class TaskTerminated(BaseException):
 
 
 class TaskPredicate(GreenqError):
-    """The base of the exceptions by which a task controls its worker; none of them is a failure."""
+    """The base of the exceptions that a task controls its worker with; none is a failure."""
 
 
 class Retry(TaskPredicate):
@@ -363,7 +364,7 @@ class Retry(TaskPredicate):
     def __init__(
         self, message: str | None = None, exc: BaseException | None = None, when: object = None
     ) -> None:
-        """Store the three values in the order in which Celery's reader passes them."""
+        """Store the values, which come in the order in which Celery's reader passes them."""
         self.message = message
         self.exc = exc
         self.when = when
@@ -390,14 +391,14 @@ class Reject(TaskPredicate):
     """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
-        """Store both values in the order in which Celery's reader passes them."""
+        """Store both values, which come in the order in which Celery's reader passes them."""
         self.reason = reason
         self.requeue = requeue
         super().__init__(reason, requeue)
 
 
-# A mapping from class to the (module, name) that represent it on the wire. Source: wire format,
-# section 6.3.
+# A mapping from each class to the (module, name) that represents it on the wire. Source: wire
+# format, section 6.3.
 CELERY_NAMES: dict[type[BaseException], tuple[str, str]] = {
     ChordError: ("celery.exceptions", "ChordError"),
     Ignore: ("celery.exceptions", "Ignore"),

@@ -1,7 +1,7 @@
 """The gevent hub: patching, named greenlets with a crash handler, and the hub's lag.
 
-The rest of the worker gets its greenlets, events and sleeps from here: gevent itself is imported in
-this module and in pool.py only.
+The rest of the worker gets its greenlets, events and sleeps from here. gevent itself is imported
+only in this module and in pool.py.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ GreenletExit = gevent.GreenletExit
 
 _log = logging.getLogger(__name__)
 
-# This exists only on Linux; elsewhere it depends on the system whether CLOCK_MONOTONIC runs while
-# the machine is suspended.
+# CLOCK_BOOTTIME exists only on Linux. Elsewhere, whether CLOCK_MONOTONIC runs while the machine is
+# suspended depends on the system.
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 # Seconds on a clock that keeps running while the machine is suspended, as a lease does. A partial
-# adds no frame, which matters since this is called for each task.
+# adds no frame, which matters because `boottime` is called for each task.
 boottime: Callable[[], float] = partial(time.clock_gettime, _BOOTTIME)
 
 
@@ -112,8 +112,8 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts`, they also end if it is killed, which its owner does only when the workers are
-    ending anyway.
+    With `lasts`, the workers also end if the greenlet is killed, since its owner kills it only when
+    the workers are ending anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -178,12 +178,12 @@ def _note_kill(greenlet: Greenlet) -> None:
 
 
 def _report_crash(what: str, error: BaseException) -> None:
-    """End this process's workers, since one without one of its parts would only seem alive."""
+    """End this process's workers, since a worker that has lost a part would only seem alive."""
     for hub in _hubs:
         hub.crashed(what, error)
 
 
-# This is the original, which blocks the waiting thread.
+# The original poll, which blocks the waiting thread.
 _poll = gevent.monkey.get_original("select", "poll")
 
 
@@ -253,7 +253,7 @@ class NativeThread:
         self.wake()
 
     def close(self) -> None:
-        """Close the thread's pipe after its end; `wake` must not be called again."""
+        """Close the thread's pipe after the thread has ended; `wake` must not be called again."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -319,10 +319,11 @@ _WAITING = gevent.hub.Hub.run.__code__
 class Hub(StartStopPart):
     """The step for the event loop: its lag, signals, and crashes outside any greenlet.
 
-    Duties: (1) show other threads whether the loop runs, and with how much lag; (2) start greenlets
-    for them; (3) log what gevent would print to stderr; (4) do nothing in a forked child, which
-    must not continue its parent's work; (5) end the worker when one of its greenlets or threads
-    crashes.
+    1. Show other threads whether the loop runs, and with how much lag.
+    2. Start greenlets for them.
+    3. Log what gevent would print to stderr.
+    4. Do nothing in a forked child, which must not continue its parent's work.
+    5. End the worker when one of its greenlets or threads crashes.
     """
 
     name = "Hub"
@@ -337,7 +338,7 @@ class Hub(StartStopPart):
         self._end = crashed
         self._thread: int = gevent.monkey.get_original("_thread", "get_ident")()
         self._alive = self._hub.loop.async_()
-        # The hub writes these and any thread may read them: the time of the last answered ping
+        # The hub writes two values that any thread may read: the time of the last answered ping
         # (monotonic), and how long that ping had waited.
         self.moved_s = time.monotonic()
         self.lag_s = 0.0
@@ -369,7 +370,7 @@ class Hub(StartStopPart):
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
 
     def rests(self) -> bool:
-        """Return, in another thread, whether the loop is idle, and if so count a lag of 0.
+        """Return whether the loop is idle, and if so count a lag of 0; called in another thread.
 
         An idle loop need not be woken by a ping. False means that a ping is needed.
         """
@@ -388,8 +389,8 @@ class Hub(StartStopPart):
     def forget(self) -> None:
         """Drop all waiting callbacks in a forked child; later waits use a new loop.
 
-        The child has copies of all the parent's greenlets: with the parent's loop they would take
-        and run its messages a second time.
+        The child has copies of all the parent's greenlets. With the parent's loop, the copies would
+        take and run the parent's messages a second time.
         """
         # gevent has no public API for this.
         gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001
@@ -397,7 +398,8 @@ class Hub(StartStopPart):
         self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
-        # After a block, a ping may be answered last; this also shows that the loop is running.
+        # After the hub was blocked, the ping may be answered last; this start, too, shows that the
+        # loop is running.
         self.moved_s = time.monotonic()
         spawn(run, name=name)
 
@@ -475,7 +477,7 @@ class Signals:
         os.close(writer)
 
     def _handle(self, number: int, _frame: object) -> None:
-        """Handle a signal, between any two instructions, by only scheduling the action."""
+        """Only schedule the action, since a signal may arrive between any two instructions."""
         if signals.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer:
             # A task has replaced the wakeup descriptor, as asyncio does, so write to the pipe here.
             with suppress(OSError):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The thread objects, by ident, that `threading.current_thread` creates for greenlets, which each
-# log line calls. There is no public way to look without creating one.
+# The thread objects, by ident, that `threading.current_thread` creates for greenlets. Each log line
+# calls that function. There is no public way to look up a thread object without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
 # A greenlet whose tasks never wait yields to the others after this time.
@@ -79,7 +79,7 @@ class Interrupt:
 
     def _set(self, after_s: float) -> None:
         self._timer = gevent.get_hub().loop.timer(timer_s(after_s))
-        # Count from now, not from the loop's last reading of the clock.
+        # Start the delay now, not at the loop's last reading of the clock.
         self._timer.start(self._fire, update=True)
 
     def _fire(self) -> None:
@@ -112,7 +112,7 @@ class Pool(StartStopPart):
        wait run one after another in the same greenlet.
     2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
        are created only as needed, up to `size`.
-    3. `resize` acts immediately: growing starts queued requests and wakes callers waiting for room;
+    3. `resize` acts immediately. Growing starts queued requests and wakes callers waiting for room;
        shrinking ends each surplus greenlet after its current request.
     4. `stop` gives running requests the grace time to finish, then ends the rest.
 
@@ -230,7 +230,7 @@ class Pool(StartStopPart):
         return list(self._waiting)
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Remove and return, in order, the requests without a slot for which `which` is true."""
+        """Remove and return, in order, the requests without a slot that satisfy `which`."""
         taken = self.withdraw(which)
         if not self.active and not self._waiting:
             self._idle.set()
@@ -316,16 +316,16 @@ class Pool(StartStopPart):
         """Run requests, and be idle when there are none; end with the pool or when it shrinks."""
         me = cast("PoolGreenlet", gevent.getcurrent())
         me.request = None
-        # Each `threading.local` used in this greenlet adds a key to its dict.
+        # Each `threading.local` used in this greenlet adds a key to the greenlet's dict.
         attributes = me.__dict__
         untouched, ident = len(attributes), id(me)
-        # An ended thread that had the same number may have been left behind.
+        # An ended thread with the same number may have left its thread object behind.
         _threads.pop(ident, None)
         if self._thread_size is None:
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # This is the coming greenlet, and it has arrived.
+            # The coming greenlet has arrived.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
@@ -341,7 +341,7 @@ class Pool(StartStopPart):
                     len(attributes) != untouched
                     or (ident in _threads and self._is_thread_touched(ident))
                 ) and not self._keep_locals:
-                    # This is called after its locals have been cleaned up.
+                    # `_replace` is called after the greenlet's locals have been cleaned up.
                     me.rawlink(self._replace)
                     return
             if not self.active and not self._waiting:
@@ -380,7 +380,7 @@ class Pool(StartStopPart):
         try:
             request = self._waiting.popleft()
         except IndexError:
-            # The watchdog thread has just withdrawn it.
+            # The watchdog thread has just withdrawn the request.
             return
         request.greenlet, me.request = me, request
         self.active.add(request)
@@ -391,7 +391,7 @@ class Pool(StartStopPart):
         try:
             self._run(request)
         except BaseException:
-            # `run` handles every ending of a task, so this is a bug in the worker.
+            # `run` handles every way a task can end, so an exception here is a bug in the worker.
             _log.critical("%s was left without an outcome", request, exc_info=True)
         request.greenlet = me.request = None
         self.active.discard(request)

@@ -40,7 +40,7 @@ class BaseSchedule(ABC):
         """Return the first due time later than `after`, or None.
 
         Args:
-            after: an aware time; for a schedule that counts from its last run, the last due time.
+            after: an aware time; for a schedule relative to its last run, the last due time.
             zone: the entry's time zone.
         """
 
@@ -94,10 +94,12 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
             run_every = timedelta(seconds=run_every)
         if not isinstance(run_every, timedelta):
             raise ValueError(
-                f"an interval is a number of seconds or a timedelta, not {run_every!r}"
+                f"an interval must be a number of seconds or a timedelta, not {run_every!r}"
             )
         if run_every < _LEAST_EVERY:
-            raise ValueError(f"an interval is at least 0.1 s, not {run_every.total_seconds():g} s")
+            raise ValueError(
+                f"an interval must be at least 0.1 s, not {run_every.total_seconds():g} s"
+            )
         self.run_every = run_every
         self.relative = bool(relative)
 
@@ -113,7 +115,7 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         return self._rounded(after + self.run_every, zone, after)
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
-        """Return the last due time until then, counting from `after`."""
+        """Return the last due time up to `until`, in steps of one interval from `after`."""
         if self.relative:
             return super().latest_due(after, until, zone)
         count = (until - after) // self.run_every
@@ -178,7 +180,7 @@ _SOLAR_DAYS: Final = 400
 class solar(BaseSchedule):  # noqa: N801  Celery's name
     """Due at an event of the sun, such as ``sunset``, at a place on earth; needs ``greenq[solar]``.
 
-    It is not due on days without the event, which occur near the poles.
+    On days without the event, as happens near the poles, nothing is due.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
                 ``dusk_astronomical``.
             lat: degrees north, -90 to 90.
             lon: degrees east, -180 to 180.
-            nowfun, app: accepted for compatibility with Celery, no effect.
+            nowfun, app: accepted for compatibility with Celery; have no effect.
 
         Raises:
             ValueError: there is no such event or place.
@@ -201,9 +203,9 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
         if event not in _EVENTS:
             raise ValueError(f"{event!r} is not a solar event: choose one of {', '.join(_EVENTS)}")
         if not -90 <= lat <= 90:
-            raise ValueError(f"a latitude is -90 to 90 degrees, not {lat!r}")
+            raise ValueError(f"a latitude must be between -90 and 90 degrees, not {lat!r}")
         if not -180 <= lon <= 180:
-            raise ValueError(f"a longitude is -180 to 180 degrees, not {lon!r}")
+            raise ValueError(f"a longitude must be between -180 and 180 degrees, not {lon!r}")
         self.event, self.lat, self.lon = event, lat, lon
         try:
             self._ephem = importlib.import_module("ephem")
@@ -212,8 +214,8 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
 
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
         """Return the event's next time, in whole seconds, or None if there is none in a year."""
-        # A calculation begins at midnight and counts for that day only: if begun at another moment,
-        # it may differ by a fraction of a second, and all beats need the same answer.
+        # Each calculation begins at midnight and is used for that day only. If begun at another
+        # moment, it may differ by a fraction of a second, and all beats need the same answer.
         day = after.astimezone(UTC).date()
         for number in range(_SOLAR_DAYS):
             for due in self._due_on(day + timedelta(days=number)):
@@ -222,7 +224,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
         return None
 
     def _due_on(self, day: date) -> Iterator[datetime]:
-        """Yield when the event happens on a day in UTC: once, or twice if it shifts earlier."""
+        """Yield the event's times on a day in UTC: one, or two if the event is getting earlier."""
         event, observer = _EVENTS[self.event], self._ephem.Observer()
         observer.lat, observer.lon = str(self.lat), str(self.lon)
         observer.elevation = observer.pressure = 0
@@ -340,20 +342,23 @@ def _number(field: _Field, text: str) -> int:
 def _in_range(field: _Field, value: int) -> int:
     if not field.first <= value <= field.last:
         hint = "; Sunday is 0" if field is _WEEKDAYS and value == 7 else ""
-        raise ValueError(f"{field.title}: {value} is not from {field.first} to {field.last}{hint}")
+        raise ValueError(
+            f"{field.title}: {value} is not between {field.first} and {field.last}{hint}"
+        )
     return value
 
 
 class crontab(BaseSchedule):  # noqa: N801  Celery's name
-    """Due at wall times: those that match all five fields, as in Celery.
+    """Due at the wall-clock times that match all five fields, as in Celery.
 
     A field is ``*``, a number, a list, a range (``1-5``, ``fri-mon``), a step (``*/15``,
-    ``8-18/2``), several of these with commas, or an iterable of numbers. If both days are given,
-    both must match; in cron, either is enough.
+    ``8-18/2``), several of these with commas, or an iterable of numbers. If both the day of the
+    month and the day of the week are given, both must match; in cron, either is enough.
 
-    When clocks change, a wall time that does not exist is due once, at the end of the gap, and one
-    that occurs twice is due once, the first time. Hours given as ``*`` or with a step follow the
-    elapsed time instead: the gap is not made up for, and a repeated hour counts twice.
+    When clocks change, a wall-clock time that does not exist is due once, at the end of the gap,
+    and a time that occurs twice is due once, the first time. Hours given as ``*`` or with a step
+    follow the elapsed time instead: nothing is made up for after a gap, and a repeated hour counts
+    twice.
     """
 
     def __init__(
@@ -442,11 +447,11 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return timedelta(hours=self._hours[at], minutes=self._minutes[0])
 
     def _next_date(self, day: date) -> date:
-        """Return the next day to examine, which may match or have a change of clocks."""
+        """Return the next day to examine, which may match or have a clock change."""
         day += _DAY
         if day.month not in self._months:
-            # This never goes beyond the first of the next month, on which a gap that began in this
-            # month may end.
+            # Never go beyond the first of the next month, because a gap that began in this month
+            # may end on that day.
             return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
         return day
 
@@ -465,7 +470,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         )
 
     def due_on_uneven_day(self, zone: tzinfo, day: date) -> tuple[datetime, ...]:
-        """Return the due times on a day on which clocks change, checking each minute."""
+        """Return the due times on a day when clocks change, checking each minute."""
         start, end, _ = _bounds(zone, day)
         midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  a wall time
         found: list[datetime] = []
@@ -483,7 +488,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         return tuple(found)
 
     def _gap_has_due(self, first: datetime, end: datetime) -> bool:
-        """Return whether a wall time from `first` up to `end` is due; these times do not exist."""
+        """Return whether a time in a gap, from `first` up to `end` on the wall clock, is due."""
         while first < end:
             if self._has_wall_time(first):
                 return True
@@ -506,7 +511,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
 
 
 def _shown(spec: object) -> str:
-    """Return a field as text without blanks."""
+    """Return a field as text without spaces."""
     if isinstance(spec, Iterable) and not isinstance(spec, str):
         return ",".join(str(each) for each in sorted(spec))
     return re.sub(r"\s", "", str(spec))

@@ -22,13 +22,14 @@ def register(
 ) -> None:
     """Add a serializer; do so before naming it in settings.
 
-    It is accepted from others only if ``accept_content`` contains its name or content type.
+    Data serialized by others is accepted only if ``accept_content`` contains the serializer's name
+    or content type.
 
     Args:
         name: the name for settings and options such as ``task_serializer``.
         encoder: turns a value into bytes, or into text of this encoding.
         decoder: turns the bytes into the value.
-        content_type: the identifier in messages; the same in all programs.
+        content_type: the identifier in messages; it must be the same in all programs.
         content_encoding: the encoding in messages: ``binary``, or the text's encoding.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Signals, under Celery's names: at certain events, they call functions of the app.
+"""Signals, under Celery's names: they call functions of the app when certain events happen.
 
 Code on the path of a task tests `Signal.receivers` before it calls `send`, so a signal without
 receivers costs only this test.
@@ -32,8 +32,8 @@ class _ConnectedReceiver:
 
     Attributes:
         find: returns the receiver, or None if it has been collected.
-        sender: the only sender to which it listens; None means all.
-        uid: the `dispatch_uid`; None for none.
+        sender: the only sender that it listens to; None means all.
+        uid: the `dispatch_uid`, or None.
         retry: whether to call it until it succeeds.
     """
 
@@ -48,7 +48,7 @@ class _ConnectedReceiver:
         self.retry = retry
 
     def is_of(self, receiver: object, sender: object, uid: Hashable | None) -> bool:
-        """Return whether this connects this receiver, or this uid, to this sender."""
+        """Return whether this connection has this receiver, or this uid, and this sender."""
         same = self.find() == receiver if uid is None else self.uid == uid
         return same and (self.sender is sender or bool(self.sender == sender))
 
@@ -60,7 +60,7 @@ class Signal:
     """An event in the program, and the functions that are called when it happens.
 
     Attributes:
-        name: the name under which it is imported, or ``app.name`` for a signal of an app.
+        name: the name that the signal is imported by, or ``app.name`` for a signal of an app.
         providing_args: the names of its arguments, apart from ``signal`` and ``sender``.
         receivers: the connections in order; empty if there are none.
     """
@@ -76,8 +76,8 @@ class Signal:
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
         # found.
         self.receivers: list[_ConnectedReceiver] = []
-        # This is a real lock, even in a patched process: any thread may connect, and a collected
-        # receiver is removed wherever the garbage collector runs. Nothing waits while it is held.
+        # A real lock, even in a patched process: any thread may connect, and a collected receiver
+        # is removed wherever the garbage collector runs. Nothing waits while the lock is held.
         self._lock = _thread.RLock()
 
     def connect(
@@ -88,10 +88,10 @@ class Signal:
         dispatch_uid: Hashable | None = None,
         retry: bool = False,
     ) -> Any:
-        """Call `receiver` whenever the signal is sent: ``@signal.connect``, or with arguments.
+        """Have `receiver` called when the signal is sent: ``@signal.connect``, or with arguments.
 
         Args:
-            receiver: a function that takes keyword arguments; left out in a decorator with
+            receiver: a function that takes keyword arguments; omitted in a decorator with
                 arguments.
             sender: call it only for this sender, compared with ``is`` and ``==``.
             weak: keep only a weak reference, so a local function or a lambda soon disappears.
@@ -148,10 +148,10 @@ class Signal:
         """Disconnect a receiver; return whether it was connected.
 
         Args:
-            receiver: as it was connected; may be left out with `dispatch_uid`.
-            sender: as it was connected.
-            weak: accepted for compatibility with Celery, no effect.
-            dispatch_uid: as it was connected.
+            receiver: as given to `connect`; may be omitted if `dispatch_uid` is given.
+            sender: as given to `connect`.
+            weak: accepted for compatibility with Celery; has no effect.
+            dispatch_uid: as given to `connect`.
         """
         with self._lock:
             before = self.receivers
@@ -195,7 +195,7 @@ class Signal:
             responses.append((receiver, response))
         return responses
 
-    # This is Django's name. Celery has both names, and they do the same.
+    # `send_robust` is Django's name. In Celery, too, both names do the same.
     send_robust = send
 
     def _call_until_done(self, receiver: Any, sender: object, named: dict[str, Any]) -> Any:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from greenq.sending.producer import Producer
     from greenq.transport.transport import Transport
 
-# The longest wait before a retry is reached well before this.
+# The longest wait before a retry is reached after far fewer doublings.
 _MOST_DOUBLINGS = 64
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class TaskApp(Protocol):
-    """What a task needs of its app. The app of a user's task is a `greenq.app.Greenq`."""
+    """What a task needs from its app. The app of a user's task is a `greenq.app.Greenq`."""
 
     @property
     def config(self) -> Config:
@@ -65,7 +65,7 @@ class TaskApp(Protocol):
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages."""
+        """The object that writes and pushes messages."""
 
     @property
     def events(self) -> Events:
@@ -165,8 +165,8 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
 class BaseTask(Generic[P, R]):
     """A function that workers run: all of `greenq.app.Task` except its app's type.
 
-    Subclass `Task` and pass the class as ``base=`` to share options or hooks; a constructor of the
-    class is called without arguments. The options below can be set on the class or in the
+    Subclass `Task` and pass the class as ``base=`` to share options or hooks; the class's
+    constructor is called without arguments. The options below can be set on the class or in the
     decorator; None means the app's setting.
     """
 
@@ -239,7 +239,7 @@ class BaseTask(Generic[P, R]):
     ) -> None:
         """Create a task from `function`; `app` returns its app when the task is used.
 
-        Without a function, it is a class-based task with its own ``run``, which
+        A task created without a function is a class-based task with its own ``run``, which
         `Greenq.register_task` completes. An option not in `OPTIONS` becomes an attribute.
 
         Raises:
@@ -349,7 +349,7 @@ class BaseTask(Generic[P, R]):
 
     @property
     def app(self) -> TaskApp:
-        """The app to which this task belongs."""
+        """The app that this task belongs to."""
         return self._app()
 
     @property
@@ -368,7 +368,7 @@ class BaseTask(Generic[P, R]):
         """Send the task with these arguments. Switches: yes.
 
         Raises:
-            TypeError: they do not fit the function's parameters (unless ``typing=False``).
+            TypeError: the arguments do not fit the function's parameters (unless ``typing=False``).
             EncodeError: an argument cannot be serialized; nothing was sent.
             OperationalError: the server could not be reached within the retry policy.
         """
@@ -443,7 +443,7 @@ class BaseTask(Generic[P, R]):
             throw: raise the exception of a task that fails; None means whatever
                 ``task_eager_propagates`` says.
             retries: the number of earlier retries.
-            logfile, loglevel: accepted for compatibility with Celery, no effect.
+            logfile, loglevel: accepted for compatibility with Celery; have no effect.
             options: those of `apply_async`; options that concern the server have no effect.
 
         Raises:
@@ -454,8 +454,8 @@ class BaseTask(Generic[P, R]):
     def delay_on_commit(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Send the task when Django's open transaction commits, or immediately if none is open.
 
-        If the transaction rolls back, no task is sent. It does not return a handle, since there is
-        no task id yet.
+        If the transaction rolls back, no task is sent. No handle is returned, since there is no
+        task id yet.
 
         Raises:
             ConfigError: DJANGO_SETTINGS_MODULE is not set.
@@ -474,9 +474,9 @@ class BaseTask(Generic[P, R]):
     def delay_many(self: Callable[[*Ts], R_co], calls: Iterable[tuple[*Ts]]) -> AsyncResults[R_co]:
         """Send the task once for each tuple of arguments. Switches: yes.
 
-        ``add.delay_many((n, 1) for n in range(10_000_000))`` has sent all of them when it returns
-        their handles, which are created on access. See `Greenq.send_task_many` for the guarantees
-        if sending fails midway.
+        ``add.delay_many((n, 1) for n in range(10_000_000))`` returns when all tasks have been sent.
+        Their handles are created on access. See `Greenq.send_task_many` for the guarantees if
+        sending fails midway.
 
         A type checker requires each tuple to have all parameters, even those with a default;
         `apply_async_many` accepts any arguments.
@@ -511,8 +511,8 @@ class BaseTask(Generic[P, R]):
     def send_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options for sending the task: its own, overridden by those given.
 
-        ``ignore_result`` is left out, since a sender that knows only the name leaves it to the
-        worker.
+        ``ignore_result`` is omitted, since a sender that knows only the task's name leaves it to
+        the worker.
         """
         own = {name: value for name in self._SENT if (value := getattr(self, name)) is not None}
         if not options:
@@ -563,9 +563,9 @@ class BaseTask(Generic[P, R]):
         Args:
             args, kwargs: different arguments for the next run; None keeps them.
             exc: the reason; raised instead when no retries are left.
-            throw: if False, return the `Retry` instead of raising it: this run continues, and
-                its outcome is stored when it ends; the next run is sent at the same moment.
-            max_retries: overrides the task's maximum; None there means no limit.
+            throw: if False, return the `Retry` instead of raising it. This run then continues; when
+                it ends, its outcome is stored and the next run is sent.
+            max_retries: overrides the task's maximum, where None means no limit.
             options: send options; without eta or countdown, the next run starts after
                 `default_retry_delay`. Options that are not given stay the same as for this run.
 
@@ -611,9 +611,9 @@ class BaseTask(Generic[P, R]):
         """End this run and replace it with a signature; write ``return self.replace(sig)``.
 
         The signature's last task gets this task's id, its place in a group or a chord, and whatever
-        follows it. The results of a group are gathered in a list. The worker sends it and
-        acknowledges this message in one step; nothing is stored for this run. In a task that is run
-        by `apply`, the signature runs in this process, and its value is returned.
+        follows it. The results of a group are gathered in a list. The worker sends the signature
+        and acknowledges this message in one step; nothing is stored for this run. In a task that is
+        run by `apply`, the signature runs in this process, and its value is returned.
 
         Raises:
             Ignore: always, inside a worker.
@@ -628,10 +628,10 @@ class BaseTask(Generic[P, R]):
         raise Ignore("Replaced by new task")
 
     def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
-        """Add a task to the chord to which this one belongs, and return its handle.
+        """Add a task to the chord that this one belongs to, and return its handle.
 
-        The worker sends it when this run ends, unless the run fails; the chord's body then also
-        waits for it, and gets its result after all others.
+        The worker sends the added task when this run ends, unless the run fails. The chord's body
+        then also waits for the added task, and gets its result after all others.
 
         Raises:
             ValueError: this task belongs to no chord, or no worker runs it.
@@ -656,7 +656,7 @@ class BaseTask(Generic[P, R]):
             return None
         # A message may claim any number of retries; beyond the limit, the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
-        # With a factor below one second, the wait would never grow.
+        # A factor below one second would keep the wait from ever growing.
         longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
         return random.randrange(longest + 1) if self.retry_jitter else longest
 
@@ -706,7 +706,7 @@ class BaseTask(Generic[P, R]):
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:
-        """Return a name to show instead of the task's; override it. Called each time it is sent."""
+        """Return a name to show instead of the task's, at each send; override it if needed."""
         return None
 
     @property
@@ -715,7 +715,7 @@ class BaseTask(Generic[P, R]):
         return self.app.backend
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it as its name; unpickling returns the current app's task."""
+        """Pickle the task as its name; unpickling returns the current app's task."""
         return _registered, (self.name, self.function.__module__)
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ class TimerEntry:
         self.every_s = every_s
 
     def cancel(self) -> None:
-        """Never call it (again)."""
+        """Prevent the call from being made (again)."""
         self.call = None
 
     def __lt__(self, other: TimerEntry) -> bool:
@@ -43,7 +43,7 @@ class TimerEntry:
 class Timer(StartStopPart):
     """Calls functions when they are due, one after the other, in one greenlet.
 
-    A call must be short and must not wait; it spawns a greenlet for long work. Errors are logged.
+    A call must be short and must not wait; for long work, it spawns a greenlet. Errors are logged.
     """
 
     name = "Timer"

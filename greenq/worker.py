@@ -83,7 +83,7 @@ class Worker:
         Args:
             app: the app whose tasks to run; its task modules are imported now.
             options: the options for this worker.
-            given: parts to use instead of building them, by their names in `Parts`.
+            given: ready-made parts to use, by their names in `Parts`.
 
         Raises:
             ConfigError: a queue is unknown, or one of the app's own steps is wrong.
@@ -113,10 +113,10 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Run until stopped, and return the exit code. Switches: yes.
 
-        With `signals`, SIGTERM and SIGINT cause a warm shutdown (running tasks finish), and a
-        second one a cold shutdown; SIGQUIT causes a cold shutdown immediately; SIGUSR1 logs all
-        stacks; SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was closed.
-        Signals also work while the hub is blocked: the watchdog thread receives them.
+        With `signals`, the first SIGTERM or SIGINT causes a warm shutdown (running tasks finish),
+        and the second one a cold shutdown. SIGQUIT causes a cold shutdown immediately. SIGUSR1 logs
+        all stacks. SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was
+        closed. Signals also work while the hub is blocked: the watchdog thread receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:
@@ -140,7 +140,7 @@ class Worker:
             signals.on(number, partial(self._on_stop_signal, number.name))
         signals.on(signal.SIGQUIT, partial(self._on_cold_signal, signal.SIGQUIT.name))
         signals.on(signal.SIGUSR1, self._log_stacks)
-        # nohup ignores it.
+        # nohup makes its program ignore SIGHUP.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signals.on(signal.SIGHUP, partial(self._on_hangup, _terminals()))
 

@@ -1,4 +1,4 @@
 """Periodic tasks: what is due (`entries`, `policies`: pure), and who sends it (`scheduler`).
 
-Used by the command line and by a worker's step. An app loads `periodic` by name.
+The command line and a worker's step use this package. An app loads `periodic` by name.
 """

@@ -1,4 +1,4 @@
-"""Entries that code adds, `app.add_periodic_task`, in the form of the setting `beat_schedule`."""
+"""Entries that code adds with `app.add_periodic_task`, in the form of `beat_schedule`."""
 
 from __future__ import annotations
 

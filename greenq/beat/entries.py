@@ -30,7 +30,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _OVERLAPS: Final = ("allow", "skip", "queue_one", "cancel")
 _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
 
-# Each of these options belongs to a single sending, whereas an entry is sent repeatedly.
+# Options that belong to a single send, whereas an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
 
 
@@ -51,9 +51,9 @@ class ScheduleEntry:
     Attributes:
         name: unique on the server.
         task: the task's name.
-        schedule: when it is due.
+        schedule: when the entry is due.
         args, kwargs, options: as for `send_task`.
-        zone: the time zone of the wall times.
+        zone: the time zone of the wall-clock times.
         missed: what to do about due times that were not sent in time.
         skip_after_s: with ``skip``, how late a due time may be sent.
         overlap: what to do when the last run has not ended.
@@ -93,9 +93,10 @@ class ScheduleEntry:
         return None if due is None else to_us(due)
 
     def _from(self, after_us: int) -> datetime:
-        """Return the time from which to look for due times; `start` may postpone it.
+        """Return the time after which to look for due times; `start` may postpone it.
 
-        An interval counts from the last due time, so the first one after a start is the start.
+        An interval begins at the last due time, so this is one interval before `start`: then the
+        first due time is `start` itself.
         """
         after = from_us(after_us)
         if self.start is None or after >= self.start:
@@ -175,7 +176,7 @@ class _EntryReader:
             "end": self._read("end", lambda value: _moment(value, own_zone or zone), None),
         }
         if made["overlap"] == "queue_one" and missed != "run_once":
-            reason = "queue_one sends the latest due time when the last run ends: leave missed out"
+            reason = "queue_one sends the latest due time when the last run ends: omit missed"
             self._complain("missed", reason)
         if made["overlap"] != "allow" and (made["options"] or {}).get("ignore_result"):
             self._complain("overlap", "needs results, and the options have ignore_result")
@@ -217,10 +218,10 @@ def _task_name(value: Any) -> str:
 
 
 def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
-    """Read a schedule: an object, seconds, a timedelta, the text of a crontab, or the JSON of one.
+    """Read a schedule: an object, seconds, a timedelta, a crontab's text, or a schedule's JSON.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value is none of these.
     """
     if isinstance(value, BaseSchedule):
         if type(value).__hash__ is None:
@@ -266,9 +267,7 @@ def _options(task: str, value: Any) -> dict[str, Any]:
         if option not in SEND_OPTIONS:
             raise ValueError(f"no send option {option!r}{suggestion(option, SEND_OPTIONS)}")
         if option in _OF_ONE_SENDING:
-            raise ValueError(
-                f"{option} applies to a single sending, but an entry is sent repeatedly"
-            )
+            raise ValueError(f"{option} applies to a single send, but an entry is sent repeatedly")
     return check_send_options(task, found)
 
 
@@ -278,9 +277,9 @@ def _missed(value: Any) -> tuple[Missed, float]:
     match = _SKIP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("must be run_once, run_all, or skip(N) with a number of seconds")
-    # A busy machine or a takeover may by itself delay a task that much.
+    # A busy machine or a takeover may by itself delay a task by that much.
     if float(match[1]) < 1:
-        raise ValueError("skip(N): N is at least 1 second")
+        raise ValueError("skip(N): N must be at least 1 second")
     return "skip", float(match[1])
 
 
@@ -299,7 +298,7 @@ def _seconds(value: Any) -> float:
 
 
 def _moment(value: Any, zone: tzinfo) -> datetime:
-    """Read a time; one without an offset is a wall time of the entry's zone."""
+    """Read a time; without an offset, it is a wall-clock time in the entry's zone."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -314,10 +313,10 @@ def _moment(value: Any, zone: tzinfo) -> datetime:
 
 
 def write_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> str:
-    """Check an entry and write it as the JSON in which the server keeps it.
+    """Check an entry and return it as the JSON that the server keeps.
 
     Raises:
-        ConfigError: it is wrong, or its schedule, arguments or options are not JSON.
+        ConfigError: the entry is wrong, or its schedule, arguments or options are not JSON.
     """
     entry = make_entry(name, given, zone)
     fields: dict[str, Any] = {each: value for each, value in given.items() if value is not None}
@@ -353,7 +352,7 @@ def read_entry(name: str, text: str, zone: tzinfo) -> ScheduleEntry:
     """Read an entry from the server.
 
     Raises:
-        ConfigError: it is not a valid entry.
+        ConfigError: the text is not a valid entry.
     """
     try:
         given = json.loads(text)

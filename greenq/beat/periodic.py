@@ -33,7 +33,7 @@ class Listed:
     Attributes:
         entry: the entry.
         is_added: True if it was added at run time rather than in the settings or the code.
-        state: how far it has got; None until a beat has seen it.
+        state: how far the entry has got; None until a beat has seen it.
         paused: who paused it and when; None if it is not paused.
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
     """
@@ -45,7 +45,7 @@ class Listed:
     last_run: dict[str, Any]
 
     def next(self, most: int, now: datetime) -> list[datetime]:
-        """Return at most `most` of its next due times; none while it is paused."""
+        """Return at most `most` of the entry's next due times; none while it is paused."""
         if self.paused is not None:
             return []
         now_us = to_us(now)
@@ -71,8 +71,8 @@ class PeriodicTasks:
 
         Raises:
             ConfigError: an entry is wrong.
-            SignatureError: one added at run time has no valid signature, and the settings require
-            one.
+            SignatureError: an entry added at run time has no valid signature, and the settings
+                require one.
         """
         coded = code_entries(self._app)
         added = {
@@ -108,7 +108,7 @@ class PeriodicTasks:
 
         Raises:
             ConfigError: a field is wrong, or not JSON.
-            ValueError: it is too large, or there are too many entries.
+            ValueError: the entry is too large, or there are too many entries.
         """
         text = write_entry(name, {"task": task, "schedule": schedule, **fields}, self._zone)
         self._store.put(name, text)
@@ -132,10 +132,10 @@ class PeriodicTasks:
         return self._store.resume(name)
 
     def run(self, name: str) -> str:
-        """Send an entry's task now, and return its id; its due times stay as they are.
+        """Send an entry's task now, and return its id; the entry's due times stay as they are.
 
         Raises:
-            GreenqError: there is no such entry, or it could not be sent.
+            GreenqError: there is no such entry, or its task could not be sent.
         """
         entry = self.get(name).entry
         options = send_options(self._app, entry)
@@ -145,7 +145,7 @@ class PeriodicTasks:
         """Return an entry's due times from `start` up to `end`.
 
         Raises:
-            GreenqError: there is no such entry, or there are more than 10,000.
+            GreenqError: there is no such entry, or there are more than 10,000 due times.
         """
         found = list(self._due_times(self.get(name).entry, start, end))
         if len(found) > MOST_BACKFILL:
@@ -158,7 +158,8 @@ class PeriodicTasks:
         """Send an entry's task once for each due time from `start` up to `end`; return the ids.
 
         Raises:
-            GreenqError: there is no such entry, there are too many, or not all could be sent.
+            GreenqError: there is no such entry, there are too many due times, or not all tasks
+                could be sent.
         """
         count = len(self.due_times(name, start, end))
         entry = self.get(name).entry
@@ -175,5 +176,5 @@ class PeriodicTasks:
             due = entry.next_due(due)
 
     def history(self, limit: int = 100) -> list[Sent]:
-        """Return the latest sendings, newest first; at most 10,000 are kept."""
+        """Return the latest sends, newest first; at most 10,000 are kept."""
         return self._store.history(limit)

@@ -14,9 +14,11 @@ class NextAction(NamedTuple):
     """The next thing to do for an entry. Times are unix microseconds of the server's clock.
 
     Attributes:
-        due: the due time it is for; it also settles earlier ones that are still open.
-        ready: when to do it.
-        action: ``send`` it, ``skip`` it, ``wait`` for the last run, or ``cancel`` that and send.
+        due: the due time that the action is for; the action also settles earlier due times that are
+            still open.
+        ready: when to act.
+        action: ``send`` the task, ``skip`` the due time, ``wait`` for the last run, or ``cancel``
+            the last run and send.
     """
 
     due: int

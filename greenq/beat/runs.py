@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from greenq.transport.schedule_store import EntryState, ScheduleStore
     from greenq.transport.transport import Transport
 
-# A run's result is looked for after one second, then after four more, and so on up to this.
+# A run's result is looked for after one second, then after four more, and so on; each pause is four
+# times as long as the one before, up to the last of these.
 _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# The number of results read in one go, since each may be large, and the maximum in one turn of the
-# beat's loop.
+# The number of results read in one portion, since each may be large, and the maximum number of
+# portions in one turn of the beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
 
@@ -46,7 +47,7 @@ class Runs:
     def __init__(
         self, transport: Transport, store: ScheduleStore, result_expires: float | None
     ) -> None:
-        """Read the results that `transport` reaches, if any are stored, for `result_expires`."""
+        """Read results through `transport`, where they are kept for `result_expires` seconds."""
         self._transport = transport
         self._store = store
         # How long a result remains available after the run has ended.

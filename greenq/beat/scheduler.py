@@ -1,8 +1,8 @@
 """The loop of a beat: find what is due, claim it, and leave everything else to the server.
 
-Any number of beats may run this loop. Among those with the same entries, one leads and the others
-only ask whether it still does; but correctness does not depend on that, since each due time is
-claimed by a script on the server (lua/beat_claim.lua) and a claim that comes second does nothing.
+Any number of beats may run this loop. Among beats with the same entries, one leads and the others
+only ask whether it still does. Correctness does not depend on that, since each due time is claimed
+by a script on the server (lua/beat_claim.lua), and a claim that comes second does nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ POLL_S: Final = 1.0
 # How long a beat that is told of changes waits for them.
 _REST_S: Final = 60.0
 
-# An entry whose sending was refused is tried again after this.
+# An entry whose send was refused is tried again after this time.
 _RETRY_US: Final = 1_000_000
 
 # How soon to check again whether the last run has finished.
@@ -76,17 +76,17 @@ _WAIT_US: Final = 500_000
 # A beat whose server has been silent for this long does not answer pings.
 _ALIVE_S: Final = 15.0
 
-# This is longer than a year, for entries that other programs send once a year.
+# Longer than a year, for the sake of entries that other programs send once a year.
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
-# These options are relative to the time of sending, so the message is encoded again each time.
+# Options relative to the time of sending; a message with one of them is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
 # How many drafts of messages are shared; beyond that, a new draft is created each time.
 _DRAFTS: Final = 1000
 
-# A due time sent within this time is on time, whatever the policy for missed ones.
+# A due time sent within this time is on time, whatever the policy for missed due times.
 _PROMPT_US: Final = 1_000_000
 
 _HEADERS: Final = {"celery_beat_task": True}
@@ -97,10 +97,10 @@ class Link(Protocol):
 
     @property
     def heard_s(self) -> float:
-        """When the server last answered; it has been asked all the time until then."""
+        """When the server last answered; until then, it was asked continuously."""
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """From now on, ask this; `lead` is the answer that the server has just given."""
+        """From now on, make this call; `lead` is the answer that the server has just given."""
 
     def end(self) -> None:
         """Stop asking, and end the beat's `wait`."""
@@ -129,10 +129,10 @@ class _Slot:
     Attributes:
         entry: what is sent, and when.
         seen: its state as text, for the server to compare.
-        state: the same, parsed.
+        state: the parsed state.
         step: what to do next; None if nothing will be due any more or the entry is paused.
         following: the due time after that of `step`, once it is known.
-        at: when to do it; this also marks the slot's valid place in the heap.
+        at: when to do `step`; this also marks the slot's valid place in the heap.
         draft: what its messages have in common.
     """
 
@@ -163,7 +163,7 @@ class _Faults:
 
 
 class BeatApp(Connected, Protocol):
-    """What a beat needs of its app.
+    """What a beat needs from its app.
 
     Attributes:
         periodic_tasks: the fields of the entries that code has added, by name.
@@ -177,14 +177,14 @@ class BeatApp(Connected, Protocol):
 
     @property
     def producer(self) -> Producer:
-        """Writes and pushes messages."""
+        """The object that writes and pushes messages."""
 
     @property
     def control(self) -> Control:
         """Commands to the workers."""
 
     def finalize(self) -> None:
-        """Create what is created on first use."""
+        """Create what would otherwise be created on first use."""
 
 
 class Scheduler:
@@ -225,8 +225,8 @@ class Scheduler:
         self._offset = 0
         self._changes = -1
         self._polled_s = -math.inf
-        # When this beat last asked who leads, answered or not, and whether it has been silent for
-        # so long that another may have led since the last answer.
+        # When this beat last asked who leads, whether or not it got an answer, and whether it has
+        # been silent for so long that another beat may have led since the last answer.
         self._asked_s = -math.inf
         self._was_silent = False
         self._is_stopping = False
@@ -308,8 +308,8 @@ class Scheduler:
         return int(self._clock() * 1_000_000) + self._offset
 
     def _note_time(self, now: int) -> None:
-        # This is read after the answer has arrived, so it is behind the server's time rather than
-        # ahead of it.
+        # The clock is read after the answer has arrived, so `now` is behind the server's time
+        # rather than ahead of it.
         self._offset = now - int(self._clock() * 1_000_000)
 
     def _poll(self) -> None:
@@ -344,7 +344,7 @@ class Scheduler:
     # --- entries ----------------------------------------------------------------------------------
 
     def _load(self, changes: int) -> None:
-        """Read entries, pauses and states from the server, which has counted this many changes."""
+        """Read entries, pauses and states from the server, whose count of changes is `changes`."""
         entries = dict(self._coded)
         for name, data in self._store.entries().items():
             try:
@@ -504,7 +504,7 @@ class Scheduler:
         _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
 
     def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do now for an entry; None if there is nothing, after planning it again."""
+        """Return what to do now for an entry; if nothing, plan the entry again and return None."""
         try:
             step = self._step_now(slot, now, is_running=is_running)
         except Exception:
@@ -530,7 +530,7 @@ class Scheduler:
         return next_step(entry, slot.state.due, now, is_running=is_running)
 
     def _write(self, slot: _Slot, step: NextAction) -> tuple[DueClaim, Announced | None]:
-        """Write the claim of a due time, with its message unless it is skipped."""
+        """Write the claim of a due time, with its message unless the due time is skipped."""
         entry = slot.entry
         claim = DueClaim(entry.name, slot.seen, step.due, step.ready)
         if step.action == "skip":
@@ -626,7 +626,7 @@ class Scheduler:
 
 
 def send_options(app: BeatApp, entry: ScheduleEntry) -> dict[str, Any]:
-    """Return the options with which an entry is sent: its own, the task's, and Celery's header."""
+    """Return the options that an entry is sent with: its own, the task's, and Celery's header."""
     known = app.tasks.get(entry.task)
     options = dict(entry.options) if known is None else known.send_options(dict(entry.options))
     options["headers"] = {**(options.get("headers") or {}), **_HEADERS}

@@ -31,8 +31,8 @@ class Beat(StartStopPart):
         Raises:
             ConfigError: an entry is wrong.
         """
-        # It is imported only here, since a worker without a beat should not pay for half a
-        # megabyte.
+        # The scheduler is imported only here, since a worker without a beat should not pay for half
+        # a megabyte.
         scheduler = importlib.import_module("greenq.beat.scheduler")
         self._scheduler: Scheduler = scheduler.Scheduler(app, name=hostname, link=link)
         self._greenlet: Greenlet | None = None

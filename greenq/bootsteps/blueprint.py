@@ -50,7 +50,7 @@ class Part:
             cls.name = cls.__name__
 
     def info(self) -> dict[str, object]:
-        """Return what `stats` shows of this step."""
+        """Return what `stats` shows about this step."""
         return {}
 
     @property
@@ -63,7 +63,7 @@ class Part:
 
 
 class StartStopPart(Part):
-    """A part that is started and stopped; it is safe to stop it before its start, or twice."""
+    """A part that is started and stopped; stopping it before it has started, or twice, is safe."""
 
     def start(self) -> None:
         """Start working. An exception aborts the start of the whole blueprint."""
@@ -113,7 +113,7 @@ class Blueprint:
                 requires one that is not included starts without it.
 
         Raises:
-            ConfigError: two steps share a name, one requires a step that is missing, or they
+            ConfigError: two steps share a name, a step requires one that is missing, or steps
                 require each other in a cycle, which the error names.
         """
         self.name = name

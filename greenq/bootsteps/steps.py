@@ -5,8 +5,8 @@
     app.user_options["worker"].add(Option("--my-option", default="x"))
 
 A worker step starts before the consumer, so it is up before the first task runs, and stops after
-it. A consumer step starts after all of greenq's own steps. `requires` and `last` change the order.
-`start` must return quickly, since nothing else starts until it does.
+the consumer. A consumer step starts after all of greenq's own steps. `requires` and `last` change
+the order. `start` must return quickly, since nothing else starts until it does.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class StartStopStep(Step):
 class Option:
     """A command line option, defined as for ``argparse``.
 
-    Its value is passed to every step as a keyword argument named like the option.
+    The option's value is passed to every step as a keyword argument named like the option.
     """
 
     def __init__(self, *flags: str, **how: Any) -> None:

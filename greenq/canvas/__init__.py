@@ -1,7 +1,7 @@
 """Workflows: signatures and what they send, with Celery's API and wire format.
 
-Tasks, the app and workers use this package. It sends through the app that it is given, and does not
-import gevent.
+Tasks, the app and workers use this package. The package sends through the app that it is given, and
+does not import gevent.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
         call.options["root_id"] = root_id
         items += noted(root_id, index.seconds, WAITING, [of_call(call)])
         items += noted(root_id, index.seconds, PLANNED, following.call(call))
-    # Enter all of them at once: if only some were known, the workflow could seem to have ended.
+    # Enter all nodes at once: if only some were known, the workflow could seem to have ended.
     index.note(items)
 
 
@@ -45,7 +45,7 @@ def announced(
     calls: Iterator[tuple[Call, list[ChordStart]]],
     root_id: str | None,
 ) -> Iterator[tuple[Call, list[ChordStart]]]:
-    """Yield the calls of a stream once each is in the index. Switches: yes."""
+    """Yield each call of a stream once it is in the index. Switches: yes."""
     root_id = root_id or stream.group_id
     following = Following()
     index = app.transport.workflows

@@ -33,7 +33,7 @@ def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowP
 
 
 def addition(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
-    """Return an additional part for the chord to which a message belongs.
+    """Return an additional part for the chord that a message belongs to.
 
     Raises:
         ValueError: the message belongs to no chord.

@@ -39,8 +39,8 @@ class WorkflowNode(NamedTuple):
         place: its index in that group.
         is_part: whether the body of a chord waits for it.
         after: the task or the group that it follows in its workflow; None for the first.
-        within: the groups, outermost first, in which it begins a member or a member of a member; in
-            a chain, only the first step has any.
+        within: the groups that have a member, or a member of a member, beginning with this task,
+            outermost first; in a chain, only the first step has any.
     """
 
     task_id: str
@@ -60,7 +60,7 @@ class WorkflowNode(NamedTuple):
 
     @classmethod
     def read(cls, task_id: str, text: str) -> WorkflowNode:
-        """Return the node that `written` has written; empty text means a node without a name."""
+        """Return the node that `written` gave as text; empty text means a node without a name."""
         if not text:
             return cls(task_id, "")
         name, parent, group, place, is_part, after, within = json.loads(text)
@@ -68,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def unrun(letter: str) -> str:
-    """Return how the end of a task that cannot run is noted; it never replaces another end."""
+    """Return how the end of a task that cannot run is noted; this never replaces another end."""
     return letter.upper()
 
 
@@ -86,7 +86,7 @@ def workflow_of(message: TaskMessage) -> str | None:
 def _within(
     group: str | None, chord: Mapping[str, Any] | None, chain: Sequence[Mapping[str, Any]] | None
 ) -> tuple[str, ...]:
-    """Return the groups to which the first task of a line belongs, outermost first.
+    """Return the groups that the first task of a line belongs to, outermost first.
 
     A line is everything that must end before its group continues: the task, the rest of its chain,
     and the bodies of chords.
@@ -185,8 +185,8 @@ class Following:
     ) -> Generator[WorkflowNode, None, str]:
         """Yield the tasks of a frozen signature; return the node that the next step follows.
 
-        The signature belongs to `group` (with `is_part`, to the group's chord) unless it names its
-        own.
+        The signature belongs to `group` (with `is_part`, to the group's chord) unless it names a
+        group of its own.
         """
         options, kwargs, what = sig["options"], sig["kwargs"], kind(sig)
         group = options.get("group_id") or group

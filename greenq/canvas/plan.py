@@ -103,11 +103,11 @@ def plan(
     """Return the messages that are written when a signature is sent.
 
     Args:
-        args: prepended to its own arguments, unless it is immutable.
-        kwargs: override its own, unless it is immutable.
-        options: override its own, except group and stamps. ``task_id`` becomes the id
-            of its end: a chain's last step, a chord's body, or the group. ``chain`` is what
-            follows it, in reverse order.
+        args: prepended to the signature's own arguments, unless it is immutable.
+        kwargs: override the signature's own, unless it is immutable.
+        options: override the signature's own, except group and stamps. ``task_id`` becomes the id
+            of the signature's end: a chain's last step, a chord's body, or the group. ``chain`` is
+            what follows the signature, in reverse order.
     """
     given = {name: value for name, value in options.items() if value is not None}
     task_id = given.pop("task_id", None)
@@ -209,7 +209,7 @@ def steps(chain: Mapping[str, Any]) -> list[Sig]:
 def freeze(signature: Mapping[str, Any], task_id: str | None = None) -> tuple[Sig, Handle]:
     """Return a copy in which every task has its id, and the handle of the whole.
 
-    Existing ids are kept; `task_id` becomes the id of its end if that has none.
+    Existing ids are kept; `task_id` becomes the id of the signature's end if the end has none.
     """
     return freeze_in(_normal(signature), None, task_id, None)
 
@@ -247,10 +247,10 @@ def _chord(
 
 
 def _normal(signature: Mapping[str, Any]) -> Sig:
-    """Return a signature in normal form, in which, for example, chunks are a group.
+    """Return a signature in normal form; for example, chunks become a group.
 
     Raises:
-        ValueError: it is not a signature.
+        ValueError: the data is not a signature.
     """
     wrong = wrong_in(signature) if isinstance(signature, dict) else "it is not an object"
     if wrong:
@@ -262,7 +262,7 @@ def _normal(signature: Mapping[str, Any]) -> Sig:
 
 
 def is_counted(sig: Mapping[str, Any]) -> bool:
-    """Return whether it is a group with callbacks for all its members together."""
+    """Return whether a signature is a group with callbacks for all its members together."""
     return sig.get("subtask_type") == "group" and any(sig["options"].get(name) for name in ONCE)
 
 
@@ -376,7 +376,7 @@ def updated(signature: Sig, given: Mapping[str, Any]) -> Sig:
 
 
 def passed_on(signature: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a workflow that apply to the parts with which it starts."""
+    """Return the options of a workflow that apply to the parts that it starts with."""
     left_out = _OWN | _ENDS | _POLLING
     return {
         name: value
@@ -411,7 +411,7 @@ def with_id(signature: Sig, task_id: str) -> Sig:
 
 
 def _with_errbacks(signature: Sig, errbacks: Sequence[Any]) -> Sig:
-    """Return a signature whose failure, in any part that can fail it, calls `errbacks`."""
+    """Return a signature with `errbacks` added to every part that can make it fail."""
     if not errbacks:
         return signature
     what = kind(signature)
@@ -444,7 +444,7 @@ class Place:
 
 
 def place_of(options: Mapping[str, Any]) -> Place | None:
-    """Return the group to which a signature belongs according to its own options."""
+    """Return the group that a signature belongs to according to its own options."""
     group_id = options.get("group_id")
     return None if group_id is None else Place(group_id, options.get("group_index") or 0)
 
@@ -456,7 +456,7 @@ def freeze_in(
 
     Args:
         place: the group that it is a member of.
-        task_id: the id of its end, unless that already has one.
+        task_id: the id of the signature's end, unless the end already has one.
         parent: the handle of the preceding step.
     """
     what = kind(sig)
@@ -596,8 +596,8 @@ class Writer:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
         given = for_members(sig) | chosen(sig["options"], "chord")
         group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
-        # Celery's clients write into each member the chord for which it counts, and into a group
-        # that is a chord's body the id of its own header.
+        # Celery's clients write into each member the chord that it counts for. Into a group that is
+        # a chord's body, they write the id of its own header.
         tasks = sig["kwargs"]["tasks"]
         found = (each if _has_chord(each) else in_group(each, group_id) for each in tasks)
         return sum(self.write(each, args, kwargs, given) for each in found)
@@ -619,7 +619,7 @@ class Writer:
 
 
 def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of a call: the given ones come first, unless it is immutable."""
+    """Return a call's arguments: `args`, unless the signature is immutable, then its own."""
     own = sig.get("args") or ()
     return own if sig.get("immutable") or not args else (*args, *own)
 

@@ -28,7 +28,7 @@ class _Composite(Signature):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Send it, and return the handle of its end. Switches: yes.
+        """Send the workflow, and return the handle of its end. Switches: yes.
 
         The arguments are as for `Signature.apply_async`.
         """
@@ -42,7 +42,7 @@ class _Composite(Signature):
         return send_signature(self.app, self, args, kwargs, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Send it as `delay` does."""
+        """Send the workflow as `delay` does."""
         return self.apply_async(args, kwargs)
 
     @property
@@ -51,21 +51,21 @@ class _Composite(Signature):
         return self.app.tasks[self.task]
 
     def own_app(self) -> Any:
-        """Return the app to which it or one of its parts belongs; None if there is none."""
+        """Return the app that the workflow or one of its parts belongs to, or None."""
         if self._app is not None:
             return self._app
         found = (part.own_app() for part in self._parts())
         return next((app for app in found if app is not None), None)
 
     def _parts(self) -> Iterator[Signature]:
-        """Yield the signatures of which it is made, unless they can be read only once."""
+        """Yield the signatures that it is made of, unless they can be read only once."""
         yield from self.kwargs["tasks"]
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         return Signature.from_dict(data, app=self._app)
 
     def __len__(self) -> int:
-        """Count its tasks, that is, its steps or its members."""
+        """Count the tasks, that is, the steps or the members."""
         return len(self.tasks)
 
     def __bool__(self) -> bool:
@@ -74,7 +74,7 @@ class _Composite(Signature):
 
     @property
     def tasks(self) -> Any:
-        """Its steps or members."""
+        """The steps or members."""
         return self.kwargs["tasks"]
 
     @tasks.setter
@@ -130,7 +130,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
         return last
 
     def unchain_tasks(self) -> list[Any]:
-        """Return copies of its steps, with the callbacks of the chain applied."""
+        """Return copies of the steps, with the callbacks of the chain applied."""
         steps = [step.clone() for step in self.tasks]
         for callback in plan.listed(self.options.get("link")):
             steps[-1].link(callback)
@@ -188,7 +188,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         if self._spent:
             raise ValueError(
                 "the members of this group came from a generator, which has been used up: make "
-                "the group of a list to use it twice"
+                "the group from a list to use it twice"
             )
         source, self._source = self._source, None
         self._spent = source is not None
@@ -247,7 +247,7 @@ class group(_Composite):  # noqa: N801  Celery's name
     # --- use --------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Send it, with these arguments prepended to those of each member."""
+        """Send the group, with these arguments prepended to those of each member."""
         return self.apply_async(args, **options)
 
     def apply_async(
@@ -263,7 +263,7 @@ class group(_Composite):  # noqa: N801  Celery's name
             kwargs, options: override those of each member.
 
         Raises:
-            TypeError: link or link_error is among the options: a group has no single end.
+            TypeError: link or link_error is among the options, although a group has no single end.
             NotAllSent: sending ended early.
         """
         for option in ("link", "link_error"):
@@ -324,21 +324,21 @@ class group(_Composite):  # noqa: N801  Celery's name
         return self if _is_empty(body) else chord(self, body, app=self._app)
 
     def link(self, callback: Any) -> Any:
-        """Call a signature when the first member has succeeded, as Celery does; see `on_done`."""
+        """Have a signature called when the first member succeeds, as in Celery; see `on_done`."""
         made = checked(callback, "link()", self.own_app()).clone()
         return self.tasks[0].link(made.set(immutable=True))
 
     def link_error(self, errback: Any) -> Any:
-        """Call a signature for each member that fails; for a single call see `on_error`."""
+        """Have a signature called for each member that fails; for a single call, see `on_error`."""
         made = checked(errback, "link_error()", self.own_app())
         return tuple(member.link_error(made.clone()) for member in self.tasks)
 
     def on_error(self, errback: Any, once: bool = False) -> Any:
-        """Call a signature when members fail, and return the group.
+        """Have a signature called when members fail, and return the group.
 
         Args:
-            once: call it once, when the last member has ended and any of them has failed, instead
-                of for each failure.
+            once: if any member fails, call the signature only once, when the last member has ended,
+                instead of for each failure.
         """
         if once:
             errback = checked(errback, "on_error()", self.own_app())
@@ -348,9 +348,9 @@ class group(_Composite):  # noqa: N801  Celery's name
         return self
 
     def on_done(self, callback: Any) -> Any:
-        """Call a signature once, when the last member has ended in any state, and return the group.
+        """Have a signature called once, when all members have ended, and return the group.
 
-        It is called with only its own arguments.
+        The signature is called whatever the members' states, with only its own arguments.
         """
         made = checked(callback, "on_done()", self.own_app()).clone()
         self.append_to_list_option(plan.ONCE[1], made.set(immutable=True))
@@ -381,7 +381,7 @@ class group(_Composite):  # noqa: N801  Celery's name
 class chord(_Composite):  # noqa: N801  Celery's name
     """A header, which is a group, and a body that receives the list of the header's results.
 
-    ``chord(header)(body)`` sends it, and so does ``chord(header, body)()``.
+    ``chord(header)(body)`` sends the chord, and so does ``chord(header, body)()``.
     """
 
     def __init__(
@@ -432,7 +432,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
             yield self.body
 
     def __call__(self, body: Any = None, **options: Any) -> Any:
-        """Send it, with a different body if one is given."""
+        """Send the chord, with a different body if one is given."""
         made = self if body is None else self.clone()
         if body is not None:
             made.body = body
@@ -471,13 +471,14 @@ class chord(_Composite):  # noqa: N801  Celery's name
         return send_signature(self.app, self, args, kwargs, options)
 
     def link(self, callback: Any) -> Any:
-        """Call a signature with the body's result."""
+        """Have a signature called with the body's result."""
         return self._body("link()").link(callback)
 
     def link_error(self, errback: Any) -> Any:
-        """Call a signature when the header or the body fails.
+        """Have a signature called when the header or the body fails.
 
-        With ``task_allow_error_cb_on_chord_header`` it is also called for each header task.
+        With ``task_allow_error_cb_on_chord_header``, the signature is also called for each header
+        task.
         """
         body = self._body("link_error()")
         if self.app.config.task.task_allow_error_cb_on_chord_header:
@@ -500,7 +501,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
 
 
 class _Map(Signature):
-    """One task that calls another one for each item, one after another."""
+    """One task that calls another task with each item in turn."""
 
     NAME = ""
     ITEM = ""
@@ -519,7 +520,7 @@ class _Map(Signature):
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:
-        # It would be sent by its name, since built-in tasks are not among the app's own.
+        # Otherwise the map would be sent by name, since built-in tasks are not among the app's own.
         if self.app.config.task.task_always_eager:
             return self.apply(args, kwargs, **options)
         return super()._send(args, kwargs, options)
@@ -529,7 +530,7 @@ class _Map(Signature):
         return self._app if self._app is not None else self.kwargs["task"].own_app()
 
     def __repr__(self) -> str:
-        """Show it as a comprehension."""
+        """Show the map as a comprehension."""
         called = self.kwargs["task"].task
         return f"[{called}({self.ITEM}) for x in {saferepr(self.kwargs['it'])}]"
 
@@ -613,7 +614,8 @@ def _checked_all(tasks: Sequence[Any], where: str, app: Any) -> list[Any]:
 def _header(header: Any, app: Any) -> group:
     if isinstance(header, Mapping):
         made = checked(header, "chord header", app)
-        # As in Celery, the steps of a chain would be the header; that is hardly ever intended.
+        # In Celery, the steps of a chain would become the header, which is hardly ever intended.
+        # Here, the chain becomes the only member.
         return made if isinstance(made, group) else group(made, app=app)
     if not isinstance(header, Iterable) or isinstance(header, str):
         raise not_a_signature(header, "chord header")

@@ -137,14 +137,14 @@ def _send(
     except CallsCutOff as cut:
         lost = isinstance(cut.reason, ConnectionLost)
         if not cut.sent and (lost or not cut.unknown):
-            # Either nothing was sent, or the error itself says that this is unknown.
+            # Either nothing was sent, or the error itself says that something may have been.
             raise cut.reason from cut.reason.__cause__
         sent, unknown = ids(cut.sent), ids(cut.sent + cut.unknown)[cut.sent :]
         raise NotAllSent(f"in a {what}", sent, unknown, cut.reason) from cut.reason
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the options with those the current task passes on, and where to record the handle."""
+    """Return the options, with those from the current task, and where to record the handle."""
     given = dict(options)
     add = given.pop("add_to_parent", True)
     context = current_context.get()

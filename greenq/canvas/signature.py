@@ -1,6 +1,6 @@
 """`Signature`: a task call that can be stored, passed on, combined with others, and sent.
 
-It is a dict with exactly Celery's six keys, so messages carry it unchanged.
+A signature is a dict with exactly Celery's six keys, so messages carry it unchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Signature(dict[str, Any]):
         args, kwargs: its arguments; those of a partial signature are completed when it is called.
         options: the options for sending it (`SendOptions`).
         subtask_type: ``chain``, ``group`` or ``chord``; None for a task.
-        immutable: it ignores the result of the preceding task.
+        immutable: whether the signature ignores the result of the preceding task.
     """
 
     TYPES: ClassVar[dict[str, type[Signature]]] = {}
@@ -74,7 +74,7 @@ class Signature(dict[str, Any]):
             args, kwargs: the arguments.
             options: the options for sending it; `more` are also options.
             type: the task, if `task` is its name.
-            app: the app to which the task belongs; None means the task's, or the newest one.
+            app: the app that the task belongs to; None means the task's, or the newest one.
         """
         self._app = app
         self._type = type
@@ -117,7 +117,7 @@ class Signature(dict[str, Any]):
 
     @property
     def id(self) -> str | None:
-        """The id with which it will be sent; None until it is frozen."""
+        """The id that the task will be sent with; None until the signature is frozen."""
         found: str | None = self.options.get("task_id")
         return found
 
@@ -127,7 +127,7 @@ class Signature(dict[str, Any]):
 
     @property
     def parent_id(self) -> str | None:
-        """The id of the task that sends it, if set."""
+        """The id of the task that sends this one, if set."""
         found: str | None = self.options.get("parent_id")
         return found
 
@@ -164,12 +164,12 @@ class Signature(dict[str, Any]):
 
     @property
     def app(self) -> Any:
-        """The app through which it is sent: its own, its task's, or the newest one."""
+        """The app that sends the signature: its own, its task's, or the newest one."""
         found = self.own_app()
         return newest_app() if found is None else found
 
     def own_app(self) -> Any:
-        """Return the app to which it, or one of its parts, belongs; None without one."""
+        """Return the app that the signature, or one of its parts, belongs to, or None."""
         if self._app is not None:
             return self._app
         return None if self._type is None else self._type.app
@@ -188,7 +188,7 @@ class Signature(dict[str, Any]):
         return self.type(*args, **kwargs)
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """Send it, with these arguments prepended to its own. Switches: yes."""
+        """Send the signature, with these arguments prepended to its own. Switches: yes."""
         return self.apply_async(args, kwargs)
 
     def apply_async(
@@ -197,12 +197,12 @@ class Signature(dict[str, Any]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Send it, and return the handle of its end. Switches: yes.
+        """Send the signature, and return the handle of its end. Switches: yes.
 
         Args:
-            args: prepended to its own, unless it is immutable.
-            kwargs: override its own, unless it is immutable.
-            options: override its own.
+            args: prepended to the signature's own, unless it is immutable.
+            kwargs: override the signature's own, unless it is immutable.
+            options: override the signature's own.
 
         Raises:
             EncodeError, OperationalError: as for `Task.apply_async`.
@@ -217,7 +217,7 @@ class Signature(dict[str, Any]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run it in this process, and return the handle of its end, an `EagerResult`.
+        """Run the signature in this process, and return the handle of its end, an `EagerResult`.
 
         The arguments are as for `apply_async`, and `throw` is as for `Task.apply`.
         """
@@ -236,13 +236,13 @@ class Signature(dict[str, Any]):
         return task.apply_async(args, kwargs, **options)
 
     def __invert__(self) -> Any:
-        """Send it and wait for the result: ``~sig``."""
+        """Send the signature and wait for the result: ``~sig``."""
         return self.apply_async().get()
 
     def election(self) -> Any:
-        """Make the workers elect one of them to send it, and return its handle.
+        """Make the workers elect one of them to send the signature, and return its handle.
 
-        This is for calls that several processes make but that are to be sent only once.
+        Use this for a call that several processes make but that must be sent only once.
         """
         task_id = self.id or new_id()
         self.app.control.election(task_id, "task", self.clone(task_id=task_id))
@@ -257,9 +257,9 @@ class Signature(dict[str, Any]):
         parent_id: str | None = None,
         group_index: int | None = None,
     ) -> Any:
-        """Assign ids to all its tasks now, and return the handle of its end.
+        """Assign ids to all tasks now, and return the handle of the signature's end.
 
-        Do not send it twice after that: the ids would be the same.
+        Do not send the signature twice afterwards, since the ids would be the same.
         """
         given = dict(zip(_PLACE, (group_id, chord, root_id, parent_id, group_index), strict=True))
         self.options.update({name: value for name, value in given.items() if value is not None})
@@ -281,7 +281,7 @@ class Signature(dict[str, Any]):
         *,
         force: bool = False,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Return its arguments and options, combined with those given."""
+        """Return the signature's arguments and options, combined with those given."""
         merged = plan.merged(self, options or {})
         if self.immutable and not force:
             return self.args, self.kwargs, merged
@@ -331,7 +331,7 @@ class Signature(dict[str, Any]):
         return self
 
     def set_immutable(self, immutable: bool) -> None:
-        """Set whether it ignores the result of the preceding task."""
+        """Set whether the signature ignores the result of the preceding task."""
         self.immutable = immutable
 
     def __copy__(self) -> Any:
@@ -343,11 +343,11 @@ class Signature(dict[str, Any]):
         return self.clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it as plain data, as in JSON: Celery's workers do not know this class."""
+        """Pickle it as plain data, as in JSON, since Celery's workers do not know this class."""
         return dict, (plan.plain(self),)
 
     def __json__(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the signature as plain data."""
         return dict(self)
 
     # --- callbacks --------------------------------------------------------------------------------
@@ -369,17 +369,17 @@ class Signature(dict[str, Any]):
         return items
 
     def link(self, callback: Any) -> Any:
-        """Call another signature with its result when it succeeds; return the other signature."""
+        """Have another signature called with the result on success; return that signature."""
         return self.append_to_list_option("link", checked(callback, "link()", self.own_app()))
 
     def link_error(self, errback: Any) -> Any:
-        """Call another signature when it fails; return the other signature."""
+        """Have another signature called when this one fails; return that signature."""
         return self.append_to_list_option(
             "link_error", checked(errback, "link_error()", self.own_app())
         )
 
     def on_error(self, errback: Any) -> Any:
-        """Call another signature when it fails; return this one."""
+        """Have another signature called when this one fails; return this one."""
         self.link_error(errback)
         return self
 
@@ -395,7 +395,7 @@ class Signature(dict[str, Any]):
     def stamp(
         self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any
     ) -> Any:
-        """Put stamps on it and on everything that belongs to it, and return it.
+        """Put stamps on the signature and on everything that belongs to it, and return it.
 
         Args:
             visitor: chooses stamps for each part.
@@ -429,14 +429,14 @@ class Signature(dict[str, Any]):
     # --- showing ----------------------------------------------------------------------------------
 
     def reprcall(self, *args: Any, **kwargs: Any) -> str:
-        """Return it as the text of a call, with any further arguments given."""
+        """Return the signature as the text of a call, with any further arguments given."""
         args, kwargs, _ = self._merge(args, kwargs, force=True)
         shown = [saferepr(value) for value in args]
         shown += [f"{name}={saferepr(value)}" for name, value in kwargs.items()]
         return f"{self.task}({', '.join(shown)})"
 
     def __repr__(self) -> str:
-        """Show it as a call."""
+        """Show the signature as a call."""
         return self.reprcall()
 
 
@@ -444,7 +444,7 @@ def read(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain data with all keys of a signature.
 
     Raises:
-        ValueError: it names no task, or a part has the wrong type.
+        ValueError: the data names no task, or a part has the wrong type.
     """
     full = {**_empty(), **data}
     if isinstance(full["options"], dict):
@@ -479,7 +479,7 @@ def checked(value: Any, where: str, app: Any = None) -> Any:
     """Return a signature given as such or as plain data.
 
     Raises:
-        TypeError: it is neither; the error says what to write.
+        TypeError: `value` is neither; the error says what to write.
     """
     if isinstance(value, Signature):
         return value

@@ -1,6 +1,6 @@
 """Stamps: named values on every task of a workflow, for finding, revoking and counting.
 
-They are options of a signature; the option ``stamped_headers`` lists their names.
+Stamps are options of a signature; the option ``stamped_headers`` lists their names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class StampingVisitor:
     """Chooses stamps for each part of a workflow; override what is needed.
 
     Each method returns stamps, by name, for the part it receives; stamps for a group, a chain
-    or a chord's header also go to all parts inside it. If they include ``stamped_headers``, only
-    the names in that list are stamps.
+    or a chord's header also go to all parts inside it. If the returned values include
+    ``stamped_headers``, only the names in that list are stamps.
     """
 
     def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:

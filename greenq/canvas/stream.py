@@ -39,9 +39,9 @@ class GroupStream:
         group_id: the group's id.
         ids: the id of each member's end.
         count: the number of members so far.
-        size: how many tasks end them: the parts of a chord.
+        size: how many tasks end these members, that is, how many parts a chord has.
         special: handles of members with an id of their own, or with several ends, by position.
-        start: the chord, if it is one; its size is in `size`.
+        start: the chord, if the group is a header; the chord's size is in `size`.
         body_handle: the handle of the chord's body.
     """
 
@@ -90,7 +90,7 @@ class GroupStream:
         """Yield what to send for the members of `source`, with the chords to start before it."""
         ids = iter(self.ids)
         for member in source:
-            # This is the common case, made as fast as possible.
+            # The common case, made as fast as possible.
             if (
                 not member["options"]
                 and member.get("subtask_type") is None

@@ -1,6 +1,6 @@
 """The remote control commands that a worker carries out.
 
-Importing this package, or any module of it, registers all of them. An app adds its own with
+Importing this package, or any module of it, registers all commands. An app adds its own with
 `control_command` and `inspect_command`. Celery's commands have the same names, arguments and reply
 formats as in Celery. The worker uses this package; apps use the two decorators.
 """

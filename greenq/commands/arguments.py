@@ -41,7 +41,8 @@ def text(name: str, value: object, rule: Rule = KEY) -> str:
     """Return an argument as text; a name may be given as a number.
 
     Raises:
-        ValueError: `rule` does not accept it: it is too long, or the server cannot store it.
+        ValueError: `rule` does not accept the value, because it is too long or the server cannot
+            store it.
     """
     found = value if isinstance(value, str) else saferepr(value)
     checked(name, rule, found)
@@ -52,7 +53,7 @@ def number(name: str, value: object, rule: Rule = COUNT) -> Any:
     """Return an argument that is a whole number; command lines may send it as text.
 
     Raises:
-        ValueError: `rule` does not accept it.
+        ValueError: `rule` does not accept the value.
     """
     if isinstance(value, str) and len(value) < _MAX_DIGITS:
         with suppress(ValueError):
@@ -66,7 +67,7 @@ def checked(name: str, rule: Rule, value: Any) -> Any:
     """Return `value` if `rule` accepts it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: `rule` does not accept `value`.
     """
     wrong = rule.wrong(value)
     if wrong:
@@ -78,7 +79,7 @@ def page_of(listed: list[Item], limit: int, offset: int) -> list[Item]:
     """Return at most `limit` items from `offset` on.
 
     Raises:
-        ValueError: one of the two is not a number, or negative.
+        ValueError: `limit` or `offset` is not a number, or is negative.
     """
     limit, offset = number("limit", limit), number("offset", offset)
     return listed[offset : offset + limit]

@@ -57,7 +57,7 @@ def revoke_by_stamped_headers(
     stamps = _stamps(headers)
     worker.state.revoked.add_stamps(stamps)
     worker.tasks.revoke(stamps=stamps)
-    # Celery's form for showing them.
+    # The form in which Celery shows the stamps.
     shown = headers
     if not isinstance(headers, dict):
         shown = {name: each[0] if len(each) == 1 else each for name, each in stamps.items()}
@@ -182,7 +182,7 @@ def autoscale(
     most = scaler.most if max is None else number("max", max, SIZE)
     least = scaler.least if min is None else number("min", min, SIZE)
     if not 1 <= least <= most:
-        raise ValueError(f"max comes first, and min is from 1 to max: not {most}, {least}")
+        raise ValueError(f"max comes first, and min must be between 1 and max: not {most}, {least}")
     scaler.set_limits(most, least)
     return ok(f"autoscale now max={most} min={least}")
 

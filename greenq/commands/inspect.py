@@ -101,7 +101,7 @@ def report(worker: Parts) -> dict[str, object]:
 @inspect_command(alias="dump_conf", urgent=True, signature="[include_defaults=False]",
     args=[("with_defaults", bool)])  # fmt: skip
 def conf(worker: Parts, with_defaults: bool = False, **_ignored: Any) -> dict[str, object]:
-    """Return the changed settings, or all of them `with_defaults`; passwords are masked."""
+    """Return the changed settings, or all if `with_defaults`; passwords are masked."""
     return _settings(worker.app.config, with_defaults=bool(with_defaults))
 
 
@@ -135,7 +135,7 @@ def stats(worker: Parts, **_ignored: Any) -> dict[str, object]:
         **worker.life.info(),
         "total": dict(worker.state.total),
         "pid": os.getpid(),
-        # This is text, as in Celery.
+        # Text, as in Celery.
         "clock": str(worker.state.clock.value),
         "uptime": round(worker.uptime_s),
         "pool": {**worker.pool.info(), "timeouts": [0, 0]},
@@ -220,9 +220,9 @@ def scheduled(
 ) -> list[dict[str, object]]:
     """List a page of the tasks that are waiting for their ETA.
 
-    Those waiting in this worker come first, soonest first, followed by those parked on the server
-    from this worker's queues. Every worker that takes from these queues lists the latter and may
-    run them.
+    Tasks waiting in this worker come first, soonest first, followed by tasks parked on the server
+    from this worker's queues. Every worker that takes from these queues lists the parked tasks too,
+    and may run them.
     """
     held = worker.tasks.scheduled()
     limit, offset = number("limit", limit), number("offset", offset)

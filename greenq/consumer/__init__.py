@@ -34,13 +34,13 @@ class Consumer(StartStopPart):
     """Runs the consumer's blueprint in one greenlet.
 
     1. Start the steps in order, then consume until stopped.
-    2. When the connection is lost, stop them, pause, and start again; running tasks continue in the
-       meantime.
+    2. When the connection is lost, stop the steps, pause, and start again; running tasks continue
+       in the meantime.
     3. If access is refused at the first start, the worker ends, since waiting would not help.
 
-    The steps in starting order: Connection, Events, Mingle, Revokes, Gossip, Tasks, Control, Heart,
-    Agent; then the event loop. The app's own steps are placed by their requirements. All of them
-    except Connection, Events, Revokes and Tasks can be switched off.
+    The steps start in this order: Connection, Events, Mingle, Revokes, Gossip, Tasks, Control,
+    Heart, Agent. The event loop follows. The app's own steps are placed by their requirements. All
+    steps except Connection, Events, Revokes and Tasks can be switched off.
     """
 
     name = "Consumer"
@@ -70,7 +70,7 @@ class Consumer(StartStopPart):
             worker: the worker, for the app's own steps.
             app: the app.
             hostname: the worker's node name.
-            tasks: takes the tasks.
+            tasks: the step that takes the tasks.
             queues: the queues to take from.
             give_up: called with the error that ends the worker.
             custom_steps: the app's own steps.
@@ -90,8 +90,8 @@ class Consumer(StartStopPart):
         self._stopping = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
-        # Any thread may read these: whether messages are taken, why not, and how many times the
-        # connection was lost.
+        # Any thread may read the following: whether messages are taken, why not, and how many times
+        # the connection was lost.
         self.has_started = self.is_stopping = self.is_consuming = False
         self.problem: Exception | None = None
         self.interruptions = 0
@@ -149,7 +149,7 @@ class Consumer(StartStopPart):
                 self.interruptions += self.is_consuming
                 self.problem, self.is_consuming = exc, False
                 if self.tasks.working:
-                    # This is a new outage, since the last connection had worked.
+                    # The last connection had worked, so this is a new outage.
                     pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()

@@ -1,4 +1,4 @@
-"""Agent: a user-defined object that exists as long as the connection."""
+"""Agent: a user-defined object that exists for as long as the connection does."""
 
 from __future__ import annotations
 

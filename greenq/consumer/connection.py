@@ -77,7 +77,7 @@ class ConnectionStep(StartStopPart):
             # Without a lease, the messages of this worker could not be recovered if it died.
             raise watch.lease.problem or TransportTimeout("the lease could not be written")
         self.register()
-        # Declaring sends nothing if this process has done so before.
+        # Declaring sends nothing if this process has declared the queues before.
         transport.broker.declare(self._queues.names)
         self._queues.keep()
         self._queues.look_for_pauses()
@@ -111,7 +111,7 @@ class ConnectionStep(StartStopPart):
             )
 
     def try_register(self) -> None:
-        """Register if the server can be reached; otherwise the next renewal requests this again."""
+        """Register if the server can be reached; otherwise the next renewal asks for this again."""
         try:
             self.register()
         except OperationalError as exc:

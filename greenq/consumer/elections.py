@@ -24,7 +24,7 @@ class Elections:
         self._hostname = hostname
 
     def voters(self) -> set[str]:
-        """Return the nodes that hold a lease, and share the clock with them. Switches: yes."""
+        """Return the nodes that hold a lease, and exchange clocks with them. Switches: yes."""
         transport, clock = self._app.transport, self._app.clock
         nodes, highest = look_around(transport.client, transport.keys, clock.value)
         if highest > clock.value:

@@ -63,7 +63,7 @@ class EventsStep(StartStopPart):
         self._others: Backlog[Publication] = Backlog(_KEPT, _KEPT_BYTES, _size)
         outbox.collect = self._take
 
-    # These three methods are on the path of every task.
+    # Every task passes through the next three methods.
 
     def received(self, message: TaskMessage) -> None:
         """Report that a task was received. Switches: no."""
@@ -88,10 +88,10 @@ class EventsStep(StartStopPart):
 
         Args:
             kind: the type, such as ``task-failed``.
-            fields: its own fields, which must not change afterwards.
+            fields: the event's own fields, which must not change afterwards.
 
         Raises:
-            EncodeError: a field of a program's own event cannot be written as JSON.
+            EncodeError: a field of a program's own event cannot be encoded as JSON.
         """
         event = self.writer.stamp(kind, fields)
         self._outbox.wake()

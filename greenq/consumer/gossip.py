@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# These events are rare, and always subscribed to: workers join, leave or vote.
+# Rare events, which are always subscribed to: a worker joins, leaves or votes.
 _RARE = ("worker.online", "worker.offline", "worker.elect")
 
-# These are subscribed to only while there may be workers that cannot be noticed in any other way.
-# Acknowledgements of votes advance the clock, as heartbeats do.
+# Frequent events, which are subscribed to only while there may be workers that cannot be noticed in
+# any other way. Acknowledgements of votes advance the clock, as heartbeats do.
 _FREQUENT = ("worker.heartbeat", "worker.elect.ack")
 
-# After its start, and at intervals, a worker listens to all heartbeats for this long: for slightly
-# more than two of Celery's intervals.
+# After it starts, and at intervals, a worker listens to all heartbeats for this long, which is
+# slightly more than two of Celery's intervals.
 _LISTEN_S = 5.0
 _LISTEN_EVERY_S = 300.0
 
@@ -58,10 +58,10 @@ _LOOK_EACH_S = 0.1
 # How long to wait for votes.
 _VOTES_S = 2.0
 
-# If a timer fires later than this, this worker was blocked.
+# A timer that fires later than this shows that this worker was blocked.
 _LATE_S = 0.5
 
-# It then gets this long to read what other workers have sent in the meantime.
+# A worker that was blocked gets this long to read what other workers have sent in the meantime.
 _HEAR_S = 0.2
 
 # The maximum number of elections at once; the worker ignores any more.
@@ -89,7 +89,7 @@ class Neighbour:
     """Another worker.
 
     Attributes:
-        node: its name.
+        node: the worker's name.
         freq_s: the interval of its heartbeats; infinite if only its lease is known.
         heard_s: when its last event arrived, monotonic.
         leased: True if it holds a lease, so that its heartbeats are not needed.
@@ -107,7 +107,8 @@ class _Election:
 
     Attributes:
         action: what this worker does if it wins.
-        is_known: whether the leases have been read since it began, so that all voters are known.
+        is_known: whether the leases have been read since the election began, so that all voters are
+            known.
     """
 
     deadline: TimerEntry
@@ -127,10 +128,10 @@ class Gossip(StartStopPart):
        election and at intervals (the workers leave their clocks there). So their heartbeats, whose
        number grows with the fleet, are not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
-       leases. They are found by their answer to a starting worker's hello or by their events; to
-       find any others, gossip listens at intervals.
-    3. Hold elections. On a request for an election, each worker votes by publishing its clock. The
-       lowest clock wins; among equal ones, the smallest name. Each worker decides by itself, with
+       leases. Such workers are found by their answer to a starting worker's hello or by their
+       events; to find any others, gossip listens at intervals.
+    3. Hold elections. When an election is requested, each worker votes by publishing its clock. The
+       lowest clock wins; among equal clocks, the smallest name. Each worker decides by itself, with
        the same result, as soon as it has the votes of all live neighbours, or after two seconds.
     """
 
@@ -159,10 +160,10 @@ class Gossip(StartStopPart):
 
         Args:
             accept: content types of events.
-            leaders: for each topic, the function that the winner of an election calls with its
-                action.
-            claim: claims the win of an election on the server; False if another worker has claimed
-                it.
+            leaders: for each topic, the function that the winner of an election calls with the
+                election's action.
+            claim: claims the win of an election on the server; returns False if another worker has
+                claimed it.
             leased: asks the server for the nodes that hold a lease, and for their clock; may
                 switch.
             greeted: returns the nodes that have answered this worker's hello.
@@ -234,7 +235,7 @@ class Gossip(StartStopPart):
         """Vote in an election that was requested.
 
         Raises:
-            ValueError: its id or its topic is too long.
+            ValueError: the election's id or topic is too long.
         """
         for name, value in (("id", election_id), ("topic", topic)):
             wrong = KEPT_NAME.wrong(value)
@@ -295,7 +296,7 @@ class Gossip(StartStopPart):
             return
         now_s = self._now_s()
         for neighbour in list(self.neighbours.values()):
-            # Only time during which this worker was listening counts.
+            # Only the time that this worker spent listening counts.
             silent_s = now_s - max(neighbour.heard_s, self._listens_from_s)
             if silent_s >= SILENT_INTERVALS * neighbour.freq_s:
                 self._lose(neighbour)
@@ -386,7 +387,7 @@ class Gossip(StartStopPart):
             self._listen(max(_LINGER_S, SILENT_INTERVALS * neighbour.freq_s))
 
     def _add(self, node: str, freq_s: float = 2.0) -> Neighbour | None:
-        """Return a new neighbour; None if there are too many, or the name is too long."""
+        """Add and return a neighbour; None if there are too many or its name is too long."""
         if len(self.neighbours) >= _NEIGHBOURS or not KEPT_NAME.takes(node):
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
@@ -421,7 +422,7 @@ class Gossip(StartStopPart):
         election.votes[node] = event["clock"], f"{node}.{event.get('pid')!s:.20}", topic
         if node == self._hostname:
             election.action = event.get("action")
-        # Celery's workers count these.
+        # Celery's workers count these acknowledgements.
         self._events.send("worker-elect-ack", {"id": election_id})
         if is_new:
             self._look()
@@ -447,7 +448,8 @@ class Gossip(StartStopPart):
         """Decide without the missing votes."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
-            # After a block it may have read only its own vote, which would make it a second leader.
+            # After being blocked, this worker may have read only its own vote, and would become a
+            # second leader.
             election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
         else:
             self._decide(election_id)

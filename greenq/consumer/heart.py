@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_thread import Blocker
     from greenq.watchdog.thread import Watch
 
-# This is Celery's interval, which monitors expect.
+# Celery's interval, which monitors expect.
 INTERVAL_S = 2.0
 
 _BEAT = "worker-heartbeat"

@@ -25,8 +25,8 @@ _TIMEOUT_S = 1.0
 class Mingle(StartStopPart):
     """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    The answers also tell gossip which workers may have no lease. If there are no other workers, it
-    costs one round trip.
+    The answers also tell gossip which workers may have no lease. If there are no other workers,
+    mingling costs one round trip.
     """
 
     name = "Mingle"

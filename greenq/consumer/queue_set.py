@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Anyone who may publish can add queues, and each leaves a binding on the server.
+# A limit is needed because anyone who may publish can add queues, each of which leaves a binding on
+# the server.
 _MAX_ADDED = 1000
 
 
@@ -59,7 +60,7 @@ class QueueSet:
         self._watch = watch
         self._timer = timer
         self._strategy = strategy
-        # This is called repeatedly while the worker takes from a queue that expires.
+        # The entry fires repeatedly while the worker takes from a queue that expires.
         self._renewal: TimerEntry | None = None
         # All queues added since the start, each of which has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
@@ -151,7 +152,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing the queues that expire; without workers, they then expire in time."""
+        """Stop renewing the queues that expire; unless other workers renew them, they expire."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A property by which another worker has marked a message that must not run.
+# The property that another worker marks a message with if the message must not run.
 _REFUSED = b'"refused"'
 
 
@@ -46,7 +46,7 @@ class RefusedMessage(NamedTuple):
     """A message as receivers of task_unknown and task_rejected see it.
 
     Attributes:
-        body: serialized, as received; empty when the message cannot be read at all.
+        body: the serialized body, as received; empty if the message cannot be read at all.
         raw: the list element.
     """
 
@@ -167,7 +167,7 @@ class Refusals:
             text = self._broker.resealed(delivery.queue, delivery.raw, plain)
             kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
         move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
-        # A retry of its workflow also sends it without the mark.
+        # `kept` has no mark, so a retry of the workflow sends the message without it, too.
         self._put(Settlement.moving(move, result), kept, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}

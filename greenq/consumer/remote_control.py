@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long a start waits until the server knows the subscription; without it, the worker runs all
-# the same, and subscribes when it can.
+# How long a start waits for the server to confirm the subscription. After that time, the worker
+# runs anyway, and subscribes when it can.
 _HEARD_S = 2.0
 
 
@@ -106,7 +106,7 @@ class ControlStep(StartStopPart):
     def start(self) -> None:
         """Subscribe to requests. Switches: yes."""
         self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
-        # A worker that says that it is ready must hear who asks it next.
+        # A worker that says that it is ready must receive the next request.
         self._subscriber.wait_heard(_HEARD_S)
 
     def stop(self) -> None:
@@ -177,7 +177,7 @@ class ControlStep(StartStopPart):
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
         if self._looks_only and self._commands.changes(request.method):
             return {
-                "error": f"{request.method} is refused: this worker only answers inspection "
+                "error": f"{request.method} is refused: this worker answers only inspect commands "
                 "(worker_enable_remote_control = 'inspect')"
             }
         try:

@@ -1,4 +1,4 @@
-"""Returns messages that this worker has not begun to their queues."""
+"""Requeues the messages that this worker has not begun."""
 
 from __future__ import annotations
 

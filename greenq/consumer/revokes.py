@@ -1,4 +1,4 @@
-"""Revokes: keeps revoked tasks on the server, and reads them from it after each connection."""
+"""Revokes: keeps revoked tasks on the server, and reads them back whenever the worker connects."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class Revokes(StartStopPart):
     """Shares revoked tasks with workers that start later, through the server.
 
-    So a revocation stays in force even when all workers that received it have ended, and one
-    published while this worker had no connection still reaches it.
+    So a revocation stays in force even when all workers that received it have ended, and a
+    revocation published while this worker had no connection still reaches it.
     """
 
     name = "Revokes"
@@ -40,7 +40,7 @@ class Revokes(StartStopPart):
 
         Args:
             store: the revoked tasks on the server.
-            revoked: those that this worker knows.
+            revoked: the revoked tasks that this worker knows.
             spawn_soon: starts a greenlet; any thread may call it.
             discard: discards waiting tasks that are revoked.
         """
@@ -78,7 +78,8 @@ class Revokes(StartStopPart):
         try:
             self._store_new()
         except OperationalError as exc:
-            # They are written after the next connection, or with the next revocation.
+            # The revocations are written when the worker connects again, or with the next
+            # revocation.
             self._failed(exc)
 
     def _store_new(self) -> None:

@@ -63,17 +63,17 @@ _ANSWER_S = 2.0
 # such as far ETAs, do not accumulate here.
 _UNWRITTEN = 2000
 
-# How often the others get their turn before a wait: in the first, tasks run; in the second, the
-# outbox sends what follows them.
+# How many turns other greenlets get before a wait. In the first turn, tasks run; in the second, the
+# outbox sends what follows those tasks.
 _TURNS = 2
 
-# When reading messages has taken this long, everybody else has a turn before the next one: many
-# expensive messages must not block the hub one after another.
+# When reading messages has taken this long, all other greenlets get a turn before the next message
+# is read, since many expensive messages must not block the hub one after another.
 _TURN_S = 0.02
 
 
 class Tasks(StartStopPart):
-    """Takes as many messages from their queues as the worker has room for.
+    """Takes as many messages from the queues as the worker has room for.
 
     1. `consume` asks for no more than the pool has room for, and waits when there is none.
     2. `Admission` decides whether each message runs, waits, or is settled immediately.
@@ -159,7 +159,7 @@ class Tasks(StartStopPart):
 
     @property
     def is_empty(self) -> bool:
-        """Whether this worker holds no messages, not even some for later."""
+        """Whether this worker holds no messages, not even any for later."""
         return self.admission.waiting.is_empty and not self._state.reserved
 
     def consume(self) -> None:
@@ -170,7 +170,7 @@ class Tasks(StartStopPart):
     def turn(self) -> None:
         """Take and admit messages once, or wait until there may be some. Switches: yes."""
         if self._fetcher.unsure:
-            # This is done even without room, or while draining: no other worker can take messages
+            # Take even without room, or while draining, since no other worker can take messages
             # that may already be reserved here.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
@@ -201,8 +201,9 @@ class Tasks(StartStopPart):
     def _sends_more(self) -> bool:
         """Return whether a take may find the tasks that follow those just taken. Switches: yes.
 
-        The next step of a chain whose step did not wait is then taken without a notice: its push
-        and the take are under way together. Otherwise each step would need two round trips.
+        If a step of a chain has ended without waiting, the push of the next step and this take are
+        under way together, so the next step is taken without a notice. Otherwise each step would
+        need two round trips.
         """
         pushed = self._outbox.pushed_to = set()
         found = False
@@ -215,7 +216,7 @@ class Tasks(StartStopPart):
         return found
 
     def _may_wait(self, room: int) -> bool:
-        """Return whether this worker, with at least this much room, is idle, waiting for work."""
+        """Return whether this worker, with this much room, may wait idly for new messages."""
         return self._may_take() and room > 0 and not (self.depth or self._suspects.busy)
 
     def _admit_all(self, deliveries: list[Delivery]) -> None:
@@ -264,7 +265,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """When this worker stops, put back messages that only it would find. Switches: yes."""
+        """Put back messages that only this worker would find, as it is stopping. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
@@ -298,11 +299,11 @@ class Tasks(StartStopPart):
         self._returns.give_back(requests)
 
     def give_away(self, connection: Connection, owner: str) -> None:
-        """In the watchdog thread, with the hub blocked: requeue requests without a slot.
+        """Requeue requests without a slot; the watchdog thread calls this while the hub is blocked.
 
         Raises:
-            OperationalError: the requests stay, and are requeued when this worker ends or its hub
-            runs again.
+            OperationalError: the requests stay here, and are requeued when this worker ends or its
+                hub runs again.
         """
         self._returns.give_away(connection, owner)
 
@@ -319,7 +320,7 @@ class Tasks(StartStopPart):
     # --- remote control ---------------------------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> None:
-        """Run a broadcast message, of which the server has no record. Switches: no."""
+        """Run a broadcast message, which the server has no record of. Switches: no."""
         if self._taken is not None:
             self._taken()
         self.admission.receive(delivery._replace(tag=""))
@@ -328,7 +329,7 @@ class Tasks(StartStopPart):
         """Decode a message in the same way as one that was taken.
 
         Raises:
-            DecodeError, ContentDisallowed: it is not a task call that this worker accepts.
+            DecodeError, ContentDisallowed: the message is not a task call that this worker accepts.
         """
         return self.admission.reader.read(raw)
 
@@ -430,7 +431,7 @@ class Admission:
         self.suspects = Suspects(pool, outbox, self._begin)
         # The time at which the messages being admitted were requested.
         self.taken_s = 0.0
-        # Whether one of them is followed by others.
+        # Whether one of the messages being admitted has successors.
         self.goes_on = False
         # The body of the chord whose part was admitted last.
         self._body: Mapping[str, Any] | None = None
@@ -457,7 +458,7 @@ class Admission:
     def _admit(self, delivery: Delivery, message: TaskMessage) -> None:
         """Hand a message to the pool or the timer, or settle it if it cannot run.
 
-        Every task passes through here, so only what few tasks have is left to other functions.
+        Every task passes through here, so only what concerns few tasks is left to other functions.
         """
         eta = expires = None
         # Not `has_successors`, which would be a call for every task.
@@ -481,7 +482,8 @@ class Admission:
             self._state.reserved[delivery.tag] = request
         else:
             request.acks_late, request.settled = False, True
-        # It is counted under the registered name, since `shadow` is whatever the sender chose.
+        # The task is counted under its registered name, since `shadow` is whatever the sender
+        # chose.
         self._state.total[task.name] += 1
         if self._state.tally is not None:
             self._state.tally.received(request)
@@ -501,7 +503,7 @@ class Admission:
     def _examine(
         self, delivery: Delivery, message: TaskMessage, *, is_step: bool
     ) -> tuple[datetime | None, datetime | None] | None:
-        """Return a message's ETA and expiry; bury it, and return None, if it is malformed."""
+        """Return a message's ETA and expiry; bury a malformed message and return None."""
         if self._index is not None:
             self._index.adopt(message)
         if is_step:
@@ -527,7 +529,7 @@ class Admission:
             self._hand_over(request)
 
     def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
-        """Settle a request that must not run, at least not now; return whether it was one."""
+        """Settle a request if it must not run, at least not now; return whether that was so."""
         if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
@@ -544,8 +546,8 @@ class Admission:
         if message.redelivered and self._is_suspect(request):
             self.suspects.add(request)
         elif self.suspects.alone and request.delivery.tag:
-            # It became due while a suspect is running alone, so another worker runs it, or this one
-            # does later.
+            # The request became due while a suspect was running alone, so another worker runs it,
+            # or this worker does so later.
             self._returns.give_back([request])
         else:
             self._pool.submit(request)
@@ -555,7 +557,7 @@ class Admission:
         self._refusals.sender = sender
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the requests that have not started and for which `which` is true."""
+        """Remove and return the requests that have not started and satisfy `which`."""
         taken = self.waiting.withdraw(which)
         return taken + self.suspects.take_out(which) + self._pool.take_back(which)
 
@@ -582,15 +584,16 @@ class Admission:
         """Check a message's successors, and bury the message if they are malformed."""
         chord = message.chord
         if chord and chord == self._body:
-            # The parts of a chord arrive together, each with the body, of which one copy is kept.
+            # The parts of a chord arrive together, each with a copy of the body; only one copy is
+            # kept.
             message.chord = self._body
             if not (message.chain or message.callbacks or message.errbacks):
                 return True
         sound, reason = check_following(message)
         if not reason and message.chord and not self._stores_results:
             reason = (
-                "it belongs to a chord, whose parts are counted among the results, and this worker "
-                "has none: set result_backend"
+                "it belongs to a chord, whose parts are counted on the results server, and this "
+                "worker has no results server: set result_backend"
             )
             sound = replace(message, chord=None)
         if not reason:
@@ -601,18 +604,18 @@ class Admission:
         return False
 
     def _read_signed(self, signer: Signer, delivery: Delivery) -> TaskMessage | None:
-        """Read a message whose signature is valid; bury another one, and return None."""
+        """Read a message if its signature is valid; otherwise bury it and return None."""
         try:
             raw = signer.open("message", delivery.queue, delivery.raw)
         except SignatureError as exc:
-            # The id is left out, since it may be another task's, so no result is stored under it.
+            # The id may be another task's, so it is omitted, and no result is stored under it.
             self._refusals.bury(delivery, exc, None)
             return None
         message = fast_decode.read(raw, accept=self._accept, max_body_bytes=self._max_body_bytes)
         return message or self._read_carefully(delivery)
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
-        """Read a less common message; bury one that is not a valid task call, and return None."""
+        """Read a less common message; if it is not a valid task call, bury it and return None."""
         began_s = time.monotonic()
         try:
             return self._read_and_check(delivery)
@@ -639,20 +642,19 @@ class Admission:
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:
-            # Another worker has found that it must not run; what follows it is computed here.
+            # Another worker has found that the message must not run; what follows it is computed
+            # here.
             self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
             return None
         return message
 
 
 def _check_ids(message: TaskMessage) -> None:
-    """Refuse ids so long that they would fill the server.
+    """Refuse ids that are so long that they would fill the server.
 
     Raises:
         DecodeError: an id is too long.
     """
     ids = len(message.id) + len(message.root_id or "") + len(message.parent_id or "")
     if ids + len(message.group or "") > KEY.most:
-        raise DecodeError(
-            f"task {message.task}: its ids have more than {KEY.most:,} characters together"
-        )
+        raise DecodeError(f"task {message.task}: together, its ids exceed {KEY.most:,} characters")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# The maximum number of tasks that wait in this worker for a near ETA, and of those held back by
+# The maximum number of tasks that wait in this worker for a near ETA, and of tasks held back by
 # their rate limit. Any more are parked like far ETAs, so each kind takes at most about 10 MB of a
 # worker, and messages behind them in the queues can run.
 _ETAS_HELD = 4000
@@ -36,7 +36,7 @@ class Waiting:
 
     1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or one that does
        not fit here, is parked on the server.
-    2. A task with a rate limit waits in its own line, reserved.
+    2. A task with a rate limit waits in a line for its task name, reserved.
     3. A task that expires while it waits is discarded.
     """
 
@@ -146,7 +146,7 @@ class Waiting:
         return [request for line in self._lines.values() for request in line.waiting()]
 
     def withdraw(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the requests for which `which` is true."""
+        """Remove and return the requests that satisfy `which`."""
         taken = [request for request in self._scheduled if which(request)]
         for request in taken:
             entry, _eta = self._scheduled.pop(request)

@@ -1,4 +1,4 @@
 """A cluster's events for use by programs: `app.events`.
 
-Used by the app, which creates it, and by the command line.
+The app, which creates `events`, and the command line use this package.
 """

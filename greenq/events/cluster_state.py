@@ -105,12 +105,12 @@ class ObservedWorker:
 
     @property
     def heartbeat_expires(self) -> float:
-        """The unix time after which it is considered dead if no event arrives; 0 if offline."""
+        """The unix time after which the worker counts as dead if no event arrives; 0 if offline."""
         return self.heartbeats[-1] + self.freq * SILENT_INTERVALS if self.heartbeats else 0.0
 
     @property
     def alive(self) -> bool:
-        """True if it sent an event within the last two intervals and has not signed off."""
+        """True if the worker sent an event within the last two intervals and has not signed off."""
         return time.time() < self.heartbeat_expires
 
     @property
@@ -140,7 +140,7 @@ class ObservedTask:
     """A task as described by its events.
 
     Attributes:
-        state: the strongest one reported; see `greenq.states.precedence`.
+        state: the strongest state reported; see `greenq.states.precedence`.
         sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
         args, kwargs, result, exception: texts that the sender has shortened.
         worker: the sender of the last event; None if only the client has sent one.
@@ -186,7 +186,7 @@ class ObservedTask:
 
     @property
     def ready(self) -> bool:
-        """True if nothing more will happen to it."""
+        """True if nothing more will happen to the task."""
         return self.state in states.READY_STATES
 
     @property
@@ -243,7 +243,7 @@ _INFO_FIELDS = (
 class TaskIndex(Mapping[str, set[ObservedTask]]):
     """Tasks by a common property: ``tasks_by_type["proj.add"]`` is a set of tasks.
 
-    When called with a name, it yields pairs of id and task ordered by time, latest first.
+    Calling the index with a name yields pairs of id and task ordered by time, latest first.
     """
 
     def __init__(self, state: State, key: Callable[[ObservedTask], str | None]) -> None:
@@ -277,9 +277,9 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
 
 
 class State:
-    """What is known about a cluster from its events; it may be used from any thread.
+    """What is known about a cluster from its events; any thread may use this object.
 
-    It keeps a limited number of workers and tasks, and drops those whose last event is the oldest.
+    A limited number of workers and tasks is kept; those whose last event is the oldest are dropped.
 
     Attributes:
         workers: the workers by node name.
@@ -436,7 +436,7 @@ def _order(task: ObservedTask) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return a name's entry, created if missing, and whether it is new; it will be dropped last."""
+    """Return a name's entry, created if missing, and whether it is new; make it the newest."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:
@@ -459,7 +459,7 @@ def _is_usable(event: Event) -> bool:
 def _take_over(
     thing: ObservedWorker | ObservedTask, event: Event, rules: Mapping[str, Rule]
 ) -> None:
-    """Set the attributes for which an event has valid values."""
+    """Set the attributes that an event has valid values for."""
     for name, rule in rules.items():
         if name in event:
             value = event[name]

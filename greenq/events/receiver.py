@@ -3,8 +3,9 @@
     receiver = app.events.Receiver({"task-failed": note, "*": state.event})
     receiver.capture(limit=None, timeout=None, wakeup=True)
 
-The names are those of ``app.events`` in Celery, so code written for one runs on the other. Events
-may come from anyone who is allowed to publish on the server, so every field is checked before use.
+The names are those of ``app.events`` in Celery, so code written for one library runs on the other.
+Events may come from anyone who is allowed to publish on the server, so every field is checked
+before use.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class Events:
         """Publish a custom event immediately. Switches: yes.
 
         Args:
-            kind: its type, such as ``task-progress``; events whose type begins with ``task-``
-                concern the task whose id is in the field ``uuid``.
+            kind: the event's type, such as ``task-progress``; events whose type begins with
+                ``task-`` concern the task whose id is in the field ``uuid``.
             hostname: the sender; None means this process, ``gen<pid>@<host>``.
             fields: anything with a JSON form.
 
@@ -144,7 +145,7 @@ class Receiver:
 
         Args:
             client: the server.
-            keys: the names of its channels.
+            keys: the names of the channels.
             clock: a clock that advances beyond every number received.
             handlers: functions that take one event, by its type.
             routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
@@ -209,7 +210,7 @@ class Receiver:
             self.close()
 
     def stop(self) -> None:
-        """Stop capturing soon; any thread or handler may call it."""
+        """Stop capturing soon; any thread or handler may call this."""
         self.should_stop = True
 
     def open(self, *, wakeup: bool = True) -> None:
@@ -265,7 +266,7 @@ class Receiver:
         self._heard_s = time.monotonic()
         self._outage.recovered("events are received again")
         if self._wakeup:
-            # This comes only after subscribing, or the answers could be missed.
+            # Ask only after subscribing, or the answers could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:
@@ -282,8 +283,8 @@ class Receiver:
     def _complete(self, event: Event) -> None:
         """Adjust an event's clock to ours.
 
-        Its timestamp is unix time and stays unchanged. (Celery shifts it by the difference of the
-        time zones, which makes it wrong.)
+        The event's timestamp is unix time and stays unchanged. (Celery shifts it by the difference
+        of the time zones, which makes it wrong.)
         """
         if event["type"] == "task-sent":
             # Clients do not take part in the cluster's clock, so their own is meaningless.

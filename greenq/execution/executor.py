@@ -6,8 +6,8 @@
     settle   write state and notification, acknowledge or move the message: one outbox entry
     report   send one event, write one log line, call the hooks of the task's class
 
-Every way in which a task can end is one branch of `_call` or `_override`, and each of them settles
-the message.
+Every way a task can end is one branch of `_call` or `_override`, and each branch settles the
+message.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Executor:
     ) -> None:
         """Run tasks with the parts of one worker.
 
-        `hostname` is its node name, `handover` computes what follows a task's end, `events` sends
-        the task events, `end_hooks` are called after each task.
+        `hostname` is the worker's node name, `handover` computes what follows a task's end,
+        `events` sends the task events, and `end_hooks` are called after each task.
         """
         self._config = config
         self._broker = transport.broker
@@ -182,7 +182,9 @@ class Executor:
                 if not broker.is_taken_away(tag):
                     return True
                 request.settle()
-                _log.warning("%s does not start here: the lease expired, it was requeued", request)
+                _log.warning(
+                    "%s does not start here: the lease expired, so it was requeued", request
+                )
             except OperationalError as exc:
                 _log.debug(
                     "%s is waiting for the server to confirm its reservation: %s", request, exc
@@ -239,7 +241,7 @@ class Executor:
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        # Asked here, and not of `time_limits`, which would be a call for every task.
+        # Checked here rather than in `time_limits`, which would be a call for every task.
         hard_s, soft_s = request.message.timelimit
         is_limited = (
             (hard_s or task.time_limit or config.task_time_limit)
@@ -267,7 +269,7 @@ class Executor:
             outcome, result = self._results.write(request, outcome, children)
         else:
             outcome, result, move, workflow = self._conclude(request, context, outcome)
-        # A message acknowledged early has left a stub, to which the outcome belongs.
+        # A message acknowledged early has left a stub, and the outcome belongs to that stub.
         if tag and move is None and outcome.state in _MAY_MOVE:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
@@ -329,7 +331,7 @@ class Executor:
     def _hand_over_later(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a run after which another one sends what follows."""
+        """Return the end of a run that leaves it to a later run to send what follows."""
         result = None
         if outcome.state != REJECTED:
             outcome, result = self._results.write(request, outcome, _children(context))
@@ -341,7 +343,7 @@ class Executor:
     def _hand_over_value(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return a success with its successors; a failure if its value cannot be stored."""
+        """Return a success with its successors, or a failure if its value cannot be stored."""
         workflow, sent = self._handover.succeeded(step, outcome.value)
         if context.additions:
             self._handover.added(workflow, step, context.additions)
@@ -351,7 +353,7 @@ class Executor:
     def _hand_over_failure(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a step without a value to hand over, which fails what waits for it."""
+        """Return the end of a step without a value to hand over; what waits for the step fails."""
         state = FAILURE if outcome.state == IGNORED else outcome.state
         failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE
@@ -369,7 +371,7 @@ class Executor:
         move: Move | None,
         workflow: Continuation | None,
     ) -> Continuation | None:
-        """Return what follows the end, with its note for the index of workflows."""
+        """Return what follows the end, with the end's note for the index of workflows."""
         assert self._index is not None
         is_replaced = context is not None and context.replacement is not None
         goes_on = (
@@ -441,7 +443,7 @@ class Executor:
         return self._broker.move(request.delivery.tag, key, written["text"])
 
     def _retry_message(self, request: Request, retry: Retry) -> Outgoing:
-        """Write the next run's message."""
+        """Build the next run's message."""
         assert retry.next_run is not None
         args, kwargs, options = retry.next_run
         message, properties = request.message, request.properties
@@ -606,8 +608,8 @@ class Executor:
 def surely_holds(state: WorkerState, request: Request) -> bool:
     """Return whether the lease has held without interruption since `request` was taken.
 
-    It may have ended while this process was frozen or could not reach the server; then its messages
-    may belong to another worker.
+    The lease may have ended while this process was frozen or could not reach the server. This
+    worker's messages may then belong to another worker.
     """
     return state.now_s() < state.lease_until_s and request.taken_s > state.lease_lost_s
 
@@ -615,7 +617,7 @@ def surely_holds(state: WorkerState, request: Request) -> bool:
 def running_task(frame: FrameType | None) -> str | None:
     """Return the name and id of the task that a frame belongs to, or None.
 
-    This is for the watchdog thread, which can tell only from the frames which greenlet is running.
+    The watchdog thread needs this, since only the frames tell it which greenlet is running.
     """
     while frame is not None:
         if frame.f_code is Executor.__call__.__code__:
@@ -644,7 +646,7 @@ def _call(request: Request) -> Outcome:
 
 
 def _hears_success(task: BaseTask[..., Any]) -> bool:
-    """Return whether the task has a hook for its success, which few have."""
+    """Return whether the task has a hook for its success, which few tasks have."""
     cls, own = type(task), vars(task)
     return (
         cls.on_success is not _NO_SUCCESS
@@ -671,7 +673,7 @@ def _storable(text: str) -> str:
 
 
 def _signum(request: Request) -> int | str | None:
-    """Return the number of the signal by which a request was ended, in the form used by events.
+    """Return the number of the signal that ended a request, in the form used by events.
 
     Return None if no signal ended it; an unknown name is returned unchanged.
     """

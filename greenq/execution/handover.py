@@ -6,7 +6,7 @@ message (`greenq.transport.workflow`), so a crash neither loses nor repeats a st
     succeeded    links and the next step are sent; the part of a chord is counted
     failed       errbacks are called; whatever can no longer run also fails, and so do the chords
                  that wait for it
-    completed    the part was the last of its chord: its worker reads the others, and settles the
+    completed    the part was the last of its chord; its worker reads the others, and settles the
                  message again, together with the body
 """
 
@@ -58,8 +58,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The messages sent when a task ends may be this many times as large as the largest body: a chord's
-# body is written into each message of its header, so a small message could ask for a huge push.
+# The messages sent when a task ends may be this many times as large as the largest body. There is a
+# limit because a chord's body is written into each message of its header, so a small message could
+# ask for a huge push.
 _MOST_BODIES = 16
 
 # The traceback of a failure is stored with each step that can no longer run, up to this much.
@@ -104,7 +105,7 @@ class EndingStep:
 
     @property
     def inherited(self) -> dict[str, Any]:
-        """The options that its successors inherit from it."""
+        """The options that its successors inherit."""
         message = self.message
         options: dict[str, Any] = {
             "parent_id": message.id, "root_id": message.root_id or message.id,
@@ -180,8 +181,8 @@ class Handover:
 
         Args:
             request: the run that failed, for errbacks.
-            calls: False if errbacks are not called, because the task was revoked, has expired or
-                was ignored.
+            calls: whether errbacks are called; False if the task was revoked, has expired or was
+                ignored.
         """
         message, flow = step.message, _Flow()
         if calls and message.errbacks:
@@ -226,7 +227,7 @@ class Handover:
         workflow.written = [*workflow.written, *flow.written]
 
     def _counted(self, step: EndingStep, value: object) -> Continuation:
-        """Return what follows the success of most parts of a chord: only that they are counted."""
+        """Return what follows the success of most parts of a chord, which are only counted."""
         message = step.message
         refused = partial(self._refused, step)
         if not (message.group and self._transport.stores_results):
@@ -351,8 +352,8 @@ class Handover:
             claim, parts, saved = self._read(group)
             if claim in own and bodies[group] is UNREADABLE:
                 _log.error(
-                    "the body of chord %s cannot fail: the message of its last part, task %s, is a "
-                    "dead letter that cannot be read; replay it when it can be (greenq dead)",
+                    "chord %s cannot end yet: the message of its last part, task %s, is a dead "
+                    "letter that cannot be read; replay it once it can be read (greenq dead)",
                     step.message.group, step.message.id,
                 )  # fmt: skip
             elif claim in own:
@@ -362,7 +363,7 @@ class Handover:
                 if claim is None:
                     # The results server has lost the chord, so count the existing parts again.
                     return first
-                # Another worker has completed it, so nothing is sent, and the message is
+                # Another worker has completed the chord, so nothing is sent, and the message is
                 # acknowledged.
                 flow.clears.append(ChordClaim(group, min(own)))
         workflow = self._finished(flow, step)
@@ -544,7 +545,7 @@ def _call(
     try:
         task(*args, **errback.get("kwargs") or {})
     except BaseException as exc:
-        # This is the boundary to user code: whatever it raises, the failed task still ends.
+        # User code runs here; whatever it raises, the failed task still ends.
         raise GreenqError(f"{type(exc).__name__}: {exc}") from exc
 
 

@@ -42,8 +42,9 @@ class LostMessages:
     ) -> Settlement:
         """Return the entry that makes a message a dead letter and its task a failure.
 
-        If other tasks depend on it, a worker must compute which of them fail with it: the message
-        is then marked and moved to the inbox of its queue, from which only greenq's workers take.
+        If other tasks depend on that task, a worker must compute which of them fail with it. The
+        message is then marked and moved to the inbox of its queue, which only greenq's workers take
+        from.
         """
         transport = self._app.transport
         if self._is_awaited(raw):

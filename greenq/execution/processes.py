@@ -39,7 +39,7 @@ def refuse_fork() -> None:
 
     def refuse_pool(pool: Any, *args: Any, **options: Any) -> None:
         if not isinstance(pool, multiprocessing.pool.ThreadPool):
-            # `Pool.__del__` reads this.
+            # `Pool.__del__` reads this attribute.
             pool._state = None  # noqa: SLF001
             raise RuntimeError(_NO_POOL)
         make(pool, *args, **options)

@@ -85,7 +85,7 @@ class RateLimitedQueue:
         return list(self._waiting)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the requests for which `which` is true, in order."""
+        """Remove and return, in order, the requests that satisfy `which`."""
         taken = [request for request in self._waiting if which(request)]
         self._waiting = deque(request for request in self._waiting if not which(request))
         return taken

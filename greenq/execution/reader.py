@@ -29,7 +29,7 @@ class MessageReader:
         """Read a message.
 
         Raises:
-            DecodeError, ContentDisallowed: it is not a task call that this worker accepts.
+            DecodeError, ContentDisallowed: the message is not a task call that this worker accepts.
         """
         return self.decode(self.unwrap(raw))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from greenq.transport.settle import StateWrite
     from greenq.transport.transport import Transport
 
-# How many characters are kept of the texts in an outcome that cannot be stored as it is.
+# How many characters of each text are kept if an outcome cannot be stored as it is.
 STORED_CHARS = 4000
 
 
@@ -25,16 +25,16 @@ class ResultWriter:
     def __init__(self, config: TaskConfig, transport: Transport, hostname: str) -> None:
         """Write for the worker with the node name `hostname`."""
         self._config = config
-        # This is None if results are disabled.
+        # None if results are disabled.
         self._backend = transport.backend if transport.stores_results else None
         self._hostname = hostname
 
     def write(
         self, request: Request, outcome: Outcome, children: tuple[object, ...] = ()
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and its state's write; a value that cannot be stored is a failure.
+        """Return the outcome and the write of its state; an unstorable value becomes a failure.
 
-        `children` are the tasks that it sent, in the form used in results.
+        `children` are the tasks that the task sent, in the form used in results.
         """
         backend = self._backend
         if backend is None or not self._is_stored(request, outcome):
@@ -61,7 +61,7 @@ class ResultWriter:
     ) -> StateWrite | None:
         """Return the write of a state that is stored regardless of the task's options.
 
-        None if results are disabled.
+        Return None if results are disabled.
 
         Raises:
             EncodeError: `value` cannot be serialized.
@@ -90,7 +90,7 @@ class ResultWriter:
         *,
         bare: bool = False,
     ) -> StateWrite:
-        """Encode a state for the backend; `bare` leaves out parts that may be too large."""
+        """Encode a state for the backend; `bare` omits parts that may be too large."""
         message, value = request.message, outcome.value
         if outcome.state == RETRY and isinstance(value, Retry):
             value = value.exc or value

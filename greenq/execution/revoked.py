@@ -21,7 +21,7 @@ _KEEP_S = 10_800.0
 # The maximum number of stamps: as many as the server keeps.
 _MOST_WORKFLOWS = 10_000
 
-# The limit on their total size. It is needed because anyone who may publish can revoke.
+# The limit on their total size, which is needed because anyone who may publish can revoke.
 _MOST_CHARS = 4_000_000
 
 
@@ -32,8 +32,8 @@ class _Aging:
         self._most = most
         self._keep_s = keep_s
         self._clock = clock
-        # The time at which each was added; the oldest come first, so they can be removed without a
-        # search.
+        # The time at which each entry was added; the oldest come first, so they can be removed
+        # without a search.
         self._added_s: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._chars = 0
 
@@ -64,7 +64,7 @@ class _Aging:
         return [texts for texts, _age_s in self.aged()]
 
     def aged(self) -> list[tuple[tuple[str, ...], float]]:
-        """Return the same, each with its age."""
+        """Return what `all` returns, each entry with its age."""
         now_s = self._clock()
         # Among entries read from a file or the server, an older one may follow a newer one.
         for texts, added_s in list(self._added_s.items()):
@@ -76,7 +76,7 @@ class _Aging:
 class Revoked:
     """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for a while.
 
-    It holds only explicit revocations. Expired messages are not added: they expire again when
+    Only explicit revocations are held. Expired messages are not added: they expire again when
     redelivered, and any sender could use them to displace revocations, or to revoke another
     sender's task by its id.
 

@@ -22,7 +22,7 @@ class WorkerState:
     Attributes:
         reserved: all unsettled requests, including running ones.
         total: how many messages of each task were taken.
-        succeeded, failed, retried: how many runs ended this way.
+        succeeded, failed, retried: how many runs ended in each of these ways.
         tally: counts for metrics and the adaptive autoscaler; None if neither is on.
         lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
             have ended, in seconds of `now_s`.

@@ -55,7 +55,7 @@ def save(path: Path | str, saved: Saved) -> None:
     """Replace the file with one that contains `saved`.
 
     Raises:
-        OSError: it cannot be written; the old file is unchanged.
+        OSError: the file cannot be written; the old file is unchanged.
     """
     text = json.dumps(
         {
@@ -72,7 +72,7 @@ def save(path: Path | str, saved: Saved) -> None:
         file.flush()
         os.fsync(number)
     os.replace(new, path)
-    # The folder, in which the name now refers to another file, must also be synced.
+    # The directory must also be synced, since the name in it now refers to another file.
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -81,10 +81,10 @@ def save(path: Path | str, saved: Saved) -> None:
 
 
 def load(path: Path | str) -> Saved:
-    """Read the file; a missing or empty one yields nothing.
+    """Read the file; a missing or empty file yields nothing.
 
     Raises:
-        ConfigError: it cannot be read, or `save` did not write it.
+        ConfigError: the file cannot be read, or `save` did not write it.
     """
     try:
         with open(path, "rb") as file:
@@ -136,7 +136,7 @@ def _is_shelve(path: Path | str) -> bool:
     try:
         return bool(dbm.whichdb(os.fspath(path)))
     except Exception:
-        # This fails on some files that are not databases at all.
+        # `whichdb` fails on some files that are not databases at all.
         return False
 
 
@@ -163,7 +163,7 @@ class StateDB(StartStopPart):
         Raises:
             ConfigError: the file cannot be read, or greenq did not write it.
         """
-        # The path is made absolute, since the app may change the working folder.
+        # The path is made absolute, since the app may change the working directory.
         self.path = os.path.abspath(path)
         self._state, self._timer, self._now_s = state, timer, now_s
         self._entry: TimerEntry | None = None
@@ -181,7 +181,7 @@ class StateDB(StartStopPart):
         """Write the file for the first time, then whenever something has changed.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         try:
             in_thread(save, self.path, self._content())

@@ -1,7 +1,8 @@
-"""Learns which workflows are cancelled or paused, twice a second, if workflows are indexed.
+"""Learns twice a second which workflows are cancelled or paused, if workflows are indexed.
 
-After this worker has put aside messages of a paused workflow, it asks immediately: if the workflow
-has been resumed in the meantime, they are on their queue again, and would be put aside again.
+After this worker has put aside messages of a paused workflow, it asks immediately. If the workflow
+has been resumed in the meantime, the messages are back on their queue, and would otherwise be put
+aside again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class StoppedWorkflows(StartStopPart):
         workflows: Workflows,
         stop: Callable[[Mapping[str, str]], object],
     ) -> None:
-        """Call `stop` with the stopped workflows whenever these have changed."""
+        """Call `stop` with the stopped workflows whenever they have changed."""
         self._workflows = workflows
         self._stop = stop
         self._changes = -1
@@ -86,5 +87,5 @@ class StoppedWorkflows(StartStopPart):
         self._stopped = stopped
         self._stop(stopped)
         for each in go_on:
-            # Whoever resumed it may have died before that.
+            # Whoever resumed the workflow may have died before releasing its messages.
             self._workflows.release(each)

@@ -26,22 +26,23 @@ _PATIENCE_S = 10.0
 class Suspects:
     """Runs messages one at a time, each alone in its worker.
 
-    1. It first waits, for a limited time, until all running tasks have ended; no messages are taken
-       in the meantime.
-    2. Before the run, it records on the server which message is about to run, so that a death of
-       the worker counts against this message only.
-    3. After the last suspect, it clears this record before other messages are taken.
+    1. First wait, for a limited time, until all running tasks have ended; no messages are taken in
+       the meantime.
+    2. Before the run, record on the server which message is about to run, so that a death of the
+       worker counts against this message only.
+    3. After the last suspect, clear this record before other messages are taken.
     """
 
     def __init__(self, pool: Pool, outbox: Outbox, begin: Callable[[Request], object]) -> None:
-        """Run requests in `pool`; `begin` submits a request unless it is too late for it."""
+        """Run requests in `pool`; `begin` submits a request unless its time has passed."""
         self._pool = pool
         self._outbox = outbox
         self._begin = begin
         self._line: deque[Request] = deque()
         # True while a suspect is running alone, starting just before the server is informed.
         self.alone = False
-        # True from the first suspect until after the last; no other messages may be taken.
+        # True from the first suspect until after the last; meanwhile, no other messages may be
+        # taken.
         self.busy = False
         self._over = Event()
         self._over.set()
@@ -67,7 +68,7 @@ class Suspects:
         return list(self._line)
 
     def take_out(self, which: Callable[[Request], bool]) -> list[Request]:
-        """Remove and return the waiting suspects for which `which` is true."""
+        """Remove and return the waiting suspects that satisfy `which`."""
         taken = [request for request in self._line if which(request)]
         for request in taken:
             self._line.remove(request)

@@ -47,7 +47,7 @@ class Series:
         ended: how many runs ended in each state.
         runtime_s, wait_s: sums.
         runtimes, waits: the counts by bucket; the last bucket contains everything above.
-        prefetch_s: how long the last one waited in this worker to be started.
+        prefetch_s: how long the last message waited in this worker before its run started.
     """
 
     __slots__ = ("ended", "prefetch_s", "received", "runtime_s", "runtimes", "wait_s", "waits")
@@ -92,8 +92,8 @@ class TaskTally:
         series.runtime_s += runtime_s
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
-        # This is extracted from the text, since parsing the envelope again would take longer than
-        # everything else.
+        # The tag's time is extracted from the text, since parsing the envelope again would take
+        # longer than everything else.
         place = raw.rfind(_TAG) + len(_TAG)
         # Messages with an ETA wait intentionally.
         if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:
@@ -119,7 +119,7 @@ class TaskTally:
         (self.series.get(key) or self._new(key)).ended[REVOKED] += 1
 
     def label(self, task: str, queue: str) -> tuple[str, str]:
-        """Return under which task and queue runs are counted; any thread may ask."""
+        """Return the task and queue that runs are counted under; any thread may ask."""
         return (task, queue) if (task, queue) in self.series else (OTHER, OTHER)
 
     def _new(self, key: tuple[str, str]) -> Series:

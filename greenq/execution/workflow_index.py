@@ -1,4 +1,4 @@
-"""What a worker enters into the index of workflows: the beginning and the end of each task in them.
+"""What a worker enters into the index of workflows: when each of their tasks begins and ends.
 
 The calls that store states and results also write these entries (`greenq.transport.outbox`).
 """
@@ -46,7 +46,7 @@ _LETTERS = {
     REVOKED_STATE: REVOKED, RETRY: AGAIN,
 }  # fmt: skip
 
-# How many groups are remembered whose followers have been entered.
+# How many groups whose followers have been entered are remembered.
 _MOST_GROUPS = 1000
 
 
@@ -60,9 +60,9 @@ class WorkflowIndex:
         # The node name comes last in a node's times and ends with a bar.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
-        # This is called when a message has been put aside.
+        # Called when a message has been put aside.
         self.on_held: Callable[[bool], object] | None = None
-        # The groups of clients whose followers have been entered, with the latest last.
+        # Clients' groups whose followers have been entered; the latest group comes last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod
@@ -112,17 +112,17 @@ class WorkflowIndex:
         goes_on: bool = False,
         has_run: bool = True,
     ) -> Continuation | None:
-        """Return `workflow` with the end of a task; None if the task has neither.
+        """Return `workflow`, which may be None, with the end of a task if the task is in the index.
 
         Args:
-            delivery: its message, which is kept if the task has failed.
-            message: the same, decoded.
-            state: its state.
-            workflow: what its end sets in motion.
-            began_s: when it began, unix seconds.
-            children: the ids of the tasks that it has sent.
-            goes_on: whether it runs again or is replaced.
-            has_run: False if its message cannot run.
+            delivery: the task's message, which is kept if the task has failed.
+            message: the decoded message.
+            state: the task's state.
+            workflow: what the task's end sets in motion.
+            began_s: when the task began, unix seconds.
+            children: the ids of the tasks that the task has sent.
+            goes_on: whether the task runs again or is replaced.
+            has_run: False if the message cannot run.
         """
         name = workflow_of(message) or (message.id if children else None)
         if name is None:

@@ -21,7 +21,7 @@ def annotate(task: BaseTask[Any, Any], annotations: Sequence[Any]) -> None:
     """Apply the setting to a task: first the entry for its name, then the entry for all tasks.
 
     Of several annotations, the first with an entry for the name applies, and so does the first with
-    an entry for all tasks. As in Celery, the latter takes precedence.
+    an entry for all tasks. As in Celery, the entry for all tasks takes precedence.
 
     Raises:
         ConfigError: an option is invalid, an attribute's name looks misspelt, or an object

@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 class TaskModules:
-    """The packages in which an app looks for modules of tasks, and how they are imported."""
+    """The packages that an app searches for modules of tasks, and how these are imported."""
 
     def __init__(self) -> None:
         """Start without packages."""
         self._places: list[tuple[Packages, str | None]] = []
 
     def add(self, packages: Packages, related_name: str | None) -> None:
-        """Look for modules named `related_name` in the packages that `packages` will return."""
+        """Add the packages that `packages` will return to those that are searched."""
         self._places.append((packages, related_name))
 
     def import_all(self, app: Any, settings: Mapping[str, Any]) -> None:
@@ -100,10 +100,10 @@ def _import_named(module: str, source: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        # If another module is missing inside it, the error is that module's own.
+        # If the module itself imports something that is missing, pass that error on.
         if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
             raise
-        reason = "no such module; is its folder on the Python path?"
+        reason = "no such module; is its directory on the Python path?"
         raise ConfigError([Problem(source, module, reason)]) from exc
 
 

@@ -17,14 +17,14 @@ T = TypeVar("T", bound="BaseTask[..., Any]")
 
 
 class SharingApp(TaskApp, Protocol):
-    """What a shared task needs of the current app."""
+    """What a shared task needs from the current app."""
 
     def take_shared(self) -> Sequence[BaseTask[Any, Any]]:
         """Return the app's own version of each shared task, in the order of definition."""
 
 
 class Definition(NamedTuple):
-    """The function and the decorator's arguments, from which each app creates its own task."""
+    """The function and the decorator's arguments that each app creates its own task from."""
 
     function: Callable[..., Any]
     name: str | None
@@ -57,7 +57,7 @@ class Definition(NamedTuple):
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Return where a function is defined, to distinguish two with the same name."""
+    """Return where a function is defined, to distinguish two functions with the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
     return f"{function.__module__}.{getattr(function, '__qualname__', '?')} ({where})"
@@ -68,7 +68,8 @@ class _Shared:
 
     def __init__(self) -> None:
         self.app: SharingApp | None = None
-        # The list is append-only, so that a count tells each app which ones it has already created.
+        # The list is append-only, so that a count tells each app which tasks it has already
+        # created.
         self.definitions: list[Definition] = []
 
     def current(self) -> SharingApp:
@@ -149,7 +150,7 @@ class SharedTask:
         return dir(self._task)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is the same, or the task that this represents."""
+        """Return whether the other is the same object, or the task that this one represents."""
         return self is other or self._task is other
 
     def __hash__(self) -> int:

@@ -23,7 +23,7 @@ _COMPARED_CHARS = 200
 
 
 class RegistryApp(TaskApp, Protocol):
-    """What the registry needs of its app."""
+    """What the registry needs from its app."""
 
     @property
     def main(self) -> str:
@@ -35,7 +35,7 @@ class RegistryApp(TaskApp, Protocol):
 
 
 class TasksByName(dict[str, T], Generic[T]):
-    """Name → task; for a missing name, the error suggests a similar one.
+    """A mapping from name to task; for a missing name, the error suggests a similar one.
 
     Celery's built-in tasks are created when they are looked up, or for a worker.
     """
@@ -100,11 +100,11 @@ class AppTasks(Generic[T]):
         return not self.unannotated and len(self._shared) == len(shared.definitions)
 
     def define(self, definition: Definition) -> T:
-        """Create a task and register it; raises the same as `register`."""
+        """Create a task and register it; raises what `register` raises."""
         return self.register(self._made(definition))
 
     def complete(self, task: T) -> T:
-        """Complete a class-based task and register it; raises the same as `register`."""
+        """Complete a class-based task and register it; raises what `register` raises."""
         task.complete(self._ready, self._app.main)
         return self.register(task)
 
@@ -154,12 +154,12 @@ class AppTasks(Generic[T]):
         """Register a task.
 
         Raises:
-            AlreadyRegistered: another function is registered under its name.
+            AlreadyRegistered: another function is registered under the task's name.
         """
         known = self.by_name.get(task.name)
         if known is not None:
             if place(known.function) == place(task.function):
-                # This is the same module, imported again, as reloaders and test runners do.
+                # The same module has been imported again, as reloaders and test runners do.
                 return self._add(task)
             raise AlreadyRegistered(
                 f"two tasks are named {task.name!r}: {place(known.function)} and "

@@ -1,4 +1,4 @@
 """Remote control of a cluster's workers from programs: `app.control`.
 
-Used by the app, which creates it, and by the command line.
+The app, which creates `control`, and the command line use this package.
 """

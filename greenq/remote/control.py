@@ -33,12 +33,12 @@ class Options(TypedDict, total=False):
     """Further options of a broadcast: its recipients, and what happens to the replies.
 
     Attributes:
-        pattern: node names must match it.
+        pattern: a pattern that node names must match.
         matcher: the type of the pattern: ``glob`` or ``pcre``.
         reply: whether to wait for replies.
         timeout: seconds to wait.
         limit: the most replies to wait for.
-        callback: called with each one as it arrives.
+        callback: called with each reply as it arrives.
     """
 
     pattern: str | None
@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
 class Control:
     """Commands to the workers of an app. Switches: yes, all methods.
 
-    They return None or, with ``reply=True``, a list of ``{node name: reply}``.
+    The methods return None or, with ``reply=True``, a list of ``{node name: reply}``.
 
     Raises:
         EncodeError: an argument cannot be serialized; nothing was sent.
@@ -115,14 +115,14 @@ class Control:
         """Send a command to all workers, or to some.
 
         Args:
-            command: its name, which may also be that of a command added by a program.
-            arguments: its arguments by name.
+            command: the command's name, which may also be that of a command added by a program.
+            arguments: the command's arguments by name.
             destination: node names, or one name; None means all.
             reply: whether to wait for replies.
             timeout: seconds to wait.
             limit: the maximum number of replies to wait for.
             callback: called with each reply, ``{node name: reply}``, as it arrives.
-            pattern: node names must match it.
+            pattern: a pattern that node names must match.
             matcher: the type of the pattern: ``glob`` or ``pcre``.
             extra: more arguments.
 
@@ -172,7 +172,7 @@ class Control:
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Make greenq workers finish their tasks and take no more messages; Celery's cannot."""
+        """Make greenq workers finish their tasks and take no more; Celery's workers cannot."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
@@ -246,7 +246,7 @@ class Control:
             task_id: one id, or several.
             destination: as in `broadcast`.
             terminate: also end tasks that are already running.
-            signal: the signal with which a Celery worker ends them.
+            signal: the signal that a Celery worker ends them with.
             options: as in `broadcast`.
         """
         ids = task_id if isinstance(task_id, str) else list(task_id)
@@ -271,7 +271,7 @@ class Control:
         signal: str | int = TERM,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Revoke all tasks that have one of these stamps; each has a value or a list of values."""
+        """Revoke all tasks with one of these stamps; each stamp has a value or a list of values."""
         arguments = {"headers": headers, "terminate": terminate, "signal": signal}
         return self.broadcast("revoke_by_stamped_headers", arguments, destination, **options)
 
@@ -310,7 +310,7 @@ class Control:
         destination: Nodes = None,
         **others: Unpack[Options],
     ) -> Replies | None:
-        """Make workers also take from a queue; `options` are its further arguments."""
+        """Make workers also take from a queue; `options` are the command's further arguments."""
         arguments = {
             "queue": queue,
             "exchange": exchange,
@@ -358,8 +358,8 @@ class Control:
 class Inspect:
     """Questions to workers. Switches: yes, all methods.
 
-    Each returns ``{node name: reply}``, or None if no worker replied; if the destination is a
-    single name rather than a list, it returns only that worker's reply.
+    Each method returns ``{node name: reply}``, or None if no worker replied. If the destination is
+    a single name rather than a list, the method returns only that worker's reply.
     """
 
     def __init__(
@@ -446,7 +446,7 @@ class Inspect:
     ) -> Any:
         """Ask for the tasks that are waiting for their ETA; `safe` has no effect.
 
-        A greenq worker that has many returns `limit` of them, starting at `offset`.
+        A greenq worker that has many such tasks returns `limit` of them, starting at `offset`.
         """
         page = {"limit": limit, "offset": offset}
         return self.ask("scheduled", **{k: value for k, value in page.items() if value is not None})
@@ -468,7 +468,7 @@ class Inspect:
     registered_tasks = registered
 
     def active_queues(self) -> Any:
-        """Ask for the queues from which workers take."""
+        """Ask for the queues that workers take from."""
         return self.ask("active_queues")
 
     # --- internals --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How many messages are waiting in each queue, how old the oldest is, and how fast that changes.
+"""How many messages wait in each queue, how old the oldest is, and how fast the number changes.
 
 The messages are counted on the server, for the commands about queues and a worker's HTTP endpoint.
 """
@@ -24,7 +24,7 @@ class QueueCounts:
     """One queue at one moment.
 
     Attributes:
-        name: its name.
+        name: the queue's name.
         depth: waiting messages by priority step.
         inbox: messages on their way to a waiting worker.
         parked: messages with a far ETA.
@@ -91,7 +91,7 @@ class QueuesSnapshot:
         at_s: monotonic time.
         queues: the queues by name.
         incomplete: True if a worker has not replied.
-        unsealed: chords whose header has been in transmission for a long time.
+        unsealed: chords whose header is taking a long time to send.
     """
 
     at_s: float
@@ -103,7 +103,7 @@ class QueuesSnapshot:
 def app_queues(task: TaskConfig) -> list[str]:
     """Return the queues that the app's workers consume by default.
 
-    Broadcasts are left out, since no messages wait in them.
+    Broadcasts are omitted, since no messages wait in them.
     """
     if not task.task_queues:
         return [task.task_default_queue]

@@ -46,7 +46,7 @@ class EagerResult(AsyncResult[R]):
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
     ) -> Any:
-        """Return the value; None if the task neither returned nor failed, such as when ignored."""
+        """Return the value, or None if the task neither returned nor failed, as when ignored."""
         if propagate and meta.status in PROPAGATE_STATES:
             # The exception is raised with the traceback from this process.
             raise meta.result
@@ -56,16 +56,16 @@ class EagerResult(AsyncResult[R]):
         return value
 
     def forget(self) -> None:
-        """Do nothing, since nothing is stored for it."""
+        """Do nothing, since no result is stored."""
 
     def revoke(self, **how: Any) -> None:
-        """Replace its outcome with that of a revoked task, although it has already run."""
+        """Replace the outcome with that of a revoked task, although the task has already run."""
         self.final = ResultMeta(
             task_id=self.id, status=REVOKED, result=TaskRevokedError("revoked"), traceback=None
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it with its outcome."""
+        """Pickle the handle with the task's outcome."""
         meta = self.final
         return EagerResult, (self.id, meta.result, meta.status, meta.traceback, self._name)
 

@@ -51,7 +51,7 @@ class ResultSet(ResultBase):
 
     @property
     def app(self) -> Any:
-        """The app to which the results belong."""
+        """The app that the results belong to."""
         if self._app is None:
             self._app = self.results[0].app if self.results else newest_app()
         return self._app
@@ -80,7 +80,7 @@ class ResultSet(ResultBase):
         """Remove a handle, given as a handle or as an id.
 
         Raises:
-            KeyError: it is not present.
+            KeyError: the handle is not present.
         """
         try:
             self._own_list().remove(result)
@@ -110,7 +110,7 @@ class ResultSet(ResultBase):
     # --- the stored states ------------------------------------------------------------------------
 
     def _states(self) -> dict[str, ResultMeta]:
-        """Return the state of each task by id; those not known to be final are read."""
+        """Return the state of each task by id; states not known to be final are read."""
         handles = list(self.handles())
         states = {handle.id: handle.final for handle in handles if handle.final is not None}
         unread = dict.fromkeys(handle.id for handle in handles if handle.final is None)
@@ -176,7 +176,7 @@ class ResultSet(ResultBase):
     ) -> list[Any]:
         """Wait for all tasks and return their values, in the order of the results. Switches: yes.
 
-        The value of a group among the results is the list of its values.
+        The value of a group among the results is the list of its members' values.
 
         Args:
             timeout: the longest wait in seconds, for all together; None means no limit.
@@ -185,14 +185,14 @@ class ResultSet(ResultBase):
             interval: as for `AsyncResult.get`.
             callback: called with the id and the value of each result when its task has ended, in
                 any order; the list returned is then empty.
-            no_ack: accepted for compatibility with Celery, no effect.
+            no_ack: accepted for compatibility with Celery; has no effect.
             on_message: called with each state that is announced, as for `AsyncResult.get`.
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
             on_interval: called after each silence of `interval` (half a second by default).
 
         Raises:
             RuntimeError: a task is waiting for others, which may need the slot that it holds.
-            ResultTimeout: they did not all end in time.
+            ResultTimeout: not all tasks ended in time.
             Exception: a task's exception, with the worker's traceback as its cause.
         """
         if disable_sync_subtasks:
@@ -311,7 +311,7 @@ class ResultSet(ResultBase):
         on_error: Callable[[Exception], object] | None = None,
         weak: bool = False,
     ) -> ResultSet:
-        """Call `callback` with this set when all tasks have ended, as `AsyncResult.then` does."""
+        """Have `callback` called with this set once all tasks end; see `AsyncResult.then`."""
         handles: dict[str, list[AsyncResult[Any]]] = {}
         for handle in self.handles():
             if handle.known() is None:
@@ -343,7 +343,7 @@ class ResultSet(ResultBase):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Prevent all tasks from running with a single message; see `AsyncResult.revoke`."""
+        """Send one message that prevents all tasks from running; see `AsyncResult.revoke`."""
         ids = [handle.id for handle in self.handles()]
         if ids:
             first = next(self.handles())
@@ -372,7 +372,7 @@ class ResultSet(ResultBase):
             return list(other.results) == list(self.results)
         return NotImplemented
 
-    # This is as for other mutable collections.
+    # Unhashable, like other mutable collections.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -403,7 +403,7 @@ class GroupResult(ResultSet):
         return self._own_tuple(), [result.as_tuple() for result in self.results]
 
     def save(self) -> GroupResult:
-        """Store, for `restore`, which tasks belong to it, for as long as results are kept."""
+        """Store which tasks belong to the group, for `restore`, as long as results are kept."""
         self.backend.save_group(self.id, self.as_tuple())
         return self
 
@@ -439,7 +439,7 @@ class GroupResult(ResultSet):
         return hash(self.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it without its app; when unpickled, it belongs to the newest one."""
+        """Pickle the group without its app; when unpickled, it belongs to the newest app."""
         return GroupResult, (self.id, list(self.results), self.parent)
 
     def __str__(self) -> str:

@@ -16,8 +16,8 @@ R = TypeVar("R")
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
     """The handles of tasks that were sent together, in order, created on access.
 
-    It has a length and supports indexes and slices, and its handles take no memory; each access
-    returns a new one.
+    The sequence has a length and supports indexes and slices. Its handles take no memory, since
+    each access returns a new one.
     """
 
     def __init__(
@@ -56,5 +56,5 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
         return AsyncResult(task_id, self._transport, self.name, app=self._app)
 
     def __repr__(self) -> str:
-        """Show their number."""
+        """Show the number of tasks."""
         return f"<AsyncResults: {len(self)} of {self.name}>"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from greenq.protocol.meta import ResultMeta
 
-# Whether waiting for results is allowed in this context; None means only if no task is running in
-# it.
+# Whether waiting for results is allowed in this context; None allows it only if no task is running
+# in this context.
 _joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
 
 
@@ -47,7 +47,7 @@ def _set_joins(may: bool) -> Iterator[None]:
 
 @contextmanager
 def join_as_here() -> Iterator[None]:
-    """In a ``with`` statement, keep the rule from outside it even if a task begins there."""
+    """In a ``with`` statement, keep the rule that holds outside, even if a task begins inside."""
     with _set_joins(_may_wait()):
         yield
 
@@ -86,7 +86,7 @@ def newest_app() -> Any:
     return _newest[-1]()
 
 
-# The module of apps, which is in a layer above this one, provides this.
+# Provided by the module of apps, which is in a layer above this one.
 _newest: list[Callable[[], Any]] = []
 
 
@@ -94,11 +94,11 @@ class ResultBase:
     """The base class of all handles.
 
     Attributes:
-        id: the task's or the group's; None for a `ResultSet`.
+        id: the id of the task or group; None for a `ResultSet`.
         parent: the handle of its predecessor in a chain, or None.
     """
 
-    # This is as in Celery: results are awaited without polling.
+    # As in Celery, this says that results are awaited without polling.
     supports_native_join = True
 
     id: str | None
@@ -114,24 +114,24 @@ class ResultBase:
 
     @property
     def app(self) -> Any:
-        """The app to which the result belongs."""
+        """The app that the result belongs to."""
         raise NotImplementedError
 
     def handles(self) -> Iterator[Any]:
-        """Yield the handles of the tasks that belong to it."""
+        """Yield the handles of the tasks that this handle stands for."""
         raise NotImplementedError
 
     def ready(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the task or group has ended."""
         raise NotImplementedError
 
     @property
     def children(self) -> Any:
-        """The handles one level below it: tasks it has sent, or the group's members."""
+        """The handles one level below: the tasks that a task has sent, or a group's members."""
         raise NotImplementedError
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for it and return its value."""
+        """Wait for the task or group, and return its value."""
         raise NotImplementedError
 
     def revoke_by_stamped_headers(self, headers: Mapping[str, Any], **how: Any) -> None:
@@ -174,7 +174,7 @@ class ResultBase:
 
     @property
     def graph(self) -> ResultGraph:
-        """The tree of the tasks it has sent; see `build_graph`."""
+        """The tree of the tasks that this one has sent; see `build_graph`."""
         return self.build_graph()
 
     def _own_tuple(self) -> tuple[Any, Any]:
@@ -194,12 +194,12 @@ makers: dict[str, Callable[..., ResultBase]] = {}
 
 
 def result_from_tuple(value: Any, app: Any = None) -> Any:
-    """Return the handle that `as_tuple` wrote: an `AsyncResult` or a `GroupResult`.
+    """Return the handle that a tuple from `as_tuple` describes: `AsyncResult` or `GroupResult`.
 
-    A handle is returned unchanged.
+    If `value` is already a handle, it is returned unchanged.
 
     Raises:
-        ValueError: `as_tuple` did not write it.
+        ValueError: `value` does not come from `as_tuple`.
     """
     # Parents are read without recursion, since a chain may be long.
     line, above = [], value

@@ -35,14 +35,14 @@ INTERVAL_S = 0.5
 class AsyncResult(ResultBase, Generic[R]):
     """The outcome of one task, read from the result server on demand.
 
-    A final state is remembered, so reading it again costs nothing. It works in plain threads and in
-    greenlets; all waiting callers in a process share one connection.
+    A final state is remembered, so reading it again costs nothing. Handles work in plain threads
+    and in greenlets; all waiting callers in a process share one connection.
     """
 
     # This allows ``except result.TimeoutError``, as in Celery.
     TimeoutError = ResultTimeout
 
-    # True if it ran in this process, so that the server does not know it: see `EagerResult`.
+    # True if the task ran in this process, so that the server does not know it; see `EagerResult`.
     is_eager = False
     id: str
 
@@ -60,9 +60,9 @@ class AsyncResult(ResultBase, Generic[R]):
 
         Args:
             id: the task's id.
-            transport: where to read; None means that of the `app`, or of the newest app.
+            transport: where to read; None means the transport of `app`, or of the newest app.
             name: the task's name, if known.
-            app: whose transport to use.
+            app: the app whose transport is used.
             parent: the handle of its predecessor in a chain.
             ignored: True if the sender does not want a result, so that there is nothing to wait
                 for.
@@ -85,7 +85,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def app(self) -> Any:
-        """The app for which it was created, or otherwise the newest one.
+        """The app that the handle was created for, or else the newest one.
 
         Raises:
             ConfigError: no app has been created.
@@ -133,10 +133,10 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def root(self) -> ResultBase:
-        """The first of its ancestors, or itself."""
+        """The handle's first ancestor, or the handle itself."""
         return next(reversed([self, *self.ancestors()]))
 
-    # These are stored only with result_extended; otherwise they are None.
+    # The following values are stored only with result_extended; otherwise they are None.
 
     @property
     def name(self) -> str | None:
@@ -155,17 +155,17 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def worker(self) -> str | None:
-        """The node name of the worker that ran it."""
+        """The node name of the worker that ran the task."""
         return self._read().extra.get("worker")
 
     @property
     def retries(self) -> int | None:
-        """The number of times that it was retried."""
+        """The number of times that the task was retried."""
         return self._read().extra.get("retries")
 
     @property
     def queue(self) -> str | None:
-        """The queue from which it was taken."""
+        """The queue that the task was taken from."""
         return self._read().extra.get("queue")
 
     def as_tuple(self) -> tuple[Any, None]:
@@ -173,7 +173,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return self._own_tuple(), None
 
     def as_list(self) -> list[str]:
-        """Return its id and those of its parents."""
+        """Return the task's id and those of its parents."""
         return [self.id, *(node.id for node in self.ancestors() if node.id is not None)]
 
     def maybe_throw(
@@ -214,20 +214,20 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> R:
         """Wait for the task and return its value. Switches: yes.
 
-        It returns None immediately if the result is `ignored`.
+        Return None immediately if the result is `ignored`.
 
         Args:
             timeout: the longest wait in seconds; None means no limit.
             propagate: raise the task's exception; if False, return it.
-            interval: also read the stored result after this many seconds of silence; the
-                notification makes that unnecessary.
+            interval: also read the stored result after this many seconds of silence; normally
+                unnecessary, since the end of a task is announced.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
             callback: called with the id and the returned value.
             on_interval: called after each silence of `interval` (half a second by default).
-            follow_parents: also raise the exception of an earlier task in its chain, since then
-                this one may never run.
-            no_ack: accepted for compatibility with Celery, no effect.
+            follow_parents: also raise the exception of an earlier task in the chain, since this
+                task may then never run.
+            no_ack: accepted for compatibility with Celery; has no effect.
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
 
         Raises:
@@ -312,7 +312,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.final
 
     def handles(self) -> Iterator[AsyncResult[Any]]:
-        """Yield the handles of the tasks that this one represents, which is only itself."""
+        """Yield the handles of the tasks that this one represents: only itself."""
         yield self
 
     def exists(self) -> bool:
@@ -326,16 +326,16 @@ class AsyncResult(ResultBase, Generic[R]):
         on_error: Callable[[Exception], object] | None = None,
         weak: bool = False,
     ) -> AsyncResult[R]:
-        """Call `callback` with this handle when the task has succeeded or failed.
+        """Have `callback` called with this handle when the task has succeeded or failed.
 
-        It is called immediately if the task is known to have ended, and otherwise later, in a
-        thread (under gevent, a greenlet) that calls all such callbacks in the process, one after
-        another. A program that ends does not wait for it.
+        The callback is called immediately if the task is known to have ended. Otherwise it is
+        called later, in a thread (under gevent, a greenlet) that calls all such callbacks in the
+        process, one after another. A program that ends does not wait for that thread.
 
         Args:
             on_error: called with the exception that the callback raises, such as the task's own
                 from ``result.get()``; otherwise the exception is logged.
-            weak: accepted for compatibility with Celery, no effect.
+            weak: accepted for compatibility with Celery; has no effect.
         """
 
         def ended(meta: ResultMeta) -> None:
@@ -357,7 +357,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return meta
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it without its app: unpickled, it belongs to the newest one."""
+        """Pickle the handle without its app; when unpickled, it belongs to the newest app."""
         return _again, (self.id, self._name, self.parent, self.ignored)
 
     def __repr__(self) -> str:
@@ -394,7 +394,7 @@ def revoke(
     wait: bool,
     timeout: float | None,
 ) -> None:
-    """Revoke one task or several, whose handles are like this one."""
+    """Revoke one or several tasks through the app or the transport of `handle`."""
     signal = signal or "SIGTERM"
     if wait:
         handle.app.control.revoke(

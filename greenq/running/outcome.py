@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What a task's class inherits unless it overrides it.
+# The methods that a task's class inherits unless it overrides them.
 _PLAIN_CALL, _NO_START = BaseTask.__call__, BaseTask.before_start
 
 
@@ -31,7 +31,7 @@ class Run(Protocol):
 
     @property
     def message(self) -> TaskMessage:
-        """Its id and arguments."""
+        """The message, with the task's id and arguments."""
 
 
 _cause_of = vars(BaseException)["__cause__"].__get__
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task, and turn every way in which it can end into an outcome."""
+    """Call the task, and turn every way it can end into an outcome."""
     try:
         if type(task).before_start is not _NO_START or "before_start" in vars(task):
             task.before_start(task_id, args, kwargs)
@@ -55,8 +55,8 @@ def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outc
         code = task.run if type(task).__call__ is _PLAIN_CALL else task
         return Outcome(SUCCESS, code(*args, **kwargs))
     except BaseException as exc:
-        # This is the boundary to user code: SystemExit, KeyboardInterrupt, GreenletExit and the
-        # task's own gevent.Timeout fail the task like any exception, and the worker keeps running.
+        # User code runs here. SystemExit, KeyboardInterrupt, GreenletExit and the task's own
+        # gevent.Timeout fail the task like any exception, and the worker keeps running.
         try:
             return _outcome_of(task, exc)
         except BaseException as worse:
@@ -92,7 +92,7 @@ def _retry_by_itself(task: BaseTask[..., Any], exc: BaseException) -> Outcome:
         # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
         # options is invalid.
         return Outcome(FAILURE, last, trace_of(last))
-    # This is an override of `retry` that does not raise.
+    # The task's class overrides `retry`, and its `retry` does not raise.
     return Outcome(FAILURE, exc, trace_of(exc))
 
 
@@ -144,7 +144,7 @@ def trace_of(exc: BaseException) -> str:
 def forget_runs(exc: BaseException) -> None:
     """Drop the tracebacks of an exception that has been dealt with, and of those that led to it.
 
-    They refer to the frames of the run, which in turn refer to the exception, so the task's
+    A traceback refers to the frames of the run, which in turn refer to the exception, so the task's
     arguments would stay in memory until the garbage collector finds this cycle.
     """
     seen: set[int] = set()
@@ -154,7 +154,7 @@ def forget_runs(exc: BaseException) -> None:
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        # Do not use its attributes, which a class may have replaced.
+        # Do not use the exception's own attributes, which its class may have replaced.
         BaseException.with_traceback(each, None)
         todo += [_cause_of(each), _context_of(each)]
         if isinstance(each, Retry):
@@ -174,7 +174,7 @@ def text_of(exc: BaseException) -> str:
 def takes_error(task: BaseTask[Any, Any]) -> bool:
     """Return whether a task is an errback that takes the request, the error and the traceback.
 
-    As in Celery, that is one that takes more than one positional argument.
+    As in Celery, such an errback takes more than one positional argument.
     """
     try:
         found = inspect.signature(task.function).parameters.values()

@@ -29,13 +29,13 @@ class Request:
         delivery: tag, queue and raw bytes.
         message: the decoded message.
         task: the task to call.
-        acks_late: acknowledged after the run, not before.
-        is_step: its message has successors or belongs to a chord.
+        acks_late: whether the message is acknowledged after the run, not before.
+        is_step: whether the message has successors or belongs to a chord.
         taken_s: the time just before the take, in seconds of the worker state's clock.
-        greenlet: the greenlet that runs it, None before and after.
-        started_s: monotonic time of the start, None until then.
-        hub_s: seconds for which its greenlet has held the hub, if counted.
-        in_code: True while the task's own code runs, None before and False after.
+        greenlet: the greenlet that runs it; None before and after the run.
+        started_s: monotonic time of the start; None until then.
+        hub_s: how many seconds its greenlet has held the hub, if counted.
+        in_code: None until the task's own code runs, True while it runs, and False afterwards.
         killed: the exception thrown into its code to end it, or to be thrown when the code begins;
             otherwise None.
     """
@@ -82,7 +82,7 @@ class Request:
             self.greenlet.throw(*exc)
 
     def interrupt(self, exc: BaseException) -> bool:
-        """Throw into the task's own code; False when it is not running. Only the hub may call."""
+        """Throw into the task's own code; return False if it is not running. For the hub only."""
         if not self.in_code or self.greenlet is None:
             return False
         if self.killed is None and isinstance(exc, TaskTerminated):
@@ -110,7 +110,7 @@ class Request:
         """The keyword arguments."""
         return self.message.kwargs
 
-    # Celery has two names for each of these.
+    # Celery has two names for both the id and the name.
     task_id, task_name = id, name
 
     @property

@@ -1,7 +1,7 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-By then the task has been settled, or its code has not run at all, so an error in a receiver is only
-logged.
+When the signals are sent, the task has been settled, or its code has not run at all, so an error in
+a receiver is only logged.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def tell_internal_error(
 
 
 def tell_published(request: Run, announced: AnnouncedMessage) -> None:
-    """Send after_task_publish for a message sent at a task's end. Switches: likewise."""
+    """Send after_task_publish for a message sent at a task's end. Switches: if receivers do."""
     with _contained(after_task_publish, request):
         announced.sent()
 

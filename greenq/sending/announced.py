@@ -1,6 +1,6 @@
 """Messages that receivers of before_task_publish may change before they are written.
 
-This is used only while that signal or after_task_publish has receivers.
+The module is used only while before_task_publish or after_task_publish has receivers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Announced(NamedTuple):
 
     Attributes:
         text: the list element.
-        priority: decides to which list the message goes.
-        retry_policy: how the sending is retried.
+        priority: decides which list the message goes to.
+        retry_policy: how sending is retried.
         arguments: those of after_task_publish.
     """
 
@@ -56,17 +56,17 @@ def announce(
     max_bytes: int | None,
     may_move: bool = True,
 ) -> Announced:
-    """Send before_task_publish, then write the message with its receivers' changes.
+    """Send before_task_publish, then build the message with its receivers' changes.
 
     Args:
         message: the complete message, with its id and arguments.
         properties: those of the envelope (`task_properties`), without a delivery tag.
-        retry_policy: how the sending is retried.
+        retry_policy: how sending is retried.
         serializer, compression, max_bytes: the arguments of `encode`.
         may_move: if False, a changed priority is ignored.
 
     Raises:
-        EncodeError: an argument, or a value added by a receiver, cannot be written.
+        EncodeError: an argument, or a value added by a receiver, cannot be serialized.
     """
     queue, exchange = properties["queue"], properties.get("exchange") or ""
     check_args(message.task, message.args)
@@ -119,10 +119,10 @@ def _changed(
 def write(message: TaskMessage, properties: Mapping[str, Any], **encoding: Any) -> str:
     """Return a message's text as it appears on its queue, with a new delivery tag.
 
-    `properties` are those of `task_properties`, `encoding` is that of `encode`.
+    `properties` are those of `task_properties`; `encoding` holds the arguments of `encode`.
 
     Raises:
-        EncodeError: a value cannot be written, or the body would be too large.
+        EncodeError: a value cannot be serialized, or the body would be too large.
     """
     encoded = encode(message, **encoding)
     return wrap(

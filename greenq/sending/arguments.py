@@ -1,4 +1,4 @@
-"""Checks arguments when they are sent: whether they fit, and which value cannot be written.
+"""Checks arguments when they are sent: whether they fit, and which value cannot be serialized.
 
 Both errors should be raised in the caller, since a worker could report them only later and
 elsewhere.
@@ -52,18 +52,18 @@ ACCEPT_ALL: Final = Check(_take, lambda call: call)
 def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     """Return functions that raise a TypeError for arguments that do not fit `function`.
 
-    They count and compare names, which takes a third of a microsecond; only arguments that do not
-    seem to fit are bound to the signature, whose error explains the reason.
+    The functions count arguments and compare names, which takes a third of a microsecond. Only
+    arguments that do not seem to fit are bound to the signature, whose error explains the reason.
 
     Args:
         task: named in the error.
         function: the function as called, not the one it wraps.
-        bound: whether its first parameter is the task itself.
+        bound: whether the function's first parameter is the task itself.
     """
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        # It is written in C, and has no signature.
+        # The function is written in C, and has no signature.
         return ACCEPT_ALL
     parameters = [*signature.parameters.values()]
     if bound and parameters and parameters[0].kind in _POSITIONAL:
@@ -72,8 +72,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     fits, least, most = _fitter(parameters)
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # This is the common case. A value that is not a list is refused later, when it is written,
-        # with a better message.
+        # The common case. A value that is not a list is refused later, when it is serialized, with
+        # a better message.
         if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
             return
         if not fits(args, kwargs):
@@ -147,7 +147,7 @@ def explained(
     serializer: str,
     error: EncodeError,
 ) -> EncodeError:
-    """Return `error` with the task, the argument and the path to the unwritable value."""
+    """Return `error` with the task, the argument and the path to the value at fault."""
     named = [(f"args[{at}]", value) for at, value in enumerate(args)]
     named += [(f"kwargs[{name!r}]", value) for name, value in dict(kwargs).items()]
     for path, value in named:
@@ -188,7 +188,7 @@ def _article(name: str) -> str:
 def _excerpt(value: object) -> str:
     try:
         text = repr(shown("", value))
-    # This runs the user's own code.
+    # `repr` runs the user's own code.
     except Exception:
         return "which has no repr"
     return text if len(text) <= 80 else f"{text[:79]}…"

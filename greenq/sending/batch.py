@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from greenq.sending.routing import Router
 
 # A push of a bulk send ends at the limit that is reached first. More messages would gain little,
-# and commands of many hundred KB cost more per message, because of memory allocation.
+# and commands of several hundred KB cost more per message, because of memory allocation.
 _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all the rest of it. Up to this size they are one
-# push, since a workflow that a killed sender has sent only in part can never end.
+# The messages that begin a workflow may contain all the rest of it. Up to this size they are sent
+# in one push, since a workflow that a killed sender has sent only in part can never end.
 _WHOLE_CHARACTERS = 8 << 20
 
 
@@ -54,7 +54,7 @@ class PushBatch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages may be sent only in part: all of them, if they go to several queues."""
+        """How many messages a failure may leave partly sent: all, if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -69,12 +69,12 @@ class PushBatch:
         self._characters += len(text)
 
     def by_plan(self) -> Iterable[tuple[SendPlan, list[str], list[str]]]:
-        """Return the ids and texts for each destination, each with a plan that leads there."""
+        """Return the ids and texts for each destination, along with a plan that leads to it."""
         return self._places.values()
 
 
 class KnownPlans:
-    """The plans of calls that are sent together; most have one of a few sets of options."""
+    """The plans of calls that are sent together; most calls have one of a few sets of options."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class KnownPlans:
         self._known: dict[tuple[object, ...], tuple[SendPlan, Mapping[str, Any]]] = {}
 
     def forget_times(self) -> None:
-        """Forget plans that contain a time, since a countdown counts from each push."""
+        """Forget plans that contain a time, since a countdown is relative to each push."""
         known = self._known.items()
         self._known = {
             key: each
@@ -134,10 +134,10 @@ def write_chunk(
     note: Callable[[str, Any, Any], object] | None,
     announce_one: Callable[[str, Any, Any], str] | None,
 ) -> tuple[list[str], Exception | None]:
-    """Write the messages of one push, and return the error that ended it early, if any.
+    """Write the messages of one push, and return the error that cut the push short, if any.
 
-    `note` is called with the id, args and kwargs of each. If there are receivers of signals,
-    `announce_one` writes each message.
+    `note` is called with the id, args and kwargs of each message. If there are receivers of
+    signals, `announce_one` writes each message.
     """
     root_id, parent_id, group_index = map(options.get, ("root_id", "parent_id", "group_index"))
     texts: list[str] = []

@@ -20,7 +20,7 @@ current_context = cast("ContextVar[Context | None]", task_log_context)
 
 
 class Delivered(Protocol):
-    """The delivery for which a task runs, as far as its code may see it."""
+    """The delivery that a task runs for, as far as the task's code may see it."""
 
     @property
     def delivery_info(self) -> Mapping[str, Any]:
@@ -53,7 +53,7 @@ class Context:
         announced: the next run's message if it was passed to signal receivers, or None.
         replacement: the plan that ``replace`` has put in this task's place, or None.
         additions: the plans that ``add_to_chord`` has added, or None.
-        called_directly: True when the function was simply called.
+        called_directly: True if the function was simply called.
     """
 
     __slots__ = (
@@ -61,9 +61,9 @@ class Context:
         "sent",
     )  # fmt: skip
 
-    # This is as in Celery; the context of a task that runs without a worker differs.
+    # True only in the context of a task that runs without a worker, as in Celery.
     is_eager = False
-    # True if its states are written to the server.
+    # True if the run's states are written to the server.
     stores = True
     utc = True
     lang = "py"
@@ -76,11 +76,11 @@ class Context:
         hostname: str | None = None,
         delivered: Delivered | None = None,
     ) -> None:
-        """Wrap a message as it was `delivered`; without a message, this is a direct call."""
+        """Wrap a message as it was `delivered`; without a message, the call is a direct one."""
         self.message = message
         self.hostname = hostname
         self._delivered = delivered
-        # It is created on demand, since ten thousand empty lists take 0.7 MB.
+        # The list is created on demand, since ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
         self.announced: AnnouncedMessage | None = None
@@ -142,7 +142,7 @@ class Context:
 
     @property
     def called_directly(self) -> bool:
-        """True if no worker is running this."""
+        """True if no worker is running the task."""
         return self.message is None
 
     @property
@@ -181,7 +181,7 @@ class Context:
     def __getattr__(self, name: str) -> Any:
         """Read a field of the message, or one of the sender's headers.
 
-        None when called directly, as Celery's context does.
+        Return None when the task is called directly, as Celery's context does.
         """
         message = object.__getattribute__(self, "message")
         if message is None and not name.startswith("_"):

@@ -1,4 +1,4 @@
-"""The options for sending, and checks of those and of a task's: refused where they are set."""
+"""The options for sending, and checks that refuse wrong options where they are set."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MOST_URGENT, LEAST_URGENT = 0, 9
 
 
 class SendOptions(TypedDict, total=False):
-    """The options for sending a task; each may be left out or None.
+    """The options for sending a task; each may be omitted or None.
 
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
     expires: seconds from now or a datetime; the task does not run after it.
-    queue: where to send, or exchange (a name or an `Exchange`) with routing_key.
+    queue: the queue to send to, or exchange (a name or an `Exchange`) with routing_key.
     exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
     priority: 0 (first) to 9; other numbers are clamped.
     serializer, compression: names.
     time_limit, soft_time_limit: seconds.
-    retry, retry_policy: whether and how to retry the sending itself.
+    retry, retry_policy: whether and how to retry the send itself.
     headers: extra headers, which the task sees.
     shadow: a name to show instead of the task's.
-    link, link_error: signatures to call when it returns or fails.
-    stamped_headers, stamps: names and values of its stamps.
-    add_to_parent: False leaves it out of the children of the task that sends it.
-    group_id, group_index, chain, chord, replaced_task_nesting: its place in a workflow.
+    link, link_error: signatures to call when the task returns or fails.
+    stamped_headers, stamps: names and values of the task's stamps.
+    add_to_parent: False omits the task from the children of the task that sends it.
+    group_id, group_index, chain, chord, replaced_task_nesting: the task's place in a workflow.
     """
 
     task_id: str | None
@@ -86,7 +86,7 @@ def with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out Celery-only options that have no effect.
+    """Omit Celery-only options that have no effect.
 
     Raises:
         TypeError: there is no such option.
@@ -203,7 +203,7 @@ def _mapping(value: object) -> object:
 
 
 def _signature(value: object) -> object:
-    # The exact type is checked first, since a message may have a thousand of them.
+    # The exact type is checked first, since a message may have a thousand signatures.
     found = value if type(value) is dict or isinstance(value, Mapping) else {}
     if not isinstance(found.get("task"), str):
         raise ValueError("must be a signature, such as add.s(2)")
@@ -221,7 +221,7 @@ def _policy(value: object) -> object:
     unknown = given.keys() - set(RetryPolicy.__dataclass_fields__)
     if unknown:
         known = ", ".join(RetryPolicy.__dataclass_fields__)
-        raise ValueError(f"has {min(unknown)!r}; known are {known}")
+        raise ValueError(f"has {min(unknown)!r}; the known keys are {known}")
     RetryPolicy(**given)
     return value
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from greenq.sending.announced import Announced
     from greenq.sending.routing import Router
 
-# How many plans are kept for later sendings.
+# How many plans are kept for later sends.
 KEPT_COUNT = 256
 
 # Options that fill gaps in a template.
@@ -78,7 +78,7 @@ class Encoding(TypedDict):
 
 
 class SendPlan(NamedTuple):
-    """The data common to all sendings of a task with the same options.
+    """The data common to all messages of a task that are sent with the same options.
 
     With `broadcast`, the queue's messages are published instead of pushed. The template has been
     created from `message`, `encoding` and `properties`.
@@ -131,7 +131,7 @@ class Planner:
         self.reply_to = str(uuid.uuid4())
 
     def make(self, task: str, options: Mapping[str, Any]) -> SendPlan:
-        """Return a plan; countdowns and expiries count from now."""
+        """Return a plan; countdowns and expiries are relative to now."""
         options = check_send_options(task, options)
         now = datetime.now(UTC)
         if not self._router.asks:
@@ -217,7 +217,7 @@ class Planner:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the header's text and the property's, which is whole milliseconds from now."""
+        """Return the header's text, and the property's: whole milliseconds from now."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):
@@ -231,7 +231,7 @@ class Planner:
 
 
 def listed(value: Any) -> list[Any] | None:
-    """Return one signature, or several, as a list; None for none."""
+    """Return one signature, or several, as a list; None if there are none."""
     if not value:
         return None
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -44,10 +44,10 @@ Call = tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 class Outgoing(TypedDict):
     """A message ready to be pushed: its queue, its priority and its text.
 
-    channel: the channel on which it is published instead, if its exchange is a fanout; otherwise
+    channel: the channel to publish the message on instead, if its exchange is a fanout; otherwise
         "".
-    announced: not None if it was passed to signal receivers. Code that pushes it calls its `sent`
-        afterwards.
+    announced: not None if the message was passed to signal receivers. Code that pushes the message
+        calls `announced.sent` afterwards.
     """
 
     task_id: str
@@ -77,7 +77,7 @@ class CallsCutOff(Exception):
 
     Attributes:
         sent: how many were sent.
-        unknown: how many of the next ones may have been sent.
+        unknown: how many of the next calls may have been sent.
         reason: the error that ended the sending.
     """
 
@@ -150,9 +150,9 @@ class Producer:
     ) -> TaskIds:
         """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        It holds one push of messages at a time: 200 messages, 256 KB, or the messages that arrived
-        within a second. A push arrives as a whole or not at all; each is retried as a single send
-        is. Countdowns and expiries count from the moment the push is written.
+        Only one push of messages is held at a time: 200 messages, 256 KB, or the messages that
+        arrived within a second. A push arrives as a whole or not at all; each is retried as a
+        single send is. Countdowns and expiries are relative to the moment when the push is written.
 
         Raises:
             NotAllSent: an item is wrong, `calls` raised an error, or the server could not be
@@ -181,7 +181,7 @@ class Producer:
         waiting: Iterator[tuple[str, tuple[Sequence[Any], Mapping[str, Any]]]],
         options: Mapping[str, Any],
     ) -> int:
-        """Send messages with one destination; return how many of all have been sent so far."""
+        """Send messages with one destination; return how many have been sent in total so far."""
         while True:
             plan = self.plan_of(task, options)
             events: list[Stamped] = []
@@ -216,8 +216,8 @@ class Producer:
             except Unroutable as exc:
                 raise NotAllSent(task, ids[:sent], (), exc) from exc
             except OperationalError as exc:
-                # An exchange may lead to several queues, of which the first may already have
-                # received them.
+                # An exchange may lead to several queues, and the first may already have received
+                # the messages.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events and self._events is not None:
@@ -244,8 +244,8 @@ class Producer:
         Args:
             complete: adds the options of the task and of the sender to those of a call; it is
                 called once for calls with the same options.
-            whole: send up to 200 of them, and 8 MB, in one push, which arrives completely or not at
-                all; with several queues, this applies to each queue.
+            whole: send up to 200 calls, and up to 8 MB, in one push, which arrives completely or
+                not at all; with several queues, this applies to each queue.
             on_more: called before the first push if there will be another one.
             on_last: called before the last push.
 
@@ -295,10 +295,10 @@ class Producer:
     def prepare(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Outgoing:
-        """Write the message of a task without sending it; the options are those of `SendOptions`.
+        """Build the message of a task without sending it; the options are those of `SendOptions`.
 
         Raises:
-            ValueError: its exchange leads to none or several queues.
+            ValueError: its exchange leads to no queue, or to several.
         """
         plan, outgoing = self._prepare(task, args, kwargs, options)
         if plan.exchange:
@@ -308,7 +308,7 @@ class Producer:
     def prepare_each(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> list[Outgoing]:
-        """Write the message of a task for each queue that it goes to, without sending it.
+        """Build the message of a task for each queue that it goes to, without sending it.
 
         A broadcast has a single message, with its channel. Switches: yes, if its exchange must be
         looked up.
@@ -336,7 +336,8 @@ class Producer:
             options = self.router.ask(task, args, kwargs, options)
         chain = options.get("chain")
         if chain:
-            # It differs in each step of a chain, so it fills a gap, and the plan is a known one.
+            # `chain` differs in each step of a chain, so it fills a gap in the template, and the
+            # plan is a known one.
             check_send_options(task, {"chain": chain})
             options = {name: value for name, value in options.items() if name != "chain"}
         plan = self.plan_of(task, options)
@@ -354,7 +355,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> SendPlan:
-        """Return a plan from which `fill` writes messages; expiries count from now."""
+        """Return a plan that `fill` writes messages from; expiries are relative to now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._planner.make(task, options)
@@ -362,7 +363,7 @@ class Producer:
     def fill(
         self, plan: SendPlan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Filled:
-        """Write one message for each of the queues to which it goes."""
+        """Write one message for each of the queues that it goes to."""
         task_id, text, announced = self._fill(plan, args, kwargs, {})
         signer = self._broker.signer
         texts: tuple[str | bytes, ...] = (text,) * len(queues)
@@ -371,11 +372,11 @@ class Producer:
         return Filled(task_id, texts, announced)
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue to which an exchange leads; see `Pusher.queue_of`. Switches: yes."""
+        """Return the one queue that an exchange leads to; see `Pusher.queue_of`. Switches: yes."""
         return self._pusher.queue_of(exchange, routing_key)
 
     def queues(self, plan: SendPlan, what: str) -> list[str]:
-        """Return the queues to which a message goes; for a broadcast, the one queue of its plan.
+        """Return the queues that a message goes to; for a broadcast, the one queue of its plan.
 
         Raises:
             OperationalError: its exchange leads to no queue, or the server could not be asked.
@@ -489,7 +490,7 @@ class Producer:
         routing_key: str | None = None,
         **properties: Any,
     ) -> Outgoing:
-        """Write a message as it appears on its queue, with a new delivery tag."""
+        """Return a message's text as it appears on its queue, with a new delivery tag."""
         serializer = serializer or self._config.task_serializer
         compression = compression or self._config.task_compression
         named = {"correlation_id": message.id, "reply_to": self._planner.reply_to} | properties

@@ -1,4 +1,4 @@
-"""Pushing written messages: to which queues, how many times to try, and what an error means."""
+"""Pushing written messages: which queues to push to, how often to try, and what an error means."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Pusher:
         self._broker = broker
 
     def queue_of(self, exchange: str, routing_key: str) -> str:
-        """Return the one queue to which an exchange leads. Switches: yes.
+        """Return the one queue that an exchange leads to. Switches: yes.
 
         Raises:
-            ValueError: it leads to none or to several.
+            ValueError: the exchange leads to no queue, or to several.
             OperationalError: the server could not be asked.
         """
         client = self._broker.client
@@ -46,7 +46,7 @@ class Pusher:
         return queues[0]
 
     def one_queue(self, plan: SendPlan) -> str:
-        """Return the one queue to which a plan's messages go; raises the same as `queue_of`."""
+        """Return the one queue that a plan's messages go to; raises what `queue_of` raises."""
         if plan.broadcast:
             raise ValueError(
                 f"task {plan.message.task} goes to every worker that listens to exchange "
@@ -59,7 +59,7 @@ class Pusher:
         if plan.queue:
             return [plan.queue]
         client = self._broker.client
-        # This is half of the total time, so that half is left for the push.
+        # Use half of the total time, so that half is left for the push.
         with client.pooled(client.call_timeout_s / 2, patient=True) as connection:
             queues = self._broker.bound_queues(connection, plan.exchange, plan.routing_key)
         if not queues:
@@ -74,11 +74,11 @@ class Pusher:
 
         Args:
             what: names the messages in errors.
-            new_ids: their task ids if created for this push.
+            new_ids: the messages' task ids if created for this push.
 
         Raises:
-            ConnectionLost: an answer was lost, so they may have arrived.
-            OperationalError: they have not arrived.
+            ConnectionLost: an answer was lost, so the messages may have arrived.
+            OperationalError: the messages have not arrived.
         """
         began_s = time.monotonic()
         for queue in self.queues(plan, what):

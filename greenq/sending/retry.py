@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# The send options that are copied into the message unchanged, with the names of its fields.
+# The send options that are copied into the message unchanged, and the message's fields for them.
 _FIELDS = {
     "shadow": "shadow", "root_id": "root_id", "parent_id": "parent_id", "group_id": "group",
     "group_index": "group_index", "ignore_result": "ignore_result", "argsrepr": "argsrepr",
     "kwargsrepr": "kwargsrepr",
 }  # fmt: skip
 
-# A retry does not change these.
+# Options that a retry does not change.
 _KEPT = frozenset({
     "link", "link_error", "chain", "chord", "stamped_headers", "stamps", "replaced_task_nesting",
     "add_to_parent",
@@ -110,7 +110,7 @@ def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None
 
 
 def _time(given: Any, now: datetime, zone: tzinfo) -> str | None:
-    """Write a datetime, or seconds from now."""
+    """Return a datetime, or seconds from now, as text."""
     if isinstance(given, datetime):
         return given.isoformat()
     if isinstance(given, (int, float)):

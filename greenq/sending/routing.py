@@ -1,6 +1,6 @@
 """The destination of a task: the caller's choice, then `task_routes`, then the default queue.
 
-It also determines the queues from which a worker takes.
+This module also determines the queues that a worker takes from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# The number of names for which routes are cached, since a program may send tasks by any name.
+# The number of names whose routes are cached, since a program may send tasks by any name.
 _KNOWN = 10_000
 
 # The options of a route that determine the destination.
@@ -67,7 +67,7 @@ class Router:
     ) -> None:
         """Read the routes from the task section of the settings.
 
-        `find_task` returns a registered task by its name, or None; router functions get it.
+        `find_task` returns a registered task by its name, or None; router functions get that task.
         """
         self._default = config.task_default_queue
         self._default_exchange = config.task_default_exchange or config.task_default_queue
@@ -148,8 +148,8 @@ class Router:
         """Merge a caller's send options with a route's; the caller's win, and None means unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
-        alone goes with the route's exchange, or with that of its queue; on a direct exchange it is
-        a queue's name.
+        alone goes with the route's exchange, or with the exchange of the route's queue; on a direct
+        exchange, the key is a queue's name.
         """
         if options.get("queue") or options.get("exchange"):
             found = {name: value for name, value in found.items() if name not in _WHERE}
@@ -231,7 +231,7 @@ def _problem(router: object, reason: str) -> ConfigError:
 
 
 def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge send options; later ones take precedence; None means not given."""
+    """Merge send options. Later ones take precedence, and None means not given."""
     merged: dict[str, Any] = {}
     for each in options:
         merged.update({name: value for name, value in each.items() if value is not None})
@@ -251,7 +251,7 @@ def select_queues(
     Args:
         config: the names of the existing queues, and whether others may be created.
         wanted: names of queues; if empty, all that the settings name, or the default queue.
-        excluded: names to leave out; an unknown name only causes a warning.
+        excluded: names to omit; an unknown name only causes a warning.
 
     Raises:
         ConfigError: a wanted queue is unknown and `task_create_missing_queues` is off.

@@ -52,7 +52,7 @@ class SentEvents:
         return self._writer.stamp("task-sent", fields)
 
     def publish(self, events: Sequence[Stamped]) -> None:
-        """Publish the events of tasks already sent; if that fails, the sending still succeeds."""
+        """Publish the events of tasks already sent; if that fails, the send still succeeds."""
         channel = self._broker.keys.fanout(EXCHANGE, MULTI)
         try:
             self._broker.client.call("PUBLISH", channel, self._writer.write_batch(events))

@@ -48,8 +48,8 @@ class Models:
         """Return the arguments, with models created from the data sent.
 
         Raises:
-            TypeError: they do not fit the parameters.
-            pydantic.ValidationError: they do not fit a model.
+            TypeError: the arguments do not fit the parameters.
+            pydantic.ValidationError: an argument does not fit its model.
         """
         given = self._signature.bind(*args, **kwargs)
         for name, (model, is_optional) in self._models.items():
@@ -61,7 +61,7 @@ class Models:
     def sent(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], how: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments in the form in which they are sent, with models as plain data."""
+        """Return the arguments as they are sent, with models as plain data."""
         given = self._signature.bind(*args, **kwargs)
         for name in self._models.keys() & given.arguments.keys():
             if isinstance(given.arguments[name], self._base):

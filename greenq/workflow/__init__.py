@@ -1,7 +1,7 @@
 """A workflow as one object: the states of its tasks, and how to stop it or run it again.
 
-It reads and writes the index of workflows, which senders and workers keep with the setting
-``workflow_index``.
+A `Workflow` reads and writes the index of workflows, which senders and workers keep if the setting
+``workflow_index`` is on.
 
 The app and the command line use this package.
 """
@@ -38,7 +38,7 @@ _MOST_LOOK_S = 0.5
 # How often workers ask which workflows are stopped, plus a small margin.
 _KNOWN_S = 1.0
 
-# A chord that is being completed now is complete by then.
+# A chord that is being completed now is complete after this time.
 _COMPLETED_S = 5.0
 
 # How many tasks are written in one call.
@@ -51,11 +51,11 @@ class Workflow:
     """A workflow in the index: the tasks with one root.
 
     Attributes:
-        id: the id of its root, which is the first task or the group with which it begins.
+        id: the id of its root, which is the task or the group that the workflow begins with.
     """
 
     def __init__(self, app: Any, workflow_id: str) -> None:
-        """Create a handle for a workflow; it reads nothing until it has to."""
+        """Create a handle for a workflow; nothing is read until it is needed."""
         self._app = app
         self.id = workflow_id
 
@@ -63,7 +63,7 @@ class Workflow:
 
     @property
     def state(self) -> str:
-        """PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED, as a whole. Switches: yes.
+        """The overall state: PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED. Switches: yes.
 
         A workflow that the index does not know is also PENDING. A workflow that was cancelled is
         REVOKED immediately, although some of its tasks may still be ending.
@@ -93,11 +93,11 @@ class Workflow:
         return Tree(WorkflowTask.read(task_id, text) for task_id, text in nodes.items())
 
     def critical_path(self) -> list[WorkflowTask]:
-        """Return the tasks that determined how long it has taken so far. Switches: yes."""
+        """Return the tasks that determined the workflow's duration so far. Switches: yes."""
         return self.tree().critical_path()
 
     def left_s(self) -> float | None:
-        """Estimate how many seconds it still takes; None if that is unknown. Switches: yes."""
+        """Estimate how many seconds the workflow still takes; None if unknown. Switches: yes."""
         return self.tree().left_s(time.time())
 
     def wait(self, timeout: float | None = None) -> str:
@@ -105,7 +105,7 @@ class Workflow:
 
         Raises:
             GreenqError: the index does not know the workflow.
-            TimeoutError: it has not ended after `timeout` seconds.
+            TimeoutError: the workflow has not ended after `timeout` seconds.
         """
         ends_s = math.inf if timeout is None else time.monotonic() + timeout
         pause_s = _LOOK_S
@@ -129,7 +129,8 @@ class Workflow:
             GreenqError: the index does not know the workflow.
         """
         self._index.stop(self.id, CANCELLED)
-        # If it was paused, each message that was put aside ends like any other waiting one.
+        # If the workflow was paused, each message that was put aside ends like any other waiting
+        # one.
         self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
@@ -166,8 +167,8 @@ class Workflow:
         if self._known().stop == CANCELLED:
             raise GreenqError(f"workflow {self.id} was cancelled: retry() runs it again")
         self._index.stop(self.id, "")
-        # From now on, whatever a worker that has not learned of this puts aside returns to its
-        # queue immediately (lua/settle.lua).
+        # From now on, if a worker that has not learned of this puts a message aside, the message
+        # returns to its queue immediately (lua/settle.lua).
         self._index.release(self.id)
 
     # --- running again ----------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class Workflow:
     def retry(self) -> int:
         """Run failed and revoked tasks again, and all tasks that could not run because of them.
 
-        Tasks that have succeeded keep their results. It returns how many tasks were sent. Switches:
+        Tasks that have succeeded keep their results. Return how many tasks were sent. Switches:
         yes.
 
         Raises:
@@ -286,23 +287,23 @@ class Workflow:
         return send_signature(self._app, sig, (), {}, given)
 
     def on_success(self, signature: Mapping[str, Any]) -> None:
-        """Send a signature, once, when all tasks have ended and none has failed. Switches: yes.
+        """Have a signature sent when all tasks have ended and none has failed. Switches: yes.
 
-        If they have all ended already, it is sent now. It gets only its own arguments. The same
-        holds for `on_failure` and `on_end`.
+        The signature is sent once, with only its own arguments; if all tasks have ended already, it
+        is sent now. The same holds for `on_failure` and `on_end`.
 
         Raises:
-            GreenqError: the index does not know the workflow, it has 100 such calls already, or
-                the signature begins with more than one task.
+            GreenqError: the index does not know the workflow, the workflow has 100 such calls
+                already, or the signature begins with more than one task.
         """
         self._call("success", signature)
 
     def on_failure(self, signature: Mapping[str, Any]) -> None:
-        """Send a signature, once, when all tasks have ended and some have failed."""
+        """Have a signature sent when all tasks have ended and some have failed."""
         self._call("failure", signature)
 
     def on_end(self, signature: Mapping[str, Any]) -> None:
-        """Send a signature, once, when all tasks have ended, whatever their states."""
+        """Have a signature sent when all tasks have ended, whatever their states."""
         self._call("end", signature)
 
     def _call(self, when: str, signature: Mapping[str, Any]) -> None:
@@ -337,7 +338,7 @@ class Workflow:
         return Noted(self.id, self._index.seconds, task_id, state)
 
     def __repr__(self) -> str:
-        """Return the id of the workflow to which a call belongs."""
+        """Show the workflow's id."""
         return f"Workflow({self.id!r})"
 
 

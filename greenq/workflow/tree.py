@@ -37,7 +37,7 @@ class WorkflowTask:
         node: its task and its place in the workflow.
         state: PLANNED (to be sent when the step before it has ended), WAITING, STARTED, RETRY,
             SUCCESS, FAILURE or REVOKED.
-        began, ended: unix seconds; None before then.
+        began, ended: unix seconds; None until then.
         worker: the node name of its worker; "" until that is known.
     """
 
@@ -62,21 +62,21 @@ class WorkflowTask:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The task's id."""
         return self.node.task_id
 
     @property
     def name(self) -> str:
-        """Its name; "" until that is known."""
+        """The task's name; "" until that is known."""
         return self.node.task
 
     @property
     def is_open(self) -> bool:
-        """True if it has not ended yet."""
+        """True if the task has not ended yet."""
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return how long it has run, up to `now_s` if it still runs; None if it has not begun."""
+        """Return the run's duration, until `now_s` if it still runs; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
@@ -116,7 +116,7 @@ class Tree:
     Attributes:
         tasks: the tasks by id.
         groups: the groups by id.
-        lines: a line of steps for each task or group with which the workflow began.
+        lines: a line of steps for each task or group that the workflow began with.
     """
 
     def __init__(self, tasks: Iterable[WorkflowTask]) -> None:
@@ -224,7 +224,7 @@ class Tree:
         return max(ended, key=_last_s, default=None)
 
     def left_s(self, now_s: float) -> float | None:
-        """Estimate how many seconds the whole still takes; None until the first task has ended.
+        """Estimate how many seconds the workflow still takes; None until the first task has ended.
 
         A task is assumed to take as long as other tasks with its name. The rest takes at least as
         long as its longest line, and is assumed to use as many slots as were busy so far.

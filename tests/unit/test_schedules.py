@@ -211,7 +211,7 @@ def test_fields_select_values(made: crontab, same: crontab) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"minute": 60}, "minute: 60 is not from 0 to 59"),
+        ({"minute": 60}, "minute: 60 is not between 0 and 59"),
         ({"day_of_week": 7}, "Sunday is 0"),
         ({"minute": "*/0"}, "at least 1"),
         ({"hour": "a"}, "'a' is not a number or a name"),

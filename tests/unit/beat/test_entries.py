@@ -54,7 +54,7 @@ def test_celerys_fields_are_read() -> None:
         ({"missed": "skip"}, "skip\\(N\\)"),
         ({"missed": "skip(0)"}, "at least 1"),
         ({"overlap": "never"}, "one of allow"),
-        ({"overlap": "queue_one", "missed": "run_all"}, "leave missed out"),
+        ({"overlap": "queue_one", "missed": "run_all"}, "omit missed"),
         ({"overlap": "skip", "options": {"ignore_result": True}}, "needs results"),
         ({"jitter": -1}, "jitter"),
         ({"start": "soon"}, "ISO 8601"),
@@ -76,7 +76,7 @@ def test_an_entry_goes_through_json_unchanged() -> None:
         "missed": "skip(60)",
         "overlap": "cancel",
         "jitter": timedelta(seconds=2),
-        "start": datetime(2026, 1, 1),  # noqa: DTZ001  a wall time of the zone
+        "start": datetime(2026, 1, 1),  # noqa: DTZ001  a wall-clock time of the zone
         "end": "2027-01-01T00:00:00+00:00",
     }
     text = write_entry("each", given, berlin)

@@ -86,7 +86,7 @@ def test_members_of_a_generator_are_sent_once(add: Any, outgoing: Outgoing) -> N
     sig = group(add.s(n, n) for n in range(3))
     handle = sig.delay()
     assert [message.id for message in outgoing.messages] == [each.id for each in handle.results]
-    with pytest.raises(ValueError, match="has been used up: make the group of a list"):
+    with pytest.raises(ValueError, match="has been used up: make the group from a list"):
         sig.delay()
 
 
