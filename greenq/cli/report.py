@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def server(app: Greenq) -> dict[str, Any]:
-    """Return facts about the server, and the problems that they show."""
+    """Return facts about the server, and any problems that these facts show."""
     facts_of = importlib.import_module("greenq.transport.facts")
     try:
         facts = facts_of.server_facts(app.transport.client)
