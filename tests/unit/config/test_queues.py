@@ -90,7 +90,7 @@ def test_a_wrong_value_is_named(make: Any, why: str) -> None:
     ("queues", "why"),
     [
         ([Queue("a"), Broadcast("a")], "two queues named 'a'"),
-        ({"a": {"colour": "red"}}, "queue 'a' has 'colour'"),
+        ({"a": {"colour": "red"}}, "queue 'a' has an unknown option 'colour'"),
         ({"a": "b"}, "the options of queue 'a' must be a mapping"),
         ([kombu.Queue("a", kombu.Exchange("h", type="headers"))], "do not exist on Redis"),
     ],
