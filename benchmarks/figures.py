@@ -57,7 +57,7 @@ class Results:
 
     @property
     def failures(self) -> list[str]:
-        """Each turn that failed, in one line."""
+        """A line for each turn that failed."""
         return [
             f"{made['workload']}, {made['contender']}, round {made['round']}: "
             f"{made['failed'].splitlines()[0]}"
