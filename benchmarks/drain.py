@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 _STAGED = "bench.staged"
 _POLL_S = 0.01
-# A worker counts as starting while it uses more than this share of a core, or has hardly run.
+# How often to check whether a worker is still starting. It is if it uses more than a share of a
+# core, or has used hardly any CPU time.
 _LOOK_S = 0.25
 _BUSY = 0.4
 _START_CPU_S = 0.08
 _LAST_RESULTS_S = 10.0
-# Keys other than results that come and go with a queue.
+# How many keys other than results may come and go with a queue.
 _SLACK = 10
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NotMeasured(LookupError):
-    """A run has no such figure; the text says which."""
+    """A run does not have the figure that the text names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Workers:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
-                # This is the usual case: its session has ended with it.
+                # Usually, the process's session has ended with it.
                 continue
             process.wait()
 

@@ -2,8 +2,8 @@
 
 The parser loads neither gevent nor an app, so ``greenq --help`` is quick. When a command is
 chosen, its options are read from its module or one next to it; such a module imports nothing heavy
-at its top. A command's dependencies are imported when it runs, and after patching if it needs the
-hub.
+at its top level. A command's dependencies are imported when it runs, and after patching if it needs
+the hub.
 
 Only `greenq.__main__` imports this package.
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.dead_letters import DeadLetter, DeadLetters
 
-# The number of letters in a table, and of bytes of a message, shown by default.
+# How many letters in a table, and how many bytes of a message, are shown by default.
 _SHOWN_LETTERS = 100
 _SHOWN_BYTES = 2000
 

@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "supervisord",
             "write a supervisord.conf: a group of workers and a listener that watches them",
         ),
-        ("systemd", "write a systemd unit, greenq@.service, of which each instance is a worker"),
+        ("systemd", "write a systemd template unit, greenq@.service, for any number of workers"),
         ("docker", "write a Dockerfile"),
         ("kubernetes", "write a Deployment, a disruption budget and a scaler for Kubernetes"),
     ):

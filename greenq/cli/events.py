@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add_app_options(parser)
     add = parser.add_argument
-    add("--dump", action="store_true", help="print a line for each event, as without a terminal")
+    add("--dump", action="store_true", help="print a line for each event, even to a terminal")
     add(
         "-t",
         "--timeout",

@@ -186,7 +186,7 @@ def never_sent(chord: Unsealed) -> str:
     return (
         f"chord {show.printable(chord.group_id)}: its header has not been sent completely since "
         f"{since}; if its sender has died, its body {show.printable(chord.body)} "
-        f"(id {show.printable(chord.body_id)}) never runs: send it again"
+        f"(id {show.printable(chord.body_id)}) will never run: send the chord again"
     )
 
 

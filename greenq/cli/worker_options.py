@@ -137,13 +137,13 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "--max-memory-per-child",
         type=argument_types.memory,
         metavar="SIZE",
-        help="likewise at this resident memory, such as 512M or 2G; a plain number is in KiB",
+        help="end in the same way at this resident memory, such as 512M or 2G, or a number of KiB",
     )
     add(
         "--max-lifetime",
         type=argument_types.lifetime,
         metavar="TIME",
-        help="likewise after this time, such as 12h; a plain number is in seconds",
+        help="end in the same way after this time, such as 12h, or a number of seconds",
     )
 
 

@@ -230,7 +230,7 @@ def text(
     if record.left_out:
         yield f"{record.left_out:,} notes did not fit into the index"
     if record.error:
-        yield f"a call could not be sent at its end: {printable(record.error)}"
+        yield f"a call could not be sent when it ended: {printable(record.error)}"
     yield ""
     yield from _drawn(tree.lines, "", limit, now_s)
     path = tree.critical_path()

@@ -171,8 +171,8 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not in the order in which "
-        "tasks end. All workers must have the same value.",
+        "Give a chord's body the results in the order of its header, not in the order that tasks "
+        "end in. All workers must have the same value.",
     )
 
 
@@ -669,9 +669,9 @@ class WorkerConfig(Section):
     worker_state_db: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "A file in which revoked tasks and the logical clock survive a restart. Each worker needs "
-        "its own: %p is the node name, %n its part before the @, %h the host. The file is JSON; "
-        "Celery's file, a shelve, is refused.",
+        "A file that keeps revoked tasks and the logical clock across a restart. Each worker needs "
+        "its own file: %p is the node name, %n its part before the @, %h the host. The format is "
+        "JSON; Celery's file, a shelve, is refused.",
     )
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),

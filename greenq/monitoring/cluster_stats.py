@@ -33,7 +33,7 @@ _WINDOW_S: Final = 60.0
 # A server that takes longer than this to answer counts as unreachable.
 _PATIENCE_S: Final = 1.0
 
-# How many queues are counted, since remote commands can add any number of them to a worker.
+# At most this many queues are counted, since remote commands can add any number to a worker.
 MOST_QUEUES: Final = 1000
 
 
@@ -69,7 +69,7 @@ class QueueStats:
         return self.counts.oldest_s if self.counts.waiting else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the queue for JSON."""
         return {
             "backlog": self.counts.waiting,
             "oldest_s": _rounded(self.oldest_s),
@@ -95,7 +95,7 @@ class Stats:
     queues: Mapping[str, QueueStats]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the state for JSON."""
         return {
             "at": round(self.at, 3),
             "workers": self.workers,

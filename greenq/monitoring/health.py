@@ -48,7 +48,7 @@ class HealthReport(NamedTuple):
         return not self.reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the answer for JSON."""
         return {
             "status": "ok" if self.ok else "failing",
             "reasons": self.reasons,

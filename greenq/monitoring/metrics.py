@@ -186,7 +186,7 @@ class GreenqCollector(_WorkerCollector):
         yield _gauge("lease_seconds", "How long the lease is still valid; 0 without one.", lease_s)
         yield _gauge("pool_size", "Number of tasks that may run at once.", pool.size)
         most = autoscaler.most if autoscaler else pool.size
-        yield _gauge("pool_limit", "Size to which the pool may grow.", most)
+        yield _gauge("pool_limit", "Largest size that the pool may grow to.", most)
         yield _gauge("pool_running", "Tasks that are running.", pool.running)
         yield _gauge("pool_waiting", "Messages waiting in this worker for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))

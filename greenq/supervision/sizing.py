@@ -30,7 +30,7 @@ class GroupSample:
         at_s: the time, by the monotonic clock.
         workers: how many processes take messages.
         coming: how many more have been started but have not reported yet.
-        busy: the sum of the fractions of time for which their hubs were busy.
+        busy: for what fraction of the time each hub was busy, added up over these processes.
         backlog: how many messages are waiting in the queues and in the workers.
         age_s: how long the oldest message in the queues has waited.
     """

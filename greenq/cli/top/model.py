@@ -41,7 +41,7 @@ KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoke
 """What happens to tasks, as named by their events."""
 
 ORDERS: Final = ("rate", "failures", "runtime")
-"""The orders in which tasks can be sorted."""
+"""The orders that tasks can be sorted in."""
 
 # The longest plausible time, in seconds, in a reply or an event.
 _MOST_S: Final = 1e12
