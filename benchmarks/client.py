@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # How many results are read back one by one. A sample suffices, since the gauges count all results.
 _SAMPLE = 500
-# Time for all workers to start.
+# How long all workers may take to start.
 _READY_S = 60.0
 
 

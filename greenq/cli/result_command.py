@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the stored state and result; an unknown task is PENDING."""
     with opened(args) as app:
-        # Read everything in one call, since the task could end between two.
+        # Read everything in one call, since the task could end between two calls.
         meta = app.transport.backend.get(args.id)
     found = {
         "id": args.id,

@@ -107,7 +107,7 @@ class HubTime:
     def _count_switch(self, _event: str, greenlets: tuple[Any, Any]) -> None:
         """Add the time since the last switch to the request that ran; called at every switch.
 
-        This is a hot path, and greenlet stops tracing permanently if it raises an error.
+        This is a hot path, and greenlet stops tracing permanently if a tracer raises an error.
         """
         now = self._clock()
         origin: Any = greenlets[0]

@@ -226,7 +226,7 @@ class _Unfailing(logging.Logger):
 
 
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
-    """Write a record that a handler could not write to file descriptor 2.
+    """Write a record to file descriptor 2, because a handler could not write it.
 
     Nothing is written if a task has closed the descriptor, since it may now be a connection.
     """

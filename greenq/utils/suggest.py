@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name most similar to `name`.
+    """Return the known name that is most similar to `name`; None if none is similar enough.
 
     Args:
         cutoff: the minimum similarity, from 0 to 1.

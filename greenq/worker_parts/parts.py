@@ -53,7 +53,7 @@ class Life(Protocol):
         """End the worker because a part of it has failed."""
 
     def info(self) -> dict[str, Any]:
-        """Return what its steps report for `stats`."""
+        """Return what the worker's steps report for `stats`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

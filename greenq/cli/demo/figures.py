@@ -1,4 +1,4 @@
-"""The measurements of `greenq demo` and how they are shown: table rows and two charts. No I/O."""
+"""The measurements of `greenq demo`, and how to show them as table rows and two charts; no I/O."""
 
 from __future__ import annotations
 
