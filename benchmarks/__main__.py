@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures greenq beside other queues; see README.md."""
+"""``python -m benchmarks``: compares greenq with other task queues; see README.md."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ROUNDS_OF_ALL = 5
 def main() -> int:
     """Run the rounds, then print the results."""
     options = _options()
-    # Stop workers and servers also at SIGTERM.
+    # SIGTERM must also stop the workers and servers.
     signal.signal(signal.SIGTERM, _end)
     workloads = _chosen(options)
     rounds = options.rounds or (_ROUNDS_OF_ALL if options.all else _ROUNDS)
     order = turns(workloads, rounds, options.peers, options.scale)
     if not order:
-        sys.exit("nothing to measure: none of these contenders does any of these workloads")
+        sys.exit("nothing to measure: none of these contenders runs any of these workloads")
     given = {name: value for name, value in vars(options).items() if name != "json"}
     good = run(order, options.json, given | {"rounds": rounds})
     print()
@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
     add("--rounds", type=int, metavar="N", help="rounds per workload")
     add("--workloads", type=_words, default=(), metavar="A,B", help=f"some of: {_known(FULL)}")
     add("--peers", type=_words, default=(), metavar="X,Y", help=f"some of: {', '.join(PEERS)}")
-    add("--scale", type=float, default=1.0, metavar="F", help="scale the number of tasks, as 0.1")
+    add("--scale", type=float, default=1.0, metavar="F", help="scale the number of tasks by F")
     add(
         "--json",
         type=Path,

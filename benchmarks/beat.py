@@ -1,8 +1,9 @@
-"""Due times that are sent, missing or sent twice while beats are killed: greenq's and Celery's.
+"""Counts due times that are sent, missed or sent twice while greenq's or Celery's beats are killed.
 
-``python -m benchmarks.beat``: an entry is due each second; the beats are killed (-9) in turn and
-started again at once. Prints Markdown; takes about five minutes. ``--kill-every 0`` kills none;
-``--entries 10000`` measures what so many entries cost one beat of greenq that are due each minute.
+``python -m benchmarks.beat``: an entry is due every second; the beats are killed (-9) in turn and
+restarted at once. Prints Markdown; takes about five minutes. ``--kill-every 0`` kills none.
+``--entries 10000`` instead measures what it costs one beat of greenq to send that many entries
+every minute.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _SECONDS = 75.0
 _KILL_EVERY_S = 4.0
 _DEADLINE_S = 60.0
-# Afterwards nothing is killed, so that what is late comes.
+# How long nothing is killed at the end, so that late messages still arrive.
 _CALM_S = 12.0
 _STOP_S = 10.0
 _POLL_S = 0.05
@@ -45,7 +46,7 @@ _HISTORY = "greenq.beat.history"
 
 
 class _Contender(NamedTuple):
-    """Some beats: their command, without what a number of its own needs, and how many run."""
+    """Some beats: a title, their command without the options for each process, and their number."""
 
     title: str
     command: tuple[str, ...]
@@ -58,8 +59,8 @@ _GREENQ = _Contender(
 _ONE_GREENQ = _GREENQ._replace(title="greenq, one beat", processes=1)
 _CELERY = _Contender(
     "Celery, one beat",
-    # The file of the schedule is in the folder of the run. A pid file left by a killed one would
-    # only be in the way.
+    # The schedule's file is in the directory of the run. There is no pid file, since a killed beat
+    # would leave it behind.
     ("celery", "-A", "benchmarks.peers.celery.beat", "beat", "--pidfile="),
     1,
 )
@@ -82,7 +83,7 @@ class _Beats:
             )  # fmt: skip
 
     def kill(self, number: int) -> None:
-        """Kill one, and start it again at once."""
+        """Kill one process, and restart it at once."""
         at = number % len(self.processes)
         self.processes[at].kill()
         self.processes[at].wait()
@@ -108,7 +109,7 @@ def _beats(server: Server, contender: _Contender, entries: int = 0) -> Iterator[
 
 
 class _Arrivals(threading.Thread):
-    """Takes the messages as they come: task ids with Unix times."""
+    """Takes messages as they arrive, and notes their task ids and arrival times (Unix time)."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(daemon=True)
@@ -130,8 +131,9 @@ class Tally(NamedTuple):
     """What became of the due times.
 
     Attributes:
-        due, once, missing, twice: how many there were, and were sent once, never, more than once.
-        late_s: of those that were sent, ascending.
+        due: how many there were.
+        once, missing, twice: how many were sent once, never, and more than once.
+        late_s: how late those that were sent were, ascending.
     """
 
     due: int
@@ -142,7 +144,10 @@ class Tally(NamedTuple):
 
 
 def tally(sent: Sequence[tuple[int, float]], first: int, last: int) -> Tally:
-    """Count due times of whole seconds from `first` to `last`; `sent`: due times, arrival times."""
+    """Count the due times, whole seconds from `first` to `last`.
+
+    `sent` contains the due time and the arrival time of each message.
+    """
     counts = Counter(due for due, _at in sent)
     every = range(first, last + 1)
     late_s = sorted(at - due for due, at in sent if first <= due <= last)
@@ -156,7 +161,7 @@ def tally(sent: Sequence[tuple[int, float]], first: int, last: int) -> Tally:
 
 
 def killed(contender: _Contender, seconds: float, kill_every_s: float) -> tuple[Tally, int]:
-    """Run a contender for `seconds`; return what it sent, and how often one was killed."""
+    """Run a contender for `seconds`; return what it sent, and how many times a beat was killed."""
     with (
         valkey() as server,
         server.client() as client,
@@ -181,7 +186,7 @@ def killed(contender: _Contender, seconds: float, kill_every_s: float) -> tuple[
         time.sleep(_CALM_S)
         arrivals.finish()
         known = {task_id: due for due, _sent, task_id in _history(client)}
-    # What sends no due time with its message has the benefit of the doubt: the latest.
+    # A message that does not name its due time gets the benefit of the doubt: the latest one.
     sent = [
         (round(known[task_id]) if known else math.floor(at), at) for task_id, at in arrivals.found
     ]
@@ -189,7 +194,7 @@ def killed(contender: _Contender, seconds: float, kill_every_s: float) -> tuple[
 
 
 def many(entries: int, minutes: int) -> tuple[float, list[float]]:
-    """Measure one beat of greenq; return CPU seconds a minute, and how late each was, ascending."""
+    """Measure one beat of greenq; return CPU seconds per minute, and all delays, ascending."""
     late_s: list[float] = []
     with (
         valkey() as server,
@@ -197,7 +202,7 @@ def many(entries: int, minutes: int) -> tuple[float, list[float]]:
         _beats(server, _ONE_GREENQ, entries) as beats,
     ):
         _await_begun(client, beats, entries)
-        # From the middle of a minute to the middle of another.
+        # Measure from the middle of one minute to the middle of another.
         time.sleep((30 - time.time()) % 60)
         pids = [process.pid for process in beats.processes]
         cpu_s, from_s = proc.precise_cpu_s(pids), time.monotonic()
@@ -208,7 +213,7 @@ def many(entries: int, minutes: int) -> tuple[float, list[float]]:
         cpu_s = proc.precise_cpu_s(pids) - cpu_s
         took_s = time.monotonic() - from_s
     if len(late_s) != entries * minutes:
-        raise RuntimeError(f"{len(late_s):,} were sent instead of {entries * minutes:,}")
+        raise RuntimeError(f"{len(late_s):,} tasks were sent instead of {entries * minutes:,}")
     return 60 * cpu_s / took_s, sorted(late_s)
 
 
@@ -216,12 +221,12 @@ def _await_begun(client: redis.Redis, beats: _Beats, entries: int) -> None:
     deadline_s = time.monotonic() + _DEADLINE_S
     while client.hlen("greenq.beat.states") < entries:
         if time.monotonic() > deadline_s:
-            raise RuntimeError(f"the beat does not begin: {beats.log()}")
+            raise RuntimeError(f"the beat does not start sending: {beats.log()}")
         time.sleep(_POLL_S)
 
 
 def _history(client: redis.Redis) -> Iterator[tuple[float, float, str]]:
-    """Return when greenq's messages were due and were sent, in Unix seconds, and their ids."""
+    """Yield when each of greenq's messages was due and was sent, in Unix time, and its id."""
     for line in client.lrange(_HISTORY, 0, -1):
         assert isinstance(line, bytes)
         due, sent, task_id, _name = line.decode().split(" ", 3)
@@ -250,10 +255,10 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beat", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=float, default=_SECONDS, help="of due times")
+    add("--seconds", type=float, default=_SECONDS, help="how long due times are measured")
     add("--kill-every", type=float, default=_KILL_EVERY_S, metavar="S", help="0: never")
-    add("--entries", type=int, default=0, metavar="N", help="measure so many entries instead")
-    add("--minutes", type=int, default=_MINUTES, help="how long to measure these")
+    add("--entries", type=int, default=0, metavar="N", help="measure N entries instead")
+    add("--minutes", type=int, default=_MINUTES, help="how long to measure N entries")
     given = parser.parse_args()
     if given.entries:
         columns: tuple[str, ...] = ("entries, each minute", "CPU, share of a core", *_LATE)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Results that are read back one by one: a sample suffices, since the gauges count all of them.
+# How many results are read back one by one. A sample suffices, since the gauges count all results.
 _SAMPLE = 500
-# Time for all workers to start.
+# How long all workers may take to start.
 _READY_S = 60.0
 
 
@@ -72,7 +72,7 @@ def _time_pings(ping: Callable[[], Sequence[object]], workers: int, count: int) 
     replies: list[int] = []
     taken_s = timed(lambda: replies.append(len(ping())), count)
     if set(replies) != {workers}:
-        sys.exit(f"not every ping of {workers} workers got that many replies: {replies}")
+        sys.exit(f"not every ping got a reply from all {workers} workers: {replies}")
     return taken_s
 
 

@@ -1,11 +1,11 @@
-"""Django on PostgreSQL with its 100 connections: failures, and connections left open.
+"""Django on PostgreSQL, which has 100 connections: counts failures and connections left open.
 
     python -m benchmarks.django_load [--tasks 10000] [--celery-tasks 2000]
 
 Runs the example project's worker three times: with 200 greenlets, autoscaled to 500 and back, and
-with tasks that leave data behind beside tasks that look for it; then Celery's gevent worker with
-the same tasks. Fails if greenq's tasks fail more often, if a connection is open two seconds after
-the last task, or if a task has seen another's data.
+with tasks that leave data behind next to tasks that look for it. Then runs Celery's gevent worker
+with the same tasks. Exits with an error if greenq's tasks fail more often than Celery's, if a
+connection is still open two seconds after the last task, or if a task has seen another task's data.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Bench:
         self.celery_shop = celery_project(folder)
 
     def project(self, kind: str) -> Path:
-        """Return the folder of the project for a kind of worker."""
+        """Return the directory of the project for a kind of worker."""
         return EXAMPLE if kind == "greenq" else self.celery_shop
 
     def environment(self, kind: str) -> dict[str, str]:
@@ -104,7 +104,7 @@ class Bench:
 
     @contextmanager
     def worker(self, kind: str, *options: str) -> Iterator[Process]:
-        """Run a worker of a kind, from ready to stopped."""
+        """Run a worker of a kind; it is ready when the block begins and stopped when it ends."""
         self.server.flush()
         if kind == "greenq":
             command = ["greenq", "worker", "-A", "shop", "-I", "django_tasks"]
@@ -152,8 +152,8 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run everything, print a table, return the exit code."""
-    parser = argparse.ArgumentParser(description="Django and its connections, beside Celery.")
+    """Run everything, print a table, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Django's connections, compared with Celery.")
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--celery-tasks", type=int, default=2_000)
     args = parser.parse_args()

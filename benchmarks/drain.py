@@ -1,8 +1,8 @@
-"""One drain: a full queue, fresh workers, and what it cost to empty it.
+"""One drain: measures what it costs fresh workers to empty a full queue.
 
-The queue is filled and renamed; the workers start and run a few warm-up tasks, so that their start
-and late imports are over. Another RENAME puts the queue back, and the clock runs from there until
-nothing waits, nothing runs, and all results are stored. Then all results are checked.
+The queue is filled and renamed. The workers start and run a few warm-up tasks, so that they have
+finished starting and importing. Another RENAME puts the queue back, and the clock runs from then
+until nothing is waiting or running, and all results are stored. Then all results are checked.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 _STAGED = "bench.staged"
 _POLL_S = 0.01
-# A worker counts as starting while it uses more than this share of a core, or has hardly run.
+# How often to check whether a worker is still starting. It is if it uses more than a share of a
+# core, or has used hardly any CPU time.
 _LOOK_S = 0.25
 _BUSY = 0.4
 _START_CPU_S = 0.08
 _LAST_RESULTS_S = 10.0
-# Keys other than results that come and go with a queue.
+# How many keys other than results may come and go with a queue.
 _SLACK = 10
 
 
@@ -46,11 +47,11 @@ class Work:
     """What to drain.
 
     Attributes:
-        task: its name.
-        args: of each call.
+        task: the task's name.
+        args: the arguments of each call.
         value: what each call returns.
-        repeats: how often the same workers drain the tasks; the clock stops in between.
-        deadline_s: for one drain.
+        repeats: how many times the same workers drain the tasks; the clock stops in between.
+        deadline_s: how long one drain may take.
         extra: other processes of the benchmark, such as a web server.
     """
 
@@ -75,7 +76,7 @@ def run(server: Server, peer: Peer, setup: Setup, work: Work, count: int) -> dic
 
 
 class _Filled(NamedTuple):
-    """What was queued: ids here, or in a file that the contender's client wrote."""
+    """What was queued: the ids themselves, or the file that the contender's client wrote."""
 
     ids: Sequence[str]
     file: Path
@@ -128,9 +129,9 @@ class _Drain:
         }
 
     def _events(self, tasks: int) -> AbstractContextManager[None]:
-        """Check that the events of `tasks` tasks are published, if they are enabled.
+        """Check that the events of `tasks` tasks are published, if events are enabled.
 
-        Only during the warm-up, since a listener takes the server's time.
+        This is used only during the warm-up, since a listener takes up the server's time.
         """
         if self._setup.cluster != "events":
             return nullcontext()
@@ -163,8 +164,8 @@ class _Drain:
         release.execute()
         self._await(started, count, [0] * len(self._peer.left), done, tallied)
         after = meter.snapshot(self._client, started, self._work.extra)
-        # Our own commands: the first INFO, which counts itself when done, the release, and the
-        # polls.
+        # The measurement's own commands: the first INFO, which counts itself when done, the
+        # release, and the polls.
         own = self._polls * (len(self._peer.left) + 1) + 2 + len(self._peer.released)
         figures = meter.per_task(before, after, count, own, self._polls + 2)
         self._check(started, staged, count, self._work.value, tallied)

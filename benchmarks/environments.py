@@ -56,7 +56,7 @@ def prepare(peer: Peer) -> None:
 
 
 def command(peer: Peer, words: Sequence[str]) -> list[str]:
-    """Return a contender's command, with its program looked up in the contender's environment."""
+    """Return a contender's command, with the path of its program in the contender's environment."""
     program, *rest = words
     if peer.home == "node":
         return [program, *rest]

@@ -1,4 +1,4 @@
-"""Tasks with an ETA: many that are due at the same time, and very many that are due much later."""
+"""Tasks with an ETA: many that are due at the same time, or very many that are due much later."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from benchmarks.peer import Peer
     from benchmarks.server import Server
 
-# Time to take all of them before they are due.
+# How long before they are due the tasks are sent, so that workers can take all of them in time.
 _LEAD_S = 5.0
 _TAKEN_A_SECOND = 4000
 _FAR = timedelta(hours=2)
 _PARKED = "greenq.eta.celery"
 _SAMPLES = 1000
 _SAMPLE_LEAD_S = 5.0
-# More are pushed when fewer than this wait: a long queue would delay the samples.
+# Tasks are pushed only while fewer than this are waiting, since a long queue would delay the
+# samples.
 _QUEUED = 2000
 _DEADLINE_S = 900.0
 _POLL_S = 0.05
@@ -38,7 +39,7 @@ _EARLY_S = 0.002
 
 
 def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
-    """Send tasks that are due at one time; measure memory while they wait, and the lateness."""
+    """Send tasks that are due at one time; measure the memory while they wait, and their delay."""
     with server.client() as client, workers(server, peer, Setup()) as started:
         idle_mb = _warm_up(server, client, started, peer)
         due = datetime.now(UTC) + timedelta(seconds=_LEAD_S + count / _TAKEN_A_SECOND)
@@ -64,7 +65,7 @@ def due_together(server: Server, peer: Peer, count: int) -> dict[str, float]:
 
 
 def far(server: Server, peer: Peer, count: int) -> dict[str, float]:
-    """Send tasks that are due in hours, and some among them that become due meanwhile."""
+    """Send tasks that are due in hours, and among them some that become due meanwhile."""
     with server.client() as client, workers(server, peer, Setup()) as started:
         idle_mb = _warm_up(server, client, started, peer)
         distant = Messages(server, client, "noop", eta=datetime.now(UTC) + _FAR)
@@ -136,7 +137,7 @@ def _lateness(
     for task_id, moment, stored in zip(ids, due, client.mget(map(_key, ids)), strict=True):
         meta = json.loads(stored or "{}")
         if meta.get("status") != "SUCCESS":
-            raise RuntimeError(f"task {task_id} has no good result: {stored!r}")
+            raise RuntimeError(f"task {task_id} has not succeeded: {stored!r}")
         ended = datetime.fromisoformat(meta["date_done"])
         late_s.append((ended.replace(tzinfo=ended.tzinfo or UTC) - moment).total_seconds())
         if late_s[-1] < -_EARLY_S:

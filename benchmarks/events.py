@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import redis
 
-# Events of a successful task: received, started, succeeded.
+# The number of events of a successful task: received, started, succeeded.
 A_TASK = 3
 
 _BEAT = "worker-heartbeat"
@@ -33,7 +33,7 @@ def told(client: redis.Redis, count: int) -> Iterator[None]:
     """Check that `count` task events are published during the block, or soon after.
 
     Raises:
-        RuntimeError: there were fewer.
+        RuntimeError: fewer events were published.
     """
     with client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.psubscribe(_TASKS)
@@ -49,7 +49,7 @@ def told(client: redis.Redis, count: int) -> Iterator[None]:
 
 
 class Heartbeats:
-    """Heartbeats of simulated workers, each with its name, clock and interval."""
+    """Heartbeats of simulated workers, each with its own name and clock."""
 
     def __init__(self, client: redis.Redis, workers: int, every_s: float) -> None:
         """Publish with `client`."""
@@ -59,21 +59,21 @@ class Heartbeats:
         self._every_s = every_s
 
     def send(self, seconds: float) -> int:
-        """Publish for `seconds`, evenly spread; return how many were published.
+        """Publish heartbeats, evenly spread over `seconds`; return how many were published.
 
         Raises:
-            RuntimeError: no worker listens.
+            RuntimeError: no worker is listening.
         """
         began_s, count = time.monotonic(), 0
         while (due_s := count * self._every_s / len(self._writers)) < seconds:
             time.sleep(max(0.0, began_s + due_s - time.monotonic()))
             if not self._publish(self._writers[count % len(self._writers)], count):
-                raise RuntimeError("no worker listens to heartbeats")
+                raise RuntimeError("no worker is listening to heartbeats")
             count += 1
         return count
 
     def _publish(self, writer: EventWriter, processed: int) -> int:
-        """Publish one with Celery's fields; return how many have received it."""
+        """Publish a heartbeat with Celery's fields; return how many clients have received it."""
         fields = {
             "freq": self._every_s,
             "active": processed % 500,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NotMeasured(LookupError):
-    """A run has no such figure; the text says which."""
+    """A run does not have the figure that the text names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Results:
 
     @property
     def failures(self) -> list[str]:
-        """Each turn that failed, in one line."""
+        """A line for each turn that failed."""
         return [
             f"{made['workload']}, {made['contender']}, round {made['round']}: "
             f"{made['failed'].splitlines()[0]}"

@@ -1,7 +1,8 @@
-"""What an idle worker costs alone and in a fleet, and how soon a fleet starts a message.
+"""What an idle worker costs alone and in a fleet, and how soon a fleet starts a pushed task.
 
-``python -m benchmarks.fleet``: prints Markdown, for one idle worker and for forty; takes two
-minutes. With ``--workers 1,4`` other sizes, with ``--options=--without-gossip`` other workers.
+``python -m benchmarks.fleet`` prints Markdown, for one idle worker and for forty; takes two
+minutes. ``--workers 1,4`` measures fleets of other sizes, and ``--options=--without-gossip``
+measures workers with that option.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _SIZES = (1, 40)
 _IDLE_S = 20.0
-# Longer than a newly started worker listens to all heartbeats.
+# How long to wait first, which is longer than a newly started worker listens to all heartbeats.
 _REST_S = 12.0
 _PUSHES = 100
 _BETWEEN_S = (0.02, 0.08)
@@ -92,7 +93,7 @@ def idle(server: Server, client: redis.Redis, started: Workers, seconds: float) 
 
 
 def push(client: redis.Redis, messages: Messages, key: str, count: int, idle_s: float) -> Pushed:
-    """Push messages one by one to idle workers; `idle_s`: idle commands per second."""
+    """Push messages one by one to idle workers, which send `idle_s` commands a second anyway."""
     begin_ms, own = [], 0
     before, from_s = _commands(client), time.monotonic()
     for _ in range(count):
@@ -108,7 +109,7 @@ def push(client: redis.Redis, messages: Messages, key: str, count: int, idle_s: 
                 raise RuntimeError("a task does not end")
             time.sleep(0.002)
         own += 1
-        # The task returns its start as Unix time.
+        # The task returns when it started, as Unix time.
         begin_ms.append(1000 * (json.loads(stored)["result"] - pushed_s))
     commands = _commands(client) - before - 1 - own
     of_themselves = idle_s * (time.monotonic() - from_s)
@@ -124,7 +125,7 @@ def measure(size: int, options: Sequence[str], seconds: float) -> tuple[Idle, Pu
         workers(server, peer, Setup(concurrency=0, processes=size)) as started,
     ):
         _settle(client, started)
-        # With 0 as the argument, it returns its start as Unix time.
+        # With 0 as its argument, the task returns when it started, as Unix time.
         messages = Messages(server, client, "lateness", (0,))
         push(client, messages, "celery", 3 * size, 0.0)
         time.sleep(_REST_S)

@@ -18,12 +18,12 @@ class Goal:
     """One goal.
 
     Attributes:
-        workload: as shown.
+        workload: the workload, as shown.
         what: the figure and what it is compared with, as shown.
-        target: the figure to reach.
-        measured: finds the figure in a run.
-        at_most: smaller is better.
-        form: format of the figures.
+        target: the value to reach.
+        measured: a function that finds the figure in a run.
+        at_most: whether the figure may not exceed the target; otherwise it may not be below it.
+        form: the format of the figures.
     """
 
     workload: str
@@ -81,7 +81,7 @@ def _bytes_ratio(results: Results) -> float:
 
 
 def _late_beyond_drain_s(results: Results) -> float:
-    """Return how much later the last ETA ran than draining the same number of no-ops takes."""
+    """Return how late the last ETA ran, less the time that draining as many no-ops takes."""
     late_s, tasks = _own("etas", "late_s")(results), _own("etas", "tasks")(results)
     return late_s - tasks / _own("noop", "rate")(results)
 

@@ -1,7 +1,7 @@
 """A web server that answers every GET after a delay, in a separate process.
 
-It is one epoll loop without a framework. All answers have the same delay, so a queue in order of
-arrival is the timer, and a request costs a few system calls.
+The server is one epoll loop without a framework. All answers have the same delay, so a queue in
+order of arrival serves as the timer, and a request costs only a few system calls.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that the server listens on."""
         number: int = self._listener.getsockname()[1]
         return number
 
@@ -83,7 +83,7 @@ class Server:
         now_s = time.monotonic()
         while self._due and self._due[0][0] <= now_s:
             _, connection = self._due.popleft()
-            # The client may be gone; then it reports the error itself.
+            # The client may be gone, in which case it reports the error itself.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(ANSWER)
             connection.close()

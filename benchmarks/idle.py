@@ -1,6 +1,6 @@
 """What idle workers cost, and what one message costs among many of them.
 
-It also measures the heartbeats that they receive from each other.
+Also measures what the heartbeats that workers receive from each other cost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FLEET = 50
 _REST_S = 5.0
 _FLEET_IDLE_S = 6.0
-# Celery's interval, and greenq's.
+# The interval of heartbeats in both Celery and greenq.
 _BEAT_S = 2.0
 _QUIET_S = 10.0
 _BETWEEN_S = 0.5
@@ -37,8 +37,8 @@ _BEGIN, _END = "bench.begin", "bench.end"
 def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
     """Measure one idle worker with default settings for `seconds`.
 
-    Commands are counted in two ways: those that the worker sent, and all that the server carried
-    out for it, including those inside scripts.
+    Commands are counted in two ways: those that the worker sent, and all commands that the server
+    carried out for it, including those inside scripts.
     """
     with server.client() as client, workers(server, peer, Setup(concurrency=0)) as started:
         _run_some(server, client, started, peer)
@@ -56,7 +56,7 @@ def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
         return {
             "seconds": took_s,
             "client_commands_s": sent / took_s,
-            # Without our own two marks.
+            # Subtract the two marks of the measurement.
             "commands_s": (_carried_out(before, after) - 2) / took_s,
             "cpu_s_a_minute": 60 * cpu_s / took_s,
             "rss_mb": proc.rss_mb(started.pids),
@@ -77,7 +77,7 @@ def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
 def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
     """Measure an idle worker that receives the heartbeats of 50 others for `seconds`.
 
-    They are published from here, outside the worker's process.
+    The heartbeats are published from this process, not from the worker's.
     """
     with server.client() as client, workers(server, peer, Setup(concurrency=0)) as started:
         _run_some(server, client, started, peer)
@@ -86,7 +86,7 @@ def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
         time.sleep(_QUIET_S)
         idle_percent = idle.percent()
         beats = Heartbeats(client, _FLEET, _BEAT_S)
-        # One round first, so that the worker knows all of them.
+        # Send one round first, so that the worker knows all the others.
         beats.send(_BEAT_S)
         heard = _Stretch(started)
         count = beats.send(seconds)
@@ -101,7 +101,7 @@ def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
 
 
 class _Stretch:
-    """A period of some workers' time, from now on."""
+    """A period that starts now, and what some workers use during it."""
 
     def __init__(self, started: Workers) -> None:
         self._started = started
@@ -112,7 +112,7 @@ class _Stretch:
         return time.monotonic() - self._from_s
 
     def percent(self) -> float:
-        """Return how much of one core they have used since then."""
+        """Return how much of one core, in percent, the workers have used since then."""
         cpu_s = proc.precise_cpu_s(self._started.pids) - self._from_cpu_s
         return 100 * cpu_s / self.seconds()
 
@@ -135,7 +135,7 @@ def _carried_out(before: _Look, after: _Look) -> int:
 
 
 def _sent_between(seen: Monitor) -> int:
-    """Count the commands that the server received from clients between our two marks."""
+    """Count the commands that the server received from clients between the two marks."""
     count, counting = 0, False
     for each in seen.listen():
         if each["command"] == f"ECHO {_END}":
@@ -154,7 +154,7 @@ def _run_some(server: Server, client: redis.Redis, started: Workers, peer: Peer)
 
 
 def _run_one(client: redis.Redis, started: Workers, peer: Peer, messages: Messages) -> int:
-    """Push one message and wait for its result; return how many commands of ours that took."""
+    """Push one message and wait for its result; return how many commands this function sent."""
     ids = messages.ids(1)
     messages.push(client, peer.queue, ids)
     deadline, commands = time.monotonic() + _DEADLINE_S, 1
@@ -195,7 +195,8 @@ def _cost(server: Server, peer: Peer, messages: int, count: int) -> float:
                 own += _run_one(client, started, peer, writer)
                 time.sleep(_BETWEEN_S)
             after = _look(client)
-            # Measure before and after: a worker that has just run a task may have more to renew.
+            # Measure the idle rate before and after, since a worker that has just run a task may
+            # have more to renew.
             idle.append(_rate(client))
     caused = _carried_out(before, after) - own
     of_itself = (after.at_s - before.at_s) * sum(idle) / len(idle)

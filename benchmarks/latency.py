@@ -1,4 +1,4 @@
-"""The time from a call until the caller has its result, one at a time on an idle worker."""
+"""The time from a call until the caller has its result; calls are made one at a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.plan import PEERS
 if TYPE_CHECKING:
     from benchmarks.server import Server
 
-# Calls before the measured ones, for connections and late imports.
+# How many calls precede the measured ones, to open connections and finish late imports.
 _WARM_UP = 50
 _READY_S = 20.0
 
 
 def run(server: Server, contender: str, samples: int) -> dict[str, float]:
-    """Measure a contender's own client with one worker with default settings."""
+    """Measure a contender's own client, with one idle worker that has default settings."""
     peer, setup = PEERS[contender], Setup()
     environments.prepare(peer)
     with workers(server, peer, setup) as started, server.client() as client:

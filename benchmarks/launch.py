@@ -29,7 +29,7 @@ class Workers:
     """The worker processes of one contender."""
 
     def __init__(self, peer: Peer, folder: Path) -> None:
-        """Start with none; logs and counts go to `folder`."""
+        """Start with no process; logs and counts go to the directory `folder`."""
         self.peer = peer
         self.processes: list[subprocess.Popen[bytes]] = []
         self._log = folder / "worker.log"
@@ -67,7 +67,7 @@ class Workers:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
-                # The usual case: its session has ended with it.
+                # Usually, the process's session has ended with it.
                 continue
             process.wait()
 
@@ -95,7 +95,7 @@ class Workers:
         """Check that all processes are running.
 
         Raises:
-            RuntimeError: one has ended; the error has the end of its log.
+            RuntimeError: one has ended; the error contains the end of its log.
         """
         if any(process.poll() is not None for process in self.processes):
             raise self.complaint("a worker has ended")
@@ -117,7 +117,7 @@ def run_client(server: Server, peer: Peer, setup: Setup, *words: str) -> str:
     """Run a contender's client to its end and return its output.
 
     Raises:
-        RuntimeError: it failed; the error has its output.
+        RuntimeError: the client failed; the error contains its output.
     """
     with tempfile.TemporaryDirectory(prefix="greenq-bench-") as folder:
         variables = environments.variables(peer)

@@ -27,12 +27,12 @@ class Snapshot:
     """All counters at one moment.
 
     Attributes:
-        at_s: monotonic clock.
+        at_s: the time by the monotonic clock.
         info: the server's INFO.
-        worker_cpu_s: of all worker processes.
-        own_cpu_s: of this process.
-        extra_cpu_s: of other processes that belong to the benchmark.
-        machine_cpu_s: of all processors.
+        worker_cpu_s: the processor time of all worker processes.
+        own_cpu_s: that of this process.
+        extra_cpu_s: that of other processes that belong to the benchmark.
+        machine_cpu_s: the busy time of all processors.
     """
 
     at_s: float
@@ -44,7 +44,7 @@ class Snapshot:
 
 
 def snapshot(client: redis.Redis, workers: Workers, extra: tuple[int, ...] = ()) -> Snapshot:
-    """Read all counters; `extra` are other processes of the benchmark. One command."""
+    """Read all counters, with one command; `extra` are other processes of the benchmark."""
     return Snapshot(
         at_s=time.perf_counter(),
         info=client.info(),

@@ -1,4 +1,7 @@
-"""What the driver knows of a contender; every environment imports it, so stdlib only."""
+"""What the driver knows about a contender.
+
+Every contender's environment imports this module, so it uses only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 # A command that answers with one number, such as ("LLEN", "celery").
 Gauge = tuple[str, ...]
 
-# With which the messages of a signed workload are signed.
+# The key that signs the messages of a signed workload.
 SIGNING_KEY = "a key for benchmarks, of no use elsewhere"
 
 _CLUSTER_OPTIONS = {
@@ -27,10 +30,10 @@ class Setup:
     """How to run one contender.
 
     Attributes:
-        concurrency: tasks at once in each process; 0 is the contender's default.
+        concurrency: how many tasks run at once in each process; 0 is the contender's default.
         results: whether results are stored.
         acks: "late", "early", or "" for the contender's default.
-        processes: worker processes on the server.
+        processes: how many worker processes run.
         cluster: "events": with task events; "off": without mingle, gossip and heartbeats, which
             are on by default; "" for the contender's default.
         signed: whether messages and results are signed.
@@ -56,19 +59,19 @@ class Peer:
     Attributes:
         key: its name in options, files and JSON.
         title: its name as shown.
-        home: the packages it runs with: "own" for the driver's, "venv" for those of
+        home: the packages that it runs with: "own" for the driver's, "venv" for those of
             ``peers/<key>/requirements.txt``, "node" for those of ``peers/<key>/package.json``.
         worker: the command of one worker process.
         settings: its settings other than the defaults, as shown.
-        wire: whether it reads Celery's messages, which the driver writes: the same bytes for all.
-            Other queues are filled by their contender's own client.
+        wire: whether it reads Celery's messages. The driver writes these, with the same bytes for
+            all contenders; other queues are filled by the contender's own client.
         member: the option that names each of several workers, with "{number}" in it.
         client: the command of its sending side.
         queue: the list (or stream) that a worker takes from.
         variant: the value of BENCH_VARIANT for its tasks.
         ready: a gauge that is not zero once a worker has started; None if not needed.
-        warm_up: number of tasks that run before the measured ones.
-        released: commands that its own sender would also send when there is work.
+        warm_up: how many tasks run before the measured ones.
+        released: further commands that its own sender would send when there is work.
         left: gauges that are zero when no task waits or runs.
         done: the gauge that grows by one with each result.
         counts_done: whether there is such a gauge; if not, only `left` shows the end.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.server import Server
 
 _WORKERS = 3
-# Longer than the pings take, so that the hub is blocked during all of them.
+# How long the hub is blocked: longer than the pings take, so that it is blocked during all of them.
 _BLOCK_S = 20.0
 _START_S = 60.0
 _POLL_S = 0.05
@@ -40,7 +40,7 @@ def blocked(server: Server, contender: str, count: int) -> dict[str, float]:
     """Ping while one of the workers computes and its hub is blocked.
 
     Raises:
-        RuntimeError: the hub was not blocked all the time.
+        RuntimeError: the hub was not blocked during all pings.
     """
     peer, setup = PEERS[contender], Setup(concurrency=0, processes=_WORKERS)
     environments.prepare(peer)
@@ -56,7 +56,7 @@ def blocked(server: Server, contender: str, count: int) -> dict[str, float]:
 
 
 def _block(server: Server, client: redis.Redis, started: Workers) -> str:
-    """Block one of the workers; return the id of the task that does it."""
+    """Block one of the workers; return the id of the task that blocks it."""
     messages = Messages(server, client, "block", (_BLOCK_S,))
     ids = messages.ids(1)
     messages.push(client, started.peer.queue, ids)

@@ -1,7 +1,7 @@
 """The workloads, their contenders and sizes, as data.
 
-The sizes make one round of a contender take a few seconds. Rates are compared, not totals, so a
-slow contender gets fewer tasks.
+The sizes are chosen so that one round of a contender takes a few seconds. Rates are compared, not
+totals, so a slow contender gets fewer tasks.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Workload:
         sizes: how many tasks (samples, messages, seconds) each contender gets, by its key.
         setup: how the workers run.
         task: the task to drain.
-        repeats: number of drains by the same workers.
-        most_rounds: limits the rounds of a workload that takes minutes.
-        seldom: contenders without a goal; they run every other round.
-        without: the same workload without what this one measures; each contender's rate is shown
-            beside its rate there.
-        guess_s: initial estimate of the time for one round of one contender.
+        repeats: how many times the same workers drain the queue.
+        most_rounds: the maximum number of rounds, for a workload that takes minutes.
+        seldom: contenders that no goal mentions; they run only every other round.
+        without: the same workload without what this workload measures; each contender's rate is
+            shown next to its rate in that workload.
+        guess_s: an initial estimate of the time for one round of one contender.
     """
 
     key: str

@@ -48,7 +48,7 @@ def draw(results: Results, workload: str, file: Path) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    # Without a date and random names, the same figures make the same file.
+    # Without a date and random names, the same figures always make the same file.
     with matplotlib.rc_context({"svg.hashsalt": "greenq"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
 

@@ -26,8 +26,8 @@ def cpu_s(pids: list[int]) -> float:
 def precise_cpu_s(pids: list[int]) -> float:
     """Return the processor time of the living threads of processes so far.
 
-    It comes from the scheduler in nanoseconds: `cpu_s` counts in ticks, of which a worker that
-    idles for half a minute uses few.
+    The time comes from the scheduler, in nanoseconds. `cpu_s` counts ticks, and a worker that idles
+    for half a minute uses only a few of them.
     """
     threads = [thread for pid in pids for thread in _entries(_PROC / str(pid) / "task")]
     words = [_text(thread / "schedstat").split() for thread in threads]
@@ -53,8 +53,8 @@ def machine_cpu_s() -> float:
 
 
 def _cpu_ticks(pid: int) -> int:
-    # The name in parentheses may contain spaces. Fields 14 to 17 are utime and stime, and those of
-    # ended and awaited children.
+    # The name in parentheses may contain spaces. Fields 14 to 17 are utime and stime, and then the
+    # same for children that have ended and been waited for.
     fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:15]))
 
@@ -74,7 +74,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    """Read a file; "" if its process has ended."""
+    """Return the text of a file; "" if its process has ended."""
     try:
         return path.read_text("ascii", "replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -62,7 +62,7 @@ COLUMNS = (
     Column("others, cores", "others_cores", 2),
 )
 
-# If the two ways to take a ratio differ by more than this share, both are shown.
+# If the two ways to compute a ratio differ by more than this fraction, both ratios are shown.
 _DIFFERENT = 0.1
 
 

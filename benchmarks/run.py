@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 
 _LEAST = 100
-# Workloads measured in seconds or single messages, which are small already.
+# Workloads measured in seconds or single messages, which are too small to be scaled down.
 _SMALL = frozenset({"idle", "fleet", "latency", "ping", "ping-blocked", "heartbeats"})
 # The figures shown during the run, if a workload has them.
 _SHOWN = (
@@ -89,7 +89,7 @@ def _scaled(workload: Workload, count: int, scale: float) -> int:
 
 
 def run(order: Sequence[Turn], file: Path, options: dict[str, Any]) -> bool:
-    """Measure all turns and write every figure to `file`; return False if one has failed.
+    """Measure all turns and write every figure to `file`; return False if any turn has failed.
 
     The file is written after each turn, so an interrupted run keeps its results.
     """

@@ -1,7 +1,7 @@
 """One sender: ``python -m benchmarks.senders CONTENDER one|bulk COUNT``; prints its figures.
 
-All of them send the same call: a task with one number as its argument. The floor sends ready-made
-bytes, one LPUSH per message: the cost of the round trip, or of the pipeline, alone.
+All senders send the same call: a task with one number as its argument. The floor sends ready-made
+bytes, with one LPUSH per message, and so shows the cost of the round trip or the pipeline alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _celery() -> tuple[Callable[[int], object], Callable[[int], object]]:
 
 def _floor() -> tuple[Callable[[int], object], Callable[[int], object]]:
     client = redis.Redis.from_url(Surroundings.read().url)
-    # The length of such a call's message.
+    # As long as the message of such a call.
     text = "x" * 850
 
     def one(count: int) -> None:

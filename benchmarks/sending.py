@@ -1,4 +1,4 @@
-"""What a sender costs: a new process that sends one call after the other, or many at once."""
+"""What it costs to send calls, one after another or many at once, from a new process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bulk(server: Server, contender: str, count: int) -> dict[str, float]:
 
 
 def _send(server: Server, contender: str, how: str, count: int) -> dict[str, float]:
-    """Run a sender to its end, check that all calls arrived, and return its figures."""
+    """Run a sender until it exits, check that all calls arrived, and return its figures."""
     peer = PEERS[contender]
     with server.client() as client, tempfile.TemporaryDirectory() as folder:
         variables = environments.variables(peer) | Surroundings(server.url, Setup()).write()

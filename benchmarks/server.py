@@ -44,7 +44,7 @@ def valkey() -> Iterator[Server]:
     """Run a separate server until the block ends.
 
     Raises:
-        RuntimeError: it does not start; the error has its log.
+        RuntimeError: the server does not start; the error contains its log.
     """
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="greenq-bench-") as folder:

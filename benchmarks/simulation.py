@@ -1,8 +1,8 @@
-"""A worker's autoscaler on simulated time: load, tasks and a downstream service, no clock.
+"""A worker's autoscaler in simulated time, with simulated load, tasks and downstream service.
 
     python -m benchmarks.simulation > docs/autoscale.svg
 
-draws what the autoscaler does with six loads, for docs/autoscaling.md.
+This draws what the autoscaler does with six loads, for docs/autoscaling.md.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Downstream(NamedTuple):
     """A service that all tasks call.
 
     Attributes:
-        serves: how many calls at once it answers as fast as it can.
-        suffers: how much of its capacity each call beyond that costs.
+        serves: how many calls at once it answers at full speed.
+        suffers: how much of its capacity each call beyond that number costs.
     """
 
     serves: int
@@ -65,7 +65,7 @@ class World:
         interval_s: float = 0.5,
         seed: int = 1,
     ) -> None:
-        """Start empty; tasks take what `duration` returns, longer if the service is overloaded."""
+        """Start empty; a task takes what `duration` returns, or longer if the service is busy."""
         self.downstream = downstream
         self.queued = self.ended = 0
         self.ended_s = 0.0
@@ -75,8 +75,8 @@ class World:
         self._duration, self._numbers = duration, random.Random(seed)
         self._steps = 0
         self._ticks_every = round(interval_s / STEP_S)
-        # How far a task that has run from the beginning would have come. All proceed alike, so each
-        # ends where this reaches a mark: (mark, beginning).
+        # How far a task that had run from the beginning would have progressed. All tasks proceed at
+        # the same pace, so each task ends when this reaches its mark: (mark, beginning).
         self._progress = 0.0
         self._running: list[tuple[float, float]] = []
         self.scaler = Autoscaler(
@@ -100,7 +100,7 @@ class World:
 
     @property
     def running(self) -> int:
-        """How many tasks run."""
+        """How many tasks are running."""
         return len(self._running)
 
     def resize(self, size: int) -> None:
@@ -108,7 +108,7 @@ class World:
         self.size = size
 
     def run(self, seconds: float, arrivals: Callable[[float], float] = lambda _at_s: 0.0) -> None:
-        """Let time pass; `arrivals` returns how many tasks come in a second."""
+        """Let time pass; `arrivals` returns how many tasks arrive per second."""
         coming = 0.0
         for _ in range(round(seconds / STEP_S)):
             self._steps += 1
@@ -141,7 +141,7 @@ def long_tailed(numbers: random.Random) -> float:
 
 
 class Scenario(NamedTuple):
-    """A load to draw: its title, the world, the arrivals, how long."""
+    """A load to draw: its title, the service, the tasks' durations, the arrivals, its length."""
 
     title: str
     downstream: Downstream

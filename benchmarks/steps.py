@@ -1,9 +1,10 @@
-"""Tasks of workflows beside plain ones, drained: ``python -m benchmarks.steps``.
+"""Drains of workflows' tasks compared with plain tasks: ``python -m benchmarks.steps``.
 
 Prints Markdown; takes five minutes. Each drain has a new server, a client that sends everything
 before any worker runs, and one worker that runs 500 no-ops at once. The queue is renamed while the
-worker starts and warms up; the clock runs from the renaming that puts it back until nothing waits
-or runs, and the results of all ends are stored. The kinds and the contenders alternate.
+worker starts and warms up. The clock runs from the renaming that puts the queue back until nothing
+is waiting or running, and each workflow's last result is stored. The kinds and the contenders
+alternate.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Figures = dict[str, float]
 
 
 def send(package: str, kind: str, count: int) -> list[str]:
-    """Send `count` no-ops without a worker, and return the ids of those that end the workflows."""
+    """Send `count` no-ops while no worker runs; return the id of each workflow's last task."""
     noop = importlib.import_module(f"benchmarks.peers.{package}.tasks").noop
     canvas: Any = importlib.import_module(package)
 
@@ -95,7 +96,7 @@ def drain(peer: Peer, kind: str, count: int) -> Figures:
 
 
 def _await_ends(server: Server, started: Workers, ids: list[str]) -> None:
-    """Wait until nothing waits or runs and these tasks have succeeded."""
+    """Wait until nothing is waiting or running and the tasks `ids` have succeeded."""
     keys = [f"celery-task-meta-{task_id}" for task_id in ids]
     deadline = time.monotonic() + _DEADLINE_S
     with server.client() as client:
@@ -126,7 +127,7 @@ def table(found: Mapping[str, Mapping[str, list[Figures]]]) -> str:
         ]
         for kind, rounds in by_kind.items():
             cells = [f"{statistics.median(each[name] for each in rounds):,.0f}" for name in figures]
-            # Round by round: the machine is faster at some times than at others.
+            # Compare round by round, since the machine is faster at some times than at others.
             ratio = statistics.median(
                 own["tasks a second"] / plain["tasks a second"]
                 for own, plain in zip(rounds, by_kind[PLAIN], strict=True)

@@ -1,8 +1,9 @@
 """Ways to wait for work, measured side by side: ``python -m benchmarks.waiting``.
 
-A worker waits on one queue, which is four lists: the main one and three priority steps. Idle
-waiters share a server, and a message is pushed: one waiter should take it soon, the others should
-not notice, and nothing may get lost if the woken one dies. Prints Markdown; takes under a minute.
+A worker waits on one queue, which is four lists: the main list and three priority steps. Idle
+waiters share a server, and a message is pushed. One waiter should take it soon, the others should
+not notice, and nothing may get lost if the woken waiter dies. Prints Markdown; takes less than a
+minute.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PRIORITY = ("celery\x06\x163", "celery\x06\x166", "celery\x06\x169")
 _LISTS = (_MAIN, *_PRIORITY)
 _INBOX = "inbox"
 
-# How long a waiter blocks before it looks again; Celery's BRPOP and polling have their own.
+# How long a waiter blocks before it looks again; BRPOP and polling have their own intervals.
 _LOOK_S = 2
 _BRPOP_S = 1
 _POLL_S = 0.01
@@ -40,7 +41,7 @@ _PRIORITY_PUSHES = 100
 _IDLE_S = 4.0
 _DEADLINE_S = 10.0
 
-# One atomic step: pop the first message and record it. KEYS unacked, unacked_index, lists…
+# Pops the first message and records it, in one atomic step. KEYS: unacked, unacked_index, lists…
 _TAKE = """
 for i = 3, #KEYS do
   local message = redis.call('RPOP', KEYS[i])
@@ -60,7 +61,7 @@ class Wire:
     """One connection in RESP3, for one greenlet at a time.
 
     Attributes:
-        noticed: the server has announced a change since this was last set to False.
+        noticed: whether the server has announced a change since this was last set to False.
     """
 
     def __init__(self, port: int) -> None:
@@ -87,10 +88,12 @@ class Wire:
         self._socket.sendall(b"".join(packed))
 
     def receive(self, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Return the next answer, or with `push` also a push message. Switches: yes.
+        """Return the next answer; with `push`, return a push message if one comes first.
+
+        Switches: yes.
 
         Raises:
-            TimeoutError: nothing came.
+            TimeoutError: nothing arrived in time.
             ConnectionError: the server has closed the connection.
             hiredis.ReplyError: the server refused the command.
         """
@@ -129,7 +132,7 @@ class Waiter(ABC):
 
     Attributes:
         label: name of the kind, for the table.
-        lists: the lists it takes from, most urgent first.
+        lists: the lists that it takes from, most urgent first.
         blocks: whether it waits in a blocking command.
         resting: True if nothing has reached it since it began to wait.
     """
@@ -236,7 +239,8 @@ class _Blmove(Waiter):
             try:
                 self.wire.receive(timeout_s=0.001)
             except TimeoutError:
-                # The server read this before the BLMOVE, whose bytes are on another socket.
+                # The server handled the unblocking before the BLMOVE, which was sent on another
+                # socket.
                 continue
             return
 
@@ -255,7 +259,7 @@ class Inbox(_Blmove):
 
 
 class Peek(_Blmove):
-    """The message moves to its own place, so it stays there and the next waiter sees it, too."""
+    """The message moves onto itself, so it stays in its place and the next waiter sees it, too."""
 
     label = "(b) BLMOVE onto itself"
     target = _MAIN
@@ -294,7 +298,7 @@ class Brpop(Waiter):
     blocks = True
 
     def take(self) -> bool:
-        """Take nothing: the woken waiter has the message."""
+        """Take nothing, since the woken waiter already has the message."""
         return False
 
     def arm(self) -> bool:
@@ -325,7 +329,7 @@ class Polling(Waiter):
     label = f"(e) polling each {_POLL_S * 1000:.0f} ms"
 
     def take(self) -> bool:
-        """Poll; a found message counts as waking."""
+        """Poll; finding a message counts as a wake-up."""
         found = super().take()
         if found:
             self.woken()
@@ -337,7 +341,7 @@ class Polling(Waiter):
         super().run()
 
     def arm(self) -> bool:
-        """Do nothing: polling needs no preparation."""
+        """Do nothing, since polling needs no preparation."""
         return False
 
     def hear(self) -> bool:
@@ -362,7 +366,7 @@ _COLUMNS = (
 
 
 class Pushed(NamedTuple):
-    """The cost of some pushes: latencies in milliseconds, ascending, and counts per push."""
+    """What pushes cost: latencies in milliseconds, ascending, and counts per push."""
 
     wake_ms: list[float]
     hand_ms: list[float]
@@ -388,7 +392,7 @@ def push_many(port: int, kind: type[Waiter], count: int, key: str, pushes: int) 
             wake_ms.append(1000 * (seen.wakes[0] - start))
             hand_ms.append(1000 * (seen.taken[0] - start))
             woken += len(seen.wakes)
-        # Without our own: one LPUSH per message, and the first INFO.
+        # Subtract the measurement's own commands: one LPUSH per message, and the first INFO.
         commands = _commands(control) - before - pushes - 1
         kept = control.call("HLEN", "unacked")
     if kept != pushes:
@@ -399,7 +403,8 @@ def push_many(port: int, kind: type[Waiter], count: int, key: str, pushes: int) 
 def idle_rate(port: int, kind: type[Waiter], count: int) -> float:
     """Return how many commands per second one idle waiter costs the server."""
     with _fleet(port, kind, count, Seen()) as (control, _):
-        # All began just now: half a second later, no wait ends at an edge of the window.
+        # All waiters have just started to wait. Half a second later, no wait ends at an edge of the
+        # window.
         gevent.sleep(0.5)
         start, before = time.perf_counter(), _commands(control)
         gevent.sleep(_IDLE_S)
@@ -432,7 +437,7 @@ def after_kill(port: int, kind: type[Waiter]) -> str:
 def _fleet(
     port: int, kind: type[Waiter], count: int, seen: Seen
 ) -> Iterator[tuple[Wire, list[Waiter]]]:
-    """Run waiters on an empty server; raise an error of any of them at the end."""
+    """Run waiters on an empty server; if any of them has failed, raise its error at the end."""
     control = Wire(port)
     control.call("FLUSHALL")
     waiters = [kind(port, number, seen) for number in range(count)]
@@ -450,7 +455,7 @@ def _fleet(
 
 
 def _settle(waiters: Sequence[Waiter], seen: Seen) -> None:
-    """Wait until all waiters wait and there have been no wakes for a moment."""
+    """Wait until all waiters are waiting and none has been woken for a moment."""
     before = -1
     deadline = time.monotonic() + _DEADLINE_S
     polling = isinstance(waiters[0], Polling)
@@ -470,7 +475,7 @@ def _await(condition: Callable[[], bool], complaint: str) -> None:
 
 
 def _commands(control: Wire) -> int:
-    """Count all commands of the server so far, including those inside scripts."""
+    """Return how many commands the server has run so far, including those inside scripts."""
     calls = 0
     for line in control.call("INFO", "commandstats").decode().splitlines():
         if line.startswith("cmdstat_"):

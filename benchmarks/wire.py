@@ -1,4 +1,4 @@
-"""Task messages in Celery's wire format, in bulk: the same bytes for all that read it."""
+"""Task messages in Celery's wire format, in bulk, with the same bytes for every contender."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.server import Server
     from greenq.protocol.signer import Signer
 
-# Values per command, far below the server's limits.
+# The number of values per command, far below the server's limits.
 CHUNK = 500
 
 _QUEUE = "bench.template"
@@ -26,7 +26,7 @@ _QUEUE = "bench.template"
 class Messages:
     """Writes any number of messages of one task, each with its own id.
 
-    greenq's producer writes the first; the others are copies of its text with other ids.
+    greenq's producer writes the first message; the others are copies of its text with other ids.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Messages:
         signer: Signer | None = None,
         **options: Any,
     ) -> None:
-        """Write the first message; `options` are those of ``send_task``, `signer` signs all."""
+        """Write the first message, with the options of ``send_task``; `signer` signs them all."""
         self._signer = signer
         app = Greenq("bench", broker=server.url, set_as_current=False)
         first = app.send_task(task, args, queue=_QUEUE, **options).id
@@ -61,7 +61,7 @@ class Messages:
         return text.replace("<task id>", task_id).replace("<delivery tag>", f"tag-{task_id}")
 
     def push(self, client: redis.Redis, key: str, ids: Sequence[str]) -> None:
-        """Push messages to a list, in the order in which they are to be taken."""
+        """Push messages to a list, in the order that they are to be taken in."""
         for part in chunks(ids):
             client.lpush(key, *map(self._pushed, part))
 

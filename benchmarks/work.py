@@ -21,8 +21,9 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        """Start at zero, in the folder that the environment names."""
-        # Not named by process id: a contender may fork after importing its tasks.
+        """Start at zero, in the directory that the environment names."""
+        # The file is not named after the process id, since a contender may fork after importing its
+        # tasks.
         number, _ = tempfile.mkstemp(dir=os.environ["BENCH_TALLY"])
         os.ftruncate(number, _FIELD_BYTES)
         self._fields = memoryview(mmap.mmap(number, _FIELD_BYTES)).cast("Q")
@@ -42,7 +43,7 @@ def tallied(folder: Path) -> int:
 
 def fetch(port: int) -> int:
     """Fetch one page over a new connection; return the length of the answer in bytes."""
-    # Not `create_connection`: it would ask gevent's resolver threads, even for an IP address.
+    # Avoid `create_connection`, since it asks gevent's resolver threads even for an IP address.
     with socket.socket() as connection:
         connection.connect((HOST, port))
         connection.sendall(_REQUEST)

@@ -1,10 +1,10 @@
-"""Workflows by greenq beside Celery's gevent pool: ``python -m benchmarks.workflows``.
+"""Workflows in greenq and in Celery's gevent pool: ``python -m benchmarks.workflows``.
 
 Prints Markdown; takes four minutes. Each contender has a new server, its own client, and one worker
 that runs 500 no-ops at once; the rounds alternate. The last part sends without any worker.
 
-Chain, chord and group are measured several times: the first one of a process also loads what it
-needs.
+Chains, chords and groups are measured several times, because the first one in a process also loads
+the code that it needs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from benchmarks.peers.greenq.peer import PEER as GREENQ
 from benchmarks.server import valkey
 
 _WAIT_S = 120.0
-# For each contender: the tasks of a rate, and the members of the large group.
+# For each contender: how many tasks a rate is measured with, and the members of the large group.
 _SIZES = {"greenq": (10_000, 100_000), "celery": (600, 6_000)}
 _PEERS = {"greenq": GREENQ, "celery": CELERY, "celery-tuned": TUNED}
-# How often each contender runs a workflow; the median counts.
+# How many times each contender runs a workflow; the median is used.
 _TIMES = {"greenq": 9, "celery": 1}
 _CHAIN = 100
 _CHORD = 1_000
@@ -46,15 +46,15 @@ class Client:
     """One contender's calling side."""
 
     def __init__(self, name: str) -> None:
-        """Load its tasks."""
+        """Load the contender's tasks."""
         self.tasks = importlib.import_module(f"benchmarks.peers.{name}.tasks")
-        # Both have the same names.
+        # Both packages have the same names.
         self.canvas = importlib.import_module(name)
         self.count, self.large = _SIZES[name]
         self.times = _TIMES[name]
 
     def members(self, count: int) -> Iterable[Any]:
-        """Make so many signatures."""
+        """Yield `count` signatures."""
         return (self.tasks.noop.si() for _ in range(count))
 
     def chain(self, length: int) -> Any:
@@ -66,7 +66,7 @@ class Client:
         return self.canvas.chord(list(self.members(size)), self.tasks.noop.si())
 
     def run(self) -> Figures:
-        """Measure what workers run."""
+        """Measure workflows that a worker runs."""
         self.tasks.noop.delay().get(_WAIT_S)
         found: dict[str, list[float]] = defaultdict(list)
         for _ in range(self.times):
@@ -92,7 +92,7 @@ class Client:
         }
 
     def send(self) -> Figures:
-        """Measure the sending of a large group, whose members are made meanwhile."""
+        """Measure how a large group is sent whose members are created while it is being sent."""
         self.tasks.noop.delay()
         before_kb = _peak_kb()
         sent_s = _timed(lambda: self.canvas.group(self.members(self.large)).apply_async())
@@ -105,7 +105,7 @@ class Client:
         }
 
     def _rate(self, send: Callable[[], Any], count: int, tasks: int) -> float:
-        """Return tasks per second from the first sending until the last result is here."""
+        """Return tasks per second, from sending the first task until the last result arrives."""
 
         def run() -> None:
             for each in [send() for _ in range(count)]:
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workflows", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peers", default=",".join(_PEERS), help="of: %(default)s")
-    parser.add_argument("--file", type=Path, help="add to the rounds in this file, and show all")
+    parser.add_argument("--file", type=Path, help="add rounds to this file, and show all of them")
     parser.add_argument("--client", nargs=2, metavar=("NAME", "PART"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.client:

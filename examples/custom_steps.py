@@ -2,10 +2,10 @@
 
     greenq worker -A custom_steps -l INFO --health-port 8090 --ready-file /tmp/ready
     curl localhost:8090             # in another terminal
-    greenq graph -A custom_steps    # shows the two among greenq's own parts
+    greenq graph -A custom_steps    # shows both parts among greenq's own
 
-The first lives as long as the worker. The second restarts with each connection to the server: stop
-the server, and the file is gone until the server is back.
+The health page lives as long as the worker. The file's part restarts with each connection to the
+server: if you stop the server, the file is gone until the server is back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ app = Greenq("custom_steps")
 class Health(StartStopStep):
     """A web page with the worker's own statistics."""
 
-    # Started after the pool and before the first task is taken; stopped after the last has ended.
+    # This step starts after the pool and before the first task is taken. It stops after the last
+    # task has ended.
     requires = ("Pool",)
 
     def __init__(self, worker: Any, health_port: int | None = None, **options: Any) -> None:

@@ -37,13 +37,15 @@ def fetch(url: str, timeout: float = 10.0) -> Page:
     size = 0
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
-            # The timeout above applies to each wait; a page that trickles in forever must end, too.
+            # The timeout above applies to each wait, so a page that trickles in forever needs
+            # another limit.
             while part := answer.read1(65536):
                 size += len(part)
                 if time.monotonic() - began > timeout:
                     raise TimeoutError(f"not complete after {timeout:g} s")
     except urllib.error.HTTPError as exc:
-        # An HTTPError has no args: stored as it is, the result would not show the status.
+        # An HTTPError has no args, so if it were stored as it is, the result would not show the
+        # status.
         raise RuntimeError(f"answered {exc.code} {exc.reason}") from exc
     return {"status": answer.status, "bytes": size, "seconds": time.monotonic() - began}
 

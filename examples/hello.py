@@ -1,7 +1,7 @@
 """The smallest app: send one task and wait for its result.
 
-It needs no set-up: without a broker_url, greenq starts an embedded server and keeps its data in
-your home folder.
+The app needs no set-up: without a broker_url, greenq starts an embedded server and keeps its data
+in your home directory.
 
     greenq worker -A hello -l INFO
     python hello.py Ada             # in another terminal

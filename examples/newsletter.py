@@ -1,4 +1,6 @@
-"""Fan-out: one task sends many others, each of which delivers one mail; a bad address stops none.
+"""Fan-out: one task sends many others, each of which delivers one mail.
+
+A bad address makes only its own task fail.
 
 A pause stands for the mail server; replace it with smtplib's calls.
 
@@ -19,7 +21,7 @@ app = Greenq("newsletter")
 
 @app.task
 def deliver(address: str, subject: str) -> str:
-    """Deliver one mail, in a tenth of a second or so."""
+    """Deliver one mail, which takes about a tenth of a second."""
     if "@" not in address:
         raise ValueError(f"{address!r} is not an address")
     time.sleep(random.uniform(0.05, 0.15))
@@ -28,7 +30,7 @@ def deliver(address: str, subject: str) -> str:
 
 @app.task
 def publish(subject: str, addresses: list[str]) -> list[str]:
-    """Send `deliver` for each address and return the ids: a task must not wait for tasks."""
+    """Send `deliver` for each address and return the ids, since a task must not wait for tasks."""
     return [deliver.delay(address, subject).id for address in addresses]
 
 

@@ -1,4 +1,4 @@
-"""Carry an id of the request that sends a task into the log of the worker, with two signals."""
+"""Carry the id of the request that sends a task into the worker's log, by means of two signals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 @before_task_publish.connect
 def take_along(headers: dict[str, Any], **_: Any) -> None:
-    """Put the id into the message: also into messages that tasks send, and into retries."""
+    """Put the id into a message, including messages that tasks send, and retries."""
     headers["request_id"] = request_id.get()
 
 
 @task_prerun.connect
 def restore(task: Any, **_: Any) -> None:
-    """Set it again where the task runs: its code and all receivers after this one see it."""
+    """Set the id again where the task runs, for its code and all receivers after this one."""
     request_id.set(task.request.get("request_id", "-"))
 
 

@@ -1,4 +1,4 @@
-"""Two ways to retry: a task that decides itself, and one that leaves it to its options.
+"""Two ways to retry: a task that decides for itself, and a task whose options decide.
 
 greenq worker -A retries -l INFO
 python retries.py               # in another terminal; takes about five seconds
@@ -37,7 +37,7 @@ def patient(self: Any) -> str:
 
 @app.task(autoretry_for=(Busy,), retry_backoff=1, retry_backoff_max=2, max_retries=3)
 def automatic() -> str:
-    """Do the same by options: delays grow to two seconds; after three retries the task fails."""
+    """Do the same with options: delays grow to two seconds; after three retries, the task fails."""
     return call_service()
 
 

@@ -1,1 +1,1 @@
-"""The contenders, one folder each: what the driver knows (peer.py), tasks, client, packages."""
+"""The contenders, each in a directory: what the driver knows (peer.py), tasks, client, packages."""

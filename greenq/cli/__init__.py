@@ -1,11 +1,11 @@
 """The command line: parse first, patch next, import the app last.
 
-The parser loads neither gevent nor any app, so ``greenq --help`` is quick. When a command is
+The parser loads neither gevent nor an app, so ``greenq --help`` is quick. When a command is
 chosen, its options are read from its module or one next to it; such a module imports nothing heavy
-at its top. A command's dependencies are imported when it runs, and after patching if it needs the
-hub.
+at its top level. A command's dependencies are imported when it runs, and after patching if it needs
+the hub.
 
-Only `greenq.__main__` imports it.
+Only `greenq.__main__` imports this package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that suggests the nearest option or command for a wrong one.
+    """An `ArgumentParser` that answers a wrong option or command by suggesting the nearest one.
 
     Attributes:
         options: ``module:function`` that adds its options when they are first needed.
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
             self.options = None
             getattr(importlib.import_module(module), function)(self)
         if self.mixed:
-            # Parsing takes two passes, and both use this method.
+            # Intermixed parsing takes two passes, and each pass calls this method.
             self.mixed = False
             return self.parse_known_intermixed_args(args, namespace)
         return super().parse_known_args(args, namespace)
@@ -87,9 +87,9 @@ class _Subcommand:
     """One command.
 
     Attributes:
-        name: the name as typed.
+        name: the name that the user types.
         text: a description for the list of commands.
-        module: its ``run(args)`` runs the command and returns the exit code.
+        module: the module whose ``run(args)`` runs the command and returns the exit code.
         options: ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
         extended: whether an app may add its own options.
@@ -120,7 +120,7 @@ _COMMANDS = (
         "greenq.cli.beat",
         "greenq.cli.beat_options:add_options",
     ),
-    # `greenq.__main__` calls `health` without this module, which takes longer to load.
+    # `greenq.__main__` runs `health` without loading this module, which would take longer.
     _Subcommand(
         "health", "ask the worker on this machine whether it is well", "greenq.utils.probe"
     ),
@@ -195,14 +195,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     command = next(each for each in _COMMANDS if each.name == args.command)
-    # The options of the app's own steps are known only after the app has been loaded.
+    # Options that the app's own steps add are known only after the app has been loaded.
     if rest and not (command.extended and args.app):
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest, args.origin = rest, origin
     try:
         return _run(command, args)
     except GreenqError as exc:
-        # An error may contain text that others have written to the server.
+        # The error may contain text that others have written to the server.
         lines = f"greenq {command.name}: {exc}".split("\n")
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         return 1

@@ -26,7 +26,7 @@ def names(text: str) -> tuple[str, ...]:
     found = _parts(text)
     if not found:
         raise argparse.ArgumentTypeError(
-            f"no queue named in {text!r}: give names as in -Q mail,web"
+            f"no queue named in {text!r}: give names, as in -Q mail,web"
         )
     return found
 
@@ -35,7 +35,9 @@ def modules(text: str) -> tuple[str, ...]:
     """Read module names: ``a,b``."""
     found = _parts(text)
     if not found:
-        raise argparse.ArgumentTypeError(f"no module named in {text!r}: as in -I proj.tasks")
+        raise argparse.ArgumentTypeError(
+            f"no module named in {text!r}: give names, as in -I proj.tasks"
+        )
     return found
 
 
@@ -99,9 +101,9 @@ def limits(text: str) -> tuple[int, int]:
     try:
         most, least = (int(part) for part in parts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MAX,MIN, as in 500,10") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not MAX,MIN, such as 500,10") from None
     if not 1 <= least <= most:
-        raise argparse.ArgumentTypeError(f"{text!r}: MAX comes first, and MIN is from 1 to MAX")
+        raise argparse.ArgumentTypeError(f"{text!r}: MAX comes first, and MIN is between 1 and MAX")
     return most, least
 
 
@@ -113,9 +115,9 @@ def level(text: str) -> str:
 
 
 def server(text: str) -> str:
-    """Read a server's URL, or ``@FILE`` for a file that contains it, which ``ps`` does not show.
+    """Read a server's URL, or ``@FILE`` for a file that contains it, to hide it from ``ps``.
 
-    The setting itself checks the URL.
+    The URL is checked later, as the value of its setting.
     """
     if not text.startswith("@"):
         return text

@@ -61,7 +61,7 @@ def node_lines(node: str, stats: object, log: object, *, last: int, now_s: float
     pool, processes = show.part(stats, "autoscaler"), show.part(stats, "Processes")
     yield show.bold(show.printable(node))
     if pool is None and processes is None:
-        yield "  it has no autoscaler: start it with one, as in --autoscale 500,10"
+        yield "  no autoscaler: start the worker with one, as in --autoscale 500,10"
         return
     if pool is not None:
         size, running, least, most = (

@@ -29,7 +29,7 @@ _HEADINGS = ("NAME", "SCHEDULE", "TASK", "LAST", "STATE", "TOOK", "NEXT")
 
 _SHOWN_NEXT = 10
 _SHOWN_HISTORY = 100
-# The whole history, for filtering by name.
+# Enough for the whole history, which is then filtered by name.
 _ALL_HISTORY = 10_000
 
 
@@ -125,7 +125,7 @@ def _resume(app: Greenq, args: argparse.Namespace) -> None:
     if not app.periodic.resume(name):
         app.periodic.get(name)
         raise GreenqError(f"{name!r} is not paused")
-    show.write(f"{printable(name)} counts again from now")
+    show.write(f"{printable(name)} is resumed: its schedule starts again from now")
 
 
 def _add(app: Greenq, args: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _remove(app: Greenq, args: argparse.Namespace) -> None:
     if not app.periodic.remove(name):
         app.periodic.get(name)
         raise GreenqError(f"{name!r} is in the settings or the code: remove it there, or pause it")
-    show.write(f"{printable(name)} is removed")
+    show.write(f"{printable(name)} has been removed")
 
 
 def _backfill(app: Greenq, args: argparse.Namespace) -> None:

@@ -13,9 +13,9 @@ ACTIONS = (
 )  # fmt: skip
 
 _HELP = """without an action: send periodic tasks until stopped; list: show the entries; next [NAME]
-[N]: when they are due; run NAME: send its task now; pause NAME, resume NAME; add NAME TASK: an
-entry kept on the server; remove NAME: one that was added; backfill NAME --from TIME --to TIME:
-send it for each due time; history [NAME]: what was sent last"""
+[N]: show when entries are due; run NAME: send an entry's task now; pause NAME, resume NAME; add
+NAME TASK: add an entry, kept on the server; remove NAME: remove an added entry; backfill NAME
+--from TIME --to TIME: send the task for each due time; history [NAME]: show what was sent last"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +35,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_entry_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--every", type=argument_types.seconds, metavar="S", help="due each S seconds")
+    add("--every", type=argument_types.seconds, metavar="S", help="due every S seconds")
     add("--crontab", metavar="FIELDS",
-        help="due at these wall times: 'minute hour day month weekday'")  # fmt: skip
+        help="due at these wall-clock times: 'minute hour day month weekday'")  # fmt: skip
     add("-a", "--args", dest="task_args", type=json_list, metavar="JSON",
         help="the task's arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, metavar="JSON",
         help="its keyword arguments, such as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
-    add("--timezone", metavar="ZONE", help="time zone of the wall times, such as Europe/Berlin")
+    add("--timezone", metavar="ZONE", help="time zone of --crontab, such as Europe/Berlin")
     add("--missed", metavar="POLICY", help="run_once, run_all or skip(SECONDS)")
     add("--overlap", metavar="POLICY", help="allow, skip, queue_one or cancel")
-    add("--jitter", type=seconds, metavar="S", help="delay each sending by up to this time")
+    add("--jitter", type=seconds, metavar="S", help="send each task up to this much later")
     add("--start", type=moment, metavar="TIME", help="nothing is due before this time")
     add("--end", type=moment, metavar="TIME", help="nothing is due after this time")
 

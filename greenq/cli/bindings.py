@@ -1,4 +1,4 @@
-"""``greenq list bindings``, and the search for all queues."""
+"""``greenq list bindings``, and the search for all bindings on the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADINGS = ("QUEUE", "EXCHANGE", "ROUTING KEY")
 
 _SCANNED_AT_ONCE: Final = 5000
 
-# Exchanges of the cluster's own messages, whose queues are channels or short-lived lists.
+# The exchanges of the cluster's own messages; their queues are channels or short-lived lists.
 _NOT_OF_TASKS: Final = ("celeryev", "celery.pidbox", "reply.celery.pidbox")
 
 
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bindings(app: Greenq, *, within_s: float | None = None) -> list[BoundQueue]:
-    """Return all bindings of task queues, sorted. Scans all keys of the server.
+    """Scan all keys of the server and return all bindings of task queues, sorted.
 
-    With `within_s`, the scan stops after that time and returns what it has found.
+    With `within_s`, stop the scan after that time and return what it has found.
     """
     ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys

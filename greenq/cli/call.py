@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("-a", "--args", dest="task_args", type=json_list, default=[], metavar="JSON",
         help="its arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, default={}, metavar="JSON",
-        help="its keyword arguments, as '{\"x\": 2}'")  # fmt: skip
+        help="its keyword arguments, such as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
     add("--priority", type=priority, metavar="0-9", help="0 is the most urgent")
     when = parser.add_mutually_exclusive_group()
@@ -60,7 +60,7 @@ def json_list(text: str) -> list[Any]:
     """Read a JSON list."""
     value = _json(text)
     if not isinstance(value, list):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list, as in '[2, 2]'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list, such as '[2, 2]'")
     return value
 
 
@@ -68,7 +68,7 @@ def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     value = _json(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, as in '{{\"x\": 2}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"x\": 2}}'")
     return value
 
 
@@ -87,19 +87,19 @@ def priority(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds, which may be 0."""
+    """Read a number of seconds of at least 0."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    # This also refuses NaN, for which every comparison is false.
+    # The comparison also refuses NaN, because any comparison with NaN is false.
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
 
 
 def moment(text: str) -> datetime:
-    """Read an ISO 8601 time; without an offset it is in UTC."""
+    """Read an ISO 8601 time; a time without an offset is in UTC."""
     try:
         value = datetime.fromisoformat(text)
     except ValueError:

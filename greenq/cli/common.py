@@ -1,4 +1,4 @@
-"""What the commands share: their app, the options that name it, and requests to workers."""
+"""What the commands share: the app, the options that name it, and requests to workers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from greenq.config.settings import WorkerConfig
     from greenq.transport.members import Gone, Roll
 
-# No worker replied; Celery's commands exit with the same code (sysexits.h).
+# The exit code if no worker replied, as in Celery's commands (sysexits.h).
 EX_UNAVAILABLE: Final = 69
 
-# A live worker has not replied; trying again may help.
+# The exit code if a live worker has not replied; trying again may help.
 EX_TEMPFAIL: Final = 75
 
-# How long to wait for replies by default. A longer timeout also waits for blocked workers.
+# How long to wait for replies by default. Only a longer timeout also waits for blocked workers.
 TIMEOUT_S: Final = 1.0
 
 # The timeout for pinging workers that hold a lease and have not replied; even a blocked one answers
@@ -40,7 +40,7 @@ _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the options that select the app or the server, and ``--json``.
 
-    With `again`, they keep the values that the same options have already set.
+    With `again`, the options keep the values that their first occurrence has set.
     """
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
@@ -63,14 +63,16 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S",
         help="wait this long for replies (default 1); blocked workers are waited for "
-        "only if this is longer")  # fmt: skip
+        "only if S is greater than 1")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
     """Read node names: ``a@h,b@h``."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
-        raise argparse.ArgumentTypeError(f"no node named in {text!r}: as in -d greenq@host")
+        raise argparse.ArgumentTypeError(
+            f"no node named in {text!r}: give names, as in -d greenq@host"
+        )
     return found
 
 
@@ -81,12 +83,12 @@ def is_named(args: argparse.Namespace) -> bool:
 
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[Greenq]:
-    """Open the app that the command line names, and close it at the end.
+    """Open the app that the command line names, and close it when the block ends.
 
     With a server but no app, use a plain app without tasks.
 
     Raises:
-        AppNotFound: neither is named, or the app cannot be imported.
+        AppNotFound: neither an app nor a server is named, or the app cannot be imported.
     """
     app = _app(args)
     try:
@@ -101,7 +103,7 @@ def _app(args: argparse.Namespace) -> Greenq:
             "no app or server named: name one, as in -A proj or "
             f"-b redis://localhost/0, or set {_BROKER_VARIABLE}"
         )
-    # This is imported only here, so that help and error messages need not wait for it.
+    # `greenq.cli.load` is imported only here, so that help and error messages need not wait for it.
     if args.app:
         app: Greenq = importlib.import_module("greenq.cli.load").find_app(args.app)
         if args.broker:
@@ -156,7 +158,7 @@ def ask(
 
 
 def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any]) -> bool:
-    """Return whether all workers without a reply are blocked; waiting longer would not help."""
+    """Return whether all workers that have not replied are blocked, so waiting is pointless."""
     roll = called_roll(app)
     missing = (set(nodes) or roll.living.keys() | roll.strangers) - replies.keys()
     if not missing or not missing <= roll.living.keys():
@@ -166,7 +168,7 @@ def _only_blocked(app: Greenq, nodes: Sequence[str], replies: Mapping[str, Any])
 
 
 def _ping(app: Greenq, nodes: Sequence[str]) -> dict[str, Any]:
-    """Ping workers that hold a lease; a blocked one replies with what blocks it."""
+    """Ping workers that hold a lease; a blocked worker replies with what blocks it."""
     return app.control.mailbox.ask("ping", destination=nodes, timeout_s=_PING_S)
 
 
@@ -175,8 +177,9 @@ def silent(
 ) -> dict[str, str]:
     """Return the nodes that should have replied but have not, each with the likely reason.
 
-    These are the nodes asked by name, or otherwise all that hold a lease according to `roll` (by
-    default, the server is asked); only greenq's workers hold one.
+    The nodes that should have replied are those asked by name. If none were named, they are all
+    those that hold a lease according to `roll` (by default, the server is asked); only greenq's
+    workers hold a lease.
     """
     roll = roll or called_roll(app)
     nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
@@ -189,7 +192,7 @@ def silent(
 
 def called_roll(app: Greenq) -> Roll:
     """Ask the server which workers hold a lease, and which have died recently."""
-    # This is imported only here, since the parser must not load it.
+    # The module is imported only here, since the parser must not load it.
     roll: Roll = importlib.import_module("greenq.transport.members").call_roll(
         app.transport.client, app.transport.keys
     )
@@ -197,7 +200,7 @@ def called_roll(app: Greenq) -> Roll:
 
 
 def evicting(app: Greenq) -> str | None:
-    """Return a warning if the server may evict queues; None if not, or if this is unknown."""
+    """Return a warning if the server may evict queues; None if it does not or this is unknown."""
     module = importlib.import_module("greenq.transport.facts")
     try:
         warning: str | None = module.eviction_warning(module.server_facts(app.transport.client))
@@ -211,7 +214,7 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     text = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
-        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but now it answers"
+        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but it answers now"
     if node in roll.living:
         return (
             f"{text}, but it holds its lease: it takes no commands (--without-control), has just "
@@ -226,12 +229,12 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
 
 
 def gone_text(gone: Gone) -> str:
-    """Return how long ago a worker died, and what happened to its messages."""
+    """Return how long ago a worker died, and how many of its messages were requeued."""
     return f"gone {show.age(gone.for_s)}, {gone.moved:,} messages requeued"
 
 
 def blocked_text(blocked: Any) -> str:
-    """Return for how long, and by what, a worker's hub is blocked."""
+    """Return how long a worker's hub has been blocked, and by what."""
     for_s, by, where = (show.part(blocked, name) for name in ("for_s", "by", "where"))
     text = "blocked"
     if isinstance(for_s, (int, float)):
@@ -254,7 +257,7 @@ def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -
 def report_missing(
     args: argparse.Namespace, replies: Mapping[str, Any], absent: Mapping[str, str]
 ) -> int:
-    """Print the `absent` nodes, given with their reasons; return the exit code."""
+    """Print the `absent` nodes and the reasons given for them; return the exit code."""
     for node, why in absent.items():
         show.complain(f"{node}: {why}")
     if replies:
@@ -267,7 +270,7 @@ def report_missing(
 
 
 def confirmed(question: str) -> bool:
-    """Ask the user, on stderr to keep the output clean; anything other than yes means no."""
+    """Ask the user on stderr, to keep stdout clean; anything other than yes means no."""
     sys.stderr.write(f"{show.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

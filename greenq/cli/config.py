@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="show only these: names, parts of names, or patterns such as 'worker_*log*'",
     )
-    parser.add_argument("--changed", action="store_true", help="show only those that are set")
+    parser.add_argument("--changed", action="store_true", help="show only settings that are set")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def describe(app: Greenq) -> dict[str, dict[str, Any]]:
 
 
 def _plain(name: str, value: object) -> object:
-    """Return a value without secrets, a section as a mapping."""
+    """Return a value without secrets; return a section as a mapping."""
     if isinstance(value, Section):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
         return {name: _plain(name, item) for name, item in fields.items()}

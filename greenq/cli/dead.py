@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from greenq.transport.dead_letters import DeadLetter, DeadLetters
 
-# The number of letters in a table, and of bytes of a message, shown by default.
+# How many letters in a table, and how many bytes of a message, are shown by default.
 _SHOWN_LETTERS = 100
 _SHOWN_BYTES = 2000
 
@@ -37,7 +37,7 @@ class Wanted:
     Attributes:
         task: the task's name; ``*`` and ``?`` stand for any text and any character.
         reason: a part of the reason; case does not matter.
-        id: the task's id, or what the list shows for a message without one.
+        id: the task's id, or what the list shows for a message that has no id.
         after: select letters buried after this time.
     """
 
@@ -60,13 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", choices=("list", "show", "replay", "purge"),
-        help="show: print one in full; replay: move back to the queues; purge: delete")  # fmt: skip
+        help="show: print one letter in full; replay: move letters back to their queues; purge: "
+        "delete letters")  # fmt: skip
     add_app_options(parser)
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
         help="only from these queues (default: all queues with dead letters)")  # fmt: skip
-    add("--task", metavar="NAME", help="only of this task; may contain * and ?, as in 'mail.*'")
-    add("--reason", metavar="TEXT", help="only with this text in the reason")
-    add("--id", metavar="ID", help="only with this id, as in the list")
+    add("--task", metavar="NAME", help="only letters of this task; * and ? match, as in 'mail.*'")
+    add("--reason", metavar="TEXT", help="only letters with this text in the reason")
+    add("--id", metavar="ID", help="only the letter with this id, as the list shows it")
     add(
         "--since",
         type=argument_types.duration,
@@ -75,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit", type=argument_types.count, metavar="N",
         help="list the newest N (default 100), or replay the oldest N")  # fmt: skip
-    add("--yes", action="store_true", help="purge more than one; not needed with --json")
+    add("--yes", action="store_true", help="purge more than one letter; not needed with --json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,7 +139,7 @@ def _replay(
 
     _report(dead.replay(queues, chosen, args.limit), "replayed", as_json=args.json)
     if cut:
-        show.complain(f"{cut:,} stay: only the beginning of their messages was kept")
+        show.complain(f"{cut:,} not replayed: only the beginning of each message was kept")
 
 
 def _purge(
@@ -172,7 +173,7 @@ def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
 
 
 def fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return the list's data about a letter, for JSON."""
+    """Return what the list shows about a letter, for JSON."""
     return {
         "queue": letter.queue,
         "id": letter.id,
@@ -219,7 +220,7 @@ def description(letter: DeadLetter) -> Iterator[str]:
     yield "message:"
     yield f"  {letter.raw[:_SHOWN_BYTES]!r}"
     if len(letter.raw) > _SHOWN_BYTES:
-        yield f"  and {len(letter.raw) - _SHOWN_BYTES:,} bytes more; --json has all, in base64"
+        yield f"  and {len(letter.raw) - _SHOWN_BYTES:,} more bytes; --json shows all, in base64"
 
 
 def _read_message(letter: DeadLetter) -> dict[str, Any]:

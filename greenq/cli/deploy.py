@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "supervisord",
             "write a supervisord.conf: a group of workers and a listener that watches them",
         ),
-        ("systemd", "write a systemd unit, greenq@.service: one worker for each instance"),
+        ("systemd", "write a systemd template unit, greenq@.service, for any number of workers"),
         ("docker", "write a Dockerfile"),
         ("kubernetes", "write a Deployment, a disruption budget and a scaler for Kubernetes"),
     ):
@@ -71,13 +71,15 @@ def _add_writer(kinds: Any, what: str, text: str) -> None:
             help=f"processes (default {_PROCESSES})")  # fmt: skip
     if what == "systemd":
         add("--directory", type=plain, default=str(Path.cwd()), metavar="DIR",
-            help="the folder that contains the app (default: this one)")  # fmt: skip
-        add("--user", type=plain, default="greenq", help="runs the workers (default greenq)")
+            help="the directory that contains the app (default: this one)")  # fmt: skip
+        add(
+            "--user", type=plain, default="greenq", help="run workers as this user (default greenq)"
+        )
         add("--binary", type=plain, default=_binary(), metavar="PATH",
-            help="the greenq command (default: this one)")  # fmt: skip
+            help="the path of the greenq command (default: this one's)")  # fmt: skip
     if what == "docker":
         add("--python", type=plain, default="3.12", metavar="VERSION",
-            help="Python's version (default 3.12)")  # fmt: skip
+            help="the Python version (default 3.12)")  # fmt: skip
     if what == "kubernetes":
         add("--image", type=plain, default="proj:latest", help="the image (default proj:latest)")
         add("--replicas", type=argument_types.count, default=2, metavar="N",
@@ -90,15 +92,15 @@ def _add_restart(kinds: Any) -> None:
     add = parser.add_argument
     add_app_options(parser)
     add("-c", "--configuration", metavar="FILE", type=Path,
-        help="supervisord's (default: ./supervisord.conf)")  # fmt: skip
+        help="supervisord's configuration file (default: ./supervisord.conf)")  # fmt: skip
     add("--url", metavar="URL", help="supervisord's address, instead of a configuration file: "
         "unix:///path/supervisor.sock")  # fmt: skip
     add("--group", default="greenq", metavar="NAME", help="the group (default greenq)")
     add("--drain", type=argument_types.seconds, default=600.0, metavar="S",
-        help="wait this long for a worker's running tasks; then they get its "
-        "worker_shutdown_grace (default 600)")  # fmt: skip
+        help="wait this long for a worker's running tasks (default 600); after that, they get "
+        "its worker_shutdown_grace")  # fmt: skip
     add("--ready", type=argument_types.seconds, default=60.0, metavar="S",
-        help="a restarted worker must answer within this (default 60)")  # fmt: skip
+        help="a restarted worker must answer within this time (default 60)")  # fmt: skip
 
 
 def plain(text: str) -> str:
@@ -191,7 +193,7 @@ class _Cluster:
 
     def __init__(self, app: Greenq) -> None:
         self._app = app
-        # Imported only here: the parser must not load it.
+        # The module is imported only here, since the parser must not load it.
         self._members = importlib.import_module("greenq.transport.members")
 
     def here(self) -> Mapping[int, str]:
@@ -230,7 +232,7 @@ def _supervisor(url: str | None, configuration: Path | None) -> Supervisor:
     """Return the supervisord that the command line names.
 
     Raises:
-        SupervisorError: it does not name one, or the configuration has no address.
+        SupervisorError: the command line names no supervisord, or the configuration has no address.
     """
     url = url or (None if configuration else os.environ.get("SUPERVISOR_SERVER_URL"))
     if url:

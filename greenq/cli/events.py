@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# The interval between redraws of the table; the timeout may be noticed this much late.
+# The interval between redraws of the table; the timeout may be noticed late by up to this time.
 _TURN_S = 0.25
 
 # How many task names are remembered, since most events of a task carry only its id.
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add_app_options(parser)
     add = parser.add_argument
-    add("--dump", action="store_true", help="print a line for each event, as without a terminal")
+    add("--dump", action="store_true", help="print a line for each event, even to a terminal")
     add(
         "-t",
         "--timeout",
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show events until the time or the number of events is reached, or SIGINT arrives."""
+    """Show events until the timeout or the limit is reached, or SIGINT arrives."""
     with opened(args) as app:
         # Timestamps need no adjustment, since Unix times are the same in all time zones.
         receiver = app.events.Receiver()
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json or args.dump or not _can_draw():
                 follow(receiver, Lines(as_json=args.json), args.timeout, args.limit)
             else:
-                # This is imported only here, since rich may be missing.
+                # The display is imported only here, since rich may be missing.
                 live = importlib.import_module("greenq.cli.events_live")
                 address = app.transport.broker_address
                 with live.EventsDisplay(app.events.State(), address) as display:

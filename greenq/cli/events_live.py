@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.25
 
-# The screen lines not used for workers and tasks: headings, rules, blanks, the last lines.
+# The number of screen lines not used for workers and tasks: headings, rules, blank lines and the
+# last lines.
 _OTHER_LINES = 10
 
 # Columns whose contents would be useless if truncated.
@@ -42,7 +43,7 @@ class EventsDisplay:
     """Shows events on a terminal."""
 
     def __init__(self, state: State, address: str, console: Console | None = None) -> None:
-        """Show `state`, which this keeps up to date, for the server at `address`."""
+        """Show `state`, which this display keeps up to date, for the server at `address`."""
         self._state = state
         self._address = address
         self._console = console or Console(highlight=False)

@@ -1,6 +1,6 @@
-"""Celery's command line where it differs: option order, and options that greenq does not have.
+"""Where Celery's command line differs: the order of options, and options that greenq does not have.
 
-An option or command that only Celery has gets a one-sentence answer that says what to do instead.
+An option or command that only Celery has is answered with a sentence that says what to do instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Options that Celery takes before the command: those with a value, and those without.
+# Options that Celery accepts before the command: those with a value, and those without.
 _VALUED: Final = ("-A", "--app", "-b", "--broker", "--result-backend", "--workdir")
 _PLAIN: Final = ("-q", "--quiet", "-C", "--no-color")
 _REFUSED: Final = {
@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "celery -b URL flower; greenq top shows them in the terminal",
     "amqp": "there is no AMQP here; greenq queues and greenq list show queues and bindings",
     "migrate": "there is no migrate: greenq uses Celery's queues on the same server",
-    "upgrade": "there is no upgrade: old names of settings are refused with their new names",
+    "upgrade": "there is no upgrade: the error about an old setting name gives the new name",
     "logtool": "there is no logtool",
 }
 
@@ -54,10 +54,10 @@ _INSTEAD: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     ),
     (("--purge", "--discard"), False, "use greenq purge before the worker starts"),
     (("--umask",), True, "let the supervisor set the umask"),
-    (("--executable",), True, "run greenq with the Python you want: python -m greenq worker"),
+    (("--executable",), True, "start greenq with the Python you want: python -m greenq worker"),
 )
 
-# The same for Celery's beat.
+# Options of Celery's beat and what to do instead.
 _INSTEAD_OF_BEATS: Final[tuple[tuple[tuple[str, ...], bool, str], ...]] = (
     *_INSTEAD[:1],
     (("-S", "--scheduler"), True, _INSTEAD[1][2]),
@@ -102,7 +102,7 @@ def in_order(argv: Sequence[str]) -> list[str]:
 
 
 def _adapt(words: tuple[str, ...], command: str) -> tuple[str, ...]:
-    """Return an option given before the command in the form that the command takes."""
+    """Return an option given before the command in the form that the command accepts."""
     name, _, value = words[0].partition("=")
     if command == "worker":
         return ("--no-color",) if name == "-C" else words

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Graphs = Mapping[str, Sequence[GraphNode]]
 
-# Nothing connects to this address, since the worker is created but not started; without an address,
+# Nothing connects to this address, since the worker is created but not started. Without an address,
 # an embedded server would be started.
 _NOWHERE = {"broker_url": "redis://nowhere.invalid:6379/0", "result_backend": "disabled://"}
 

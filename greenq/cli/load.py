@@ -15,11 +15,11 @@ from greenq.app import Greenq
 from greenq.errors import AppNotFound, GreenqError
 from greenq.utils.suggest import nearest
 
-# Frames from files in these folders are not the user's code.
+# Frames from files in these directories are not the user's code.
 _NOT_THE_USERS = ("<frozen importlib", str(Path(greenq.__file__).parent), importlib.__file__)
 
-# The names that an app may have in a module, and those of a package's submodules that may contain
-# it.
+# The names that an app may have in a module. In a package, a submodule with one of these names may
+# contain the app.
 _ATTRIBUTES = ("app", "greenq", "celery")
 _SUBMODULES = ("greenq", "celery")
 
@@ -28,8 +28,8 @@ def find_app(path: str | None) -> Greenq:
     """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
 
     In a module the app is named ``app``, ``greenq`` or ``celery``, or is the only one there; in a
-    package it may also be in the submodule ``greenq`` or ``celery``. The current folder is first on
-    the import path.
+    package it may also be in the submodule ``greenq`` or ``celery``. The working directory is first
+    on the import path.
 
     Raises:
         AppNotFound: no app was found; the message lists what was tried and what to do.
@@ -101,7 +101,7 @@ def _import(name: str) -> ModuleType:
         if name == missing or name.startswith(f"{missing}."):
             raise AppNotFound(
                 f"no module named {missing!r} in {os.getcwd()} or on the import path; start greenq "
-                "in the folder that contains it, or set PYTHONPATH"
+                "in the directory that contains it, or set PYTHONPATH"
             ) from exc
         raise AppNotFound(
             f"module {name!r} needs {missing!r}, which is not installed:\n{_last_lines(exc)}"

@@ -26,7 +26,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
         inherited: a descriptor of the file that this process has locked before its restart.
 
     Returns:
-        The descriptor of the file; -1 for none.
+        The descriptor of the file; -1 if `path` is None.
 
     Raises:
         ConfigError: the file cannot be written or does not belong to the user.
@@ -35,7 +35,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
     if path is None:
         yield -1
         return
-    # Make the path absolute, since the app may change the current folder.
+    # Make the path absolute, since the app may change the working directory.
     path = os.path.abspath(path)
     number = _adopt(inherited, path) or _lock(path)
     try:
@@ -50,7 +50,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
 
 
 def _adopt(inherited: int, path: str) -> int | None:
-    """Return `inherited` if it is still that file; otherwise close it."""
+    """Return `inherited` if it still refers to the file at `path`; otherwise close it."""
     if inherited < 0:
         return None
     os.set_inheritable(inherited, False)
@@ -100,7 +100,7 @@ def _require_own(number: int, path: str) -> None:
         reason = "has another name (a hard link)"
     if reason is not None:
         raise ConfigError([Problem("pidfile", path, f"{reason}: use a separate file")])
-    # Private, since anyone who can open the file can lock it.
+    # Make the file private, since anyone who can open it can lock it.
     os.fchmod(number, 0o600)
 
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Ping the workers; return 69 if none of them replies."""
     took_ms: dict[str, float] = {}
     with opened(args) as app:
-        # Connect before the clock starts, so as not to measure the handshake.
+        # Connect before the measurement starts, so as not to include the handshake.
         app.transport.client.call("PING")
         asked_at = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The user as which a worker runs: another one on request, and a warning about root."""
+"""The user that a worker runs as: changes the user on request, and warns about root."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CONTAINER_VARIABLES: Final = ("KUBERNETES_SERVICE_HOST", "container")
 
 
 def drop_rights(user: str | None, group: str | None) -> None:
-    """Become `user` with its groups, and `group` in place of the user's own; each may be None.
+    """Become `user` with its groups; if `group` is given, it replaces the user's own group.
 
     Args:
-        user: a name or a number.
-        group: a name or a number.
+        user: a name or a number; None to stay the same user.
+        group: a name or a number; None for the user's own.
 
     Raises:
         ConfigError: there is no such user or group, or this process may not switch to it.
@@ -37,7 +37,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
     else:
         gid = os.getegid() if entry is None else entry.pw_gid
     if (uid, gid) == (os.geteuid(), os.getegid()) and os.geteuid() != 0:
-        # This process already has these rights, as after a restart in place.
+        # The process already has these rights, for example after a restart in place.
         return
     name, value = ("gid", group) if user is None else ("uid", user)
     if os.geteuid() != 0:

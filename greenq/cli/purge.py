@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Delete waiting messages, but not parked or running ones or dead letters."""
+    """Delete waiting messages, but no parked or running messages and no dead letters."""
     with opened(args) as app:
         names = args.queues or app_queues(app.config.task)
         if not args.yes:

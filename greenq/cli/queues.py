@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _APART_S: Final = 1.0
 
-# Sending a header takes no longer than this unless its members are slow to produce.
+# Sending a chord's header takes no longer than this unless its members are slow to produce.
 UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_asking_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="only these (default: all queues ever declared, and the app's)")  # fmt: skip
+        help="show only these (default: all queues ever declared, and the app's)")  # fmt: skip
     add("--rates", action="store_true", help="count twice, a second apart, and show the change")
     add("--watch", action="store_true", help="count every second until interrupted")
 
@@ -78,7 +78,7 @@ def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
     """Return all queues ever declared, and those of the app, by name.
 
-    This takes a long time on a server with millions of keys; `within_s` limits the time.
+    The search takes a long time on a server with millions of keys; `within_s` limits the time.
     """
     found = {binding.queue for binding in bindings(app, within_s=within_s)}
     found = {name for name in found if not name.startswith(_BROADCAST)}
@@ -91,7 +91,7 @@ class TakersByQueue:
 
     Attributes:
         nodes: the workers of each queue.
-        all_known: True if these are certainly all of the workers.
+        all_known: True if the queues of every worker are known.
     """
 
     nodes: Mapping[str, Sequence[str]]
@@ -107,8 +107,8 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> TakersByQueue:
 
     Args:
         roll: workers with a lease. A blocked or unresponsive worker still takes from its queues.
-        replies: to the command active_queues, by node, from Celery's workers and from those
-            that have not registered their queues yet.
+        replies: the replies to the command active_queues, by node, from Celery's workers and from
+            greenq's workers that have not registered their queues yet.
     """
     found: dict[str, list[str]] = {}
     replied = {
@@ -137,7 +137,7 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: QueuesSnapshot | None
 ) -> QueuesSnapshot:
-    """Count the messages, and add the figures that only the workers know."""
+    """Count the messages, and add the counts that only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)
@@ -186,7 +186,7 @@ def never_sent(chord: Unsealed) -> str:
     return (
         f"chord {show.printable(chord.group_id)}: its header has not been sent completely since "
         f"{since}; if its sender has died, its body {show.printable(chord.body)} "
-        f"(id {show.printable(chord.body_id)}) never runs: send it again"
+        f"(id {show.printable(chord.body_id)}) will never run: send the chord again"
     )
 
 

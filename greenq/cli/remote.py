@@ -73,7 +73,7 @@ def _add_options(parser: argparse.ArgumentParser, group: str) -> None:
     _add_sending_options(parser, group)
     parser.add_argument("name", metavar="CMD", help="the command, see below")
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments: CMD --help"
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; see CMD --help"
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     width = max(len(each.name) for each in BY_GROUP[group])
@@ -95,7 +95,7 @@ def _add_sending_options(
 def read(args: argparse.Namespace) -> CommandRequest:
     """Read the command and its arguments; a mistake ends the program with a suggestion.
 
-    Options may also follow the command: they are stored in `args`.
+    Options may also follow the command. They are stored in `args`.
     """
     group, name = args.command, args.name
     known = find(group, name)
@@ -162,12 +162,12 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
     """Send a command that has no reply, and print its receivers; return 69 if there are no workers.
 
     Raises:
-        GreenqError: it would go to all nodes, and there is no terminal on which to ask for
-            confirmation.
+        GreenqError: the command would go to all nodes, and there is no terminal to ask for
+            confirmation on.
     """
     pongs = ask(app, args, "ping")
     absent = silent(app, args, pongs)
-    # A blocked worker receives it as soon as its hub runs again.
+    # A blocked worker receives the command as soon as its hub runs again.
     nodes = sorted({*pongs, *(node for node in absent if node in called_roll(app).living)})
     if not nodes:
         return report_missing(args, {}, absent)
@@ -185,7 +185,7 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
 
 
 def _keep(app: Greenq, request: CommandRequest) -> str | None:
-    """Store, for nodes that start later, a command's effect on the server, and describe it."""
+    """Store a command's effect on the server, for nodes that start later, and describe it."""
     broker, arguments = app.transport.broker, request.arguments
     if request.command is find("control", "pause"):
         arguments["by"] = _who()
@@ -198,7 +198,7 @@ def _keep(app: Greenq, request: CommandRequest) -> str | None:
 
 
 def _untaken(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> str:
-    """Return a warning if no worker takes from the paused queue: it may be a typo."""
+    """Return a warning if no worker takes from the paused queue, since its name may be a typo."""
     if request.command is not find("control", "pause"):
         return ""
     queue = request.arguments["queue"]
@@ -246,12 +246,12 @@ def pages(
     offset: int = 0,
     page: int = _PAGE,
 ) -> dict[str, Any]:
-    """Request lists page by page and return them whole, by node.
+    """Request lists page by page and return the complete lists, by node.
 
     Args:
-        ask: sends ``limit`` and ``offset`` to the given nodes, or to all selected if None.
+        ask: sends ``limit`` and ``offset`` to the given nodes, or to all selected nodes if None.
         limit: the maximum number of items from each node; None for all.
-        offset: index of the first item.
+        offset: the index of the first item.
         page: the number of items per request.
     """
     found: dict[str, Any] = {}
@@ -264,7 +264,7 @@ def pages(
             if not isinstance(reply, list):
                 found.setdefault(node, reply)
             elif len(reply) > size:
-                # A Celery worker ignores limit and offset, so this is its whole list.
+                # A Celery worker ignores limit and offset, so `reply` is its whole list.
                 found[node] = reply[offset:end]
             elif start == offset:
                 found[node] = list(reply)
@@ -360,7 +360,7 @@ class _Table:
     Attributes:
         headings: the column headings.
         row: turns an item into a row.
-        kind: the type of the reply; a mapping's items are pairs.
+        kind: the type of the reply. The items of a mapping are pairs of key and value.
     """
 
     headings: tuple[str, ...]

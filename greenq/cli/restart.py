@@ -1,4 +1,4 @@
-"""Restarting a process in place: the same command line, folder and process id."""
+"""Restarting a process in place: with the same command line, working directory and process id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Origin:
 
     Attributes:
         command: the program and its arguments.
-        folder: the working folder; "" if it no longer exists.
+        folder: the working directory; "" if it no longer exists.
         environ: the environment.
         pid_file: the descriptor of a pid file already locked by this process, or -1.
     """
@@ -53,7 +53,7 @@ class Origin:
         """Restart this process, keeping the pid file locked.
 
         Raises:
-            GreenqError: the new process could not be started, and this one has nothing left to do.
+            GreenqError: the new process could not be started; this one has nothing left to do.
         """
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -64,7 +64,7 @@ class Origin:
             if pid_file >= 0:
                 os.set_inheritable(pid_file, True)
             handles_hangups = hold_hangups()
-            # An ignored signal stays ignored across `execve`; one with a handler would not.
+            # A signal that is ignored stays so across `execve`; one that has a handler does not.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             left = f"{pid_file},{int(handles_hangups)}"
             os.execve(self.command[0], self.command, {**self.environ, _LEFT: left})

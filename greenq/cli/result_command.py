@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the stored state and result; an unknown task is PENDING."""
     with opened(args) as app:
-        # Read everything in one call, since the task may end in the meantime.
+        # Read everything in one call, since the task could end between two calls.
         meta = app.transport.backend.get(args.id)
     found = {
         "id": args.id,
@@ -56,7 +56,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield from _named(name, [show.text(value)])
     if found.get("traceback"):
         yield ""
-        # This is indented, since the text comes from the task and could imitate our own output.
+        # Indent the traceback, since its text comes from the task and could imitate our output.
         yield from (f"  {show.printable(line)}" for line in str(found["traceback"]).splitlines())
 
 

@@ -59,7 +59,7 @@ def namespace(app: Greenq) -> dict[str, Any]:
 
 def _prompt(app: Greenq, names: dict[str, Any]) -> None:
     if sys.stdin.isatty() and importlib.util.find_spec("readline") is not None:
-        # Importing it gives the prompt line editing and history.
+        # Importing `readline` gives the prompt line editing and history.
         importlib.import_module("readline")
     code.interact(
         banner=f"greenq {greenq.__version__}, app {app.main}: app, tasks, control, AsyncResult",

@@ -28,7 +28,7 @@ def complain(text: str) -> None:
 
 
 def write_json(value: object) -> None:
-    """Print a value as one line of JSON, with the repr of parts that JSON cannot represent."""
+    """Print a value as one line of JSON; parts that JSON cannot represent become their repr."""
     write(json.dumps(value, default=repr))
 
 
@@ -44,7 +44,7 @@ def bold_wanted() -> bool:
 
 
 def width() -> int | None:
-    """Return the terminal's width; None if the output is no terminal, where lines may be long."""
+    """Return the terminal's width; None if the output is not a terminal, so lines may be long."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from greenq.app import Greenq
     from greenq.transport.members import Roll
 
-# How long to search for queues from which no worker takes.
+# How long to search for queues that no worker takes from.
 _WALK_S = 0.05
 
 HEADINGS = ("NODE", "STATE", "ACTIVE", "PROCESSED", "UPTIME", "")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         show.write(total(replies, len(absent), len(gone)))
     for warning in warnings:
         show.complain(f"warning: {warning}")
-    # Leave out the values that the table already shows.
+    # Omit what the table already shows.
     code = report_missing(args, replies, absent if args.json else {})
     code = EX_TEMPFAIL if absent and (replies or not args.destination) else code
     if args.expect and len(replies) < args.expect:

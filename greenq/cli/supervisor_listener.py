@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
             f"a [unix_http_server] section ({_URL} is {'set' if url else 'not set'}): see the "
             "output of `greenq deploy supervisord`"
         )
-    # Supervisord's TERM must not interrupt between a stop and a start, or the worker would stay
-    # stopped.
+    # A TERM from supervisord must not end this process between the stop and the start of a worker,
+    # or the worker would stay stopped.
     signal.signal(signal.SIGTERM, lambda *_signal: sys.exit(0))
     log.setup(args.loglevel)
-    # Imported only here: the parser must not load it.
+    # The module is imported only here, since the parser must not load it.
     members = importlib.import_module("greenq.transport.members")
     with opened(args) as app:
         transport = app.transport

@@ -37,7 +37,7 @@ _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 # A shell's exit code for a program ended by SIGINT.
 _INTERRUPTED = 130
 
-# How many tasks the banner names; the rest are only counted.
+# How many tasks the banner names; any others are only counted.
 _SHOWN_TASKS = 30
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     If the worker is to restart, the process restarts, and this function never returns.
     """
-    # This comes before any file is opened or any module is imported.
+    # Drop rights before any file is opened or any module is imported.
     drop_rights(args.uid, args.gid)
     if args.workdir:
         os.chdir(args.workdir)
@@ -89,7 +89,7 @@ def _wait_for_change(error: GreenqError) -> bool:
 def _run(args: argparse.Namespace, node: str) -> Worker:
     """Run a worker until it is stopped, and return it."""
     app = find_app(args.app)
-    # This comes before our own logging setup, which the framework's setup would undo.
+    # Set up the framework before our own logging, since the framework's setup would undo ours.
     app.set_up_framework()
     app.conf.update_from("command line", _settings(app, args))
     options = read_custom(args, app.user_options["worker"])
@@ -117,8 +117,8 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
         with suppress(OSError):
             sys.stdout.write(banner(app, worker, color=log.wants_color(sys.stdout, color)))
             sys.stdout.flush()
-    # Everything allocated so far outlives every task, so exclude it from garbage collection: that
-    # saves a sixth of a task's cost with ten thousand in flight.
+    # Everything allocated so far outlives every task, so exclude it from garbage collection. With
+    # ten thousand tasks in flight, this saves a sixth of a task's cost.
     gc.collect()
     gc.freeze()
     # SIGHUP is ignored between the worker's end and its restart, until the new one handles it.
@@ -135,7 +135,9 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
 def _set_up_log(
     level: str, *, logfile: str | None, color: bool | None, hijack_root: bool, style: log.Style
 ) -> None:
-    """Let receivers of setup_logging set up the log; without any, set it up and notify the others.
+    """Let receivers of setup_logging set up the log; if there are none, set it up here.
+
+    In the second case, receivers of after_setup_logger and after_setup_task_logger are called.
 
     Raises:
         ConfigError: there is no such level, or the file cannot be written. Errors raised by a

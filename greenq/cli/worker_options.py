@@ -40,13 +40,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="task modules to import in addition to the app's",
     )
-    add("--workdir", metavar="DIR", help="change to this folder first")
+    add("--workdir", metavar="DIR", help="change to this directory first")
     add(
         "--uid",
         metavar="USER",
         help="if started as root, become this user, with its groups, before anything is opened",
     )
-    add("--gid", metavar="GROUP", help="likewise, with this group instead of the user's own")
+    add("--gid", metavar="GROUP", help="if started as root, use this group instead of the user's")
     _add_work_options(parser.add_argument_group("tasks"))
     _add_restart_options(parser.add_argument_group("restarts"))
     _add_cluster_options(parser.add_argument_group("cluster"))
@@ -74,7 +74,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="take only from these queues",
+        help="consume only from these queues",
     )
     add(
         "-X",
@@ -82,7 +82,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="take from task_queues except for these",
+        help="consume from all of task_queues except for these",
     )
     add("-c", "--concurrency", type=argument_types.count, metavar="N", help="maximum tasks at once")
     add(
@@ -101,7 +101,7 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         "--prefetch-multiplier",
         type=argument_types.count,
         metavar="N",
-        help="number of messages held per greenlet (default 1)",
+        help="number of messages held for each greenlet (default 1)",
     )
     add("--time-limit", type=argument_types.seconds, metavar="S", help="end tasks that run longer")
     add(
@@ -137,13 +137,13 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "--max-memory-per-child",
         type=argument_types.memory,
         metavar="SIZE",
-        help="likewise at this resident memory, such as 512M or 2G; a plain number is in KiB",
+        help="end in the same way at this resident memory, such as 512M or 2G, or a number of KiB",
     )
     add(
         "--max-lifetime",
         type=argument_types.lifetime,
         metavar="TIME",
-        help="likewise after this time, such as 12h; a plain number is in seconds",
+        help="end in the same way after this time, such as 12h, or a number of seconds",
     )
 
 
@@ -185,13 +185,13 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="names of metrics: greenq (default), celery-exporter, flower",
+        help="whose metric names to use: greenq (default), celery-exporter, flower",
     )
     without = {
         "mingle": "do not query the other workers at startup",
         "gossip": "do not follow the other workers or take part in elections",
         "heartbeat": "send no heartbeats",
-        "control": "take no remote commands",
+        "control": "accept no remote commands",
     }
     for step, text in without.items():
         # Remote control also has a setting, which applies if this option is not given.
@@ -237,8 +237,8 @@ def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> di
     An unknown option ends the program with a suggestion of the nearest one.
 
     Args:
-        args: the parsed arguments; `args.rest` contains the remaining arguments, `args.parser` the
-            worker's parser.
+        args: the parsed arguments; `args.rest` contains the remaining arguments, and `args.parser`
+            is the worker's parser.
         options: the options in ``app.user_options["worker"]``.
 
     Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from greenq.workflow import Workflow
     from greenq.workflow.tree import WorkflowStep
 
-# How many workflows of a list, and members of a group in a tree, are shown by default.
+# How many workflows in the list, and members of a group in a tree, are shown by default.
 _SHOWN_WORKFLOWS: Final = 100
 _SHOWN_MEMBERS: Final = 20
 _APART_S: Final = 1.0
@@ -46,10 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
     add("action", choices=("list", *_ACTIONS),
-        help="show: draw the tree; watch: every second; retry: run failed tasks again")  # fmt: skip
+        help="show: draw the tree; watch: draw it every second; retry: run failed tasks "
+        "again")  # fmt: skip
     add("id", nargs="?", help="the workflow: the id of its first task or group, as in the list")
     add_app_options(parser)
-    add("--dot", action="store_true", help="show: as a graph for Graphviz")
+    add("--dot", action="store_true", help="with show: print a graph for Graphviz")
     add("--limit", type=argument_types.count, metavar="N",
         help="list the newest N (default 100), or show N of a group (default 20)")  # fmt: skip
 
@@ -129,7 +130,7 @@ def _retry(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
 
 def _pause(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
     workflow.pause()
-    _report(args, {"state": "PAUSED"}, "paused: running tasks continue, no others begin")
+    _report(args, {"state": "PAUSED"}, "paused: running tasks continue, but no others start")
 
 
 def _resume(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
@@ -225,11 +226,11 @@ def text(
     yield ", ".join([head, ended, took, *([] if left_s is None else [f"{show.age(left_s)} left"])])
     yield ", ".join(f"{count:,} {state}" for state, count in counts.items())
     if record.counts.get("+"):
-        yield "it is still being sent; if its sender has died, it stays open: cancel it"
+        yield "it is still being sent; if its sender has died, cancel it, since it would stay open"
     if record.left_out:
         yield f"{record.left_out:,} notes did not fit into the index"
     if record.error:
-        yield f"a call could not be sent at its end: {printable(record.error)}"
+        yield f"a call could not be sent when it ended: {printable(record.error)}"
     yield ""
     yield from _drawn(tree.lines, "", limit, now_s)
     path = tree.critical_path()
@@ -295,7 +296,7 @@ def _painted(state: str) -> str:
 
 
 def dot(tree: Tree) -> Iterator[str]:
-    """Write the tree for Graphviz; a point stands for the end of a group."""
+    """Return the lines of the tree for Graphviz; a point stands for the end of a group."""
     yield "digraph workflow {"
     yield "  rankdir=LR; node [shape=box, style=filled, fillcolor=white];"
     for task in tree.tasks.values():

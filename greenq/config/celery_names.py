@@ -27,8 +27,8 @@ class Foreign(NamedTuple):
 _OTHER_STORE = "not needed: results are kept in Redis or Valkey (result_backend)"
 _BEAT = "not needed: greenq's beat keeps its state on the server, and any number of beats may run"
 _AMQP = "not needed: it concerns AMQP, and greenq uses only Redis and Valkey"
-_BROKER_PART = "use broker_url instead, as in redis://user:password@host:6379/0"
-_RESULT_PART = "no effect: give it in result_backend, as in redis://user:password@host:6379/0"
+_BROKER_PART = "use broker_url instead, such as redis://user:password@host:6379/0"
+_RESULT_PART = "no effect: give it in result_backend, such as redis://user:password@host:6379/0"
 _RESULT_SOCKET = (
     "not needed: the timeouts in broker_transport_options also apply to the results server"
 )
@@ -102,8 +102,8 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"beat_cron_starting_deadline": None},
     ),
     (
-        "not supported: greenq's beat has one scheduler, and entries in the database of another "
-        "one are not sent; add them to beat_schedule, or with app.periodic.add",
+        "not supported: greenq's beat has one scheduler, and does not send entries in another "
+        "scheduler's database; add them to beat_schedule, or with app.periodic.add",
         {"beat_scheduler": "celery.beat:PersistentScheduler"},
     ),
     (
@@ -186,7 +186,7 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "result_backend_max_sleep_between_retries_ms": 10000,
         },
     ),
-    ("not needed: each handle keeps the final result once read", {"result_cache_max": -1}),
+    ("not needed: each handle keeps the final result once it is read", {"result_cache_max": -1}),
     (
         _CHORDS,
         {
@@ -253,13 +253,14 @@ _REFUSED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
         {"broker_read_url": None, "broker_write_url": None},
     ),
     (
-        "use rediss:// in broker_url instead, as in rediss://host:6379/0?ssl_ca_certs=/ca.pem",
+        "use rediss:// in broker_url instead, such as rediss://host:6379/0?ssl_ca_certs=/ca.pem",
         {"broker_use_ssl": False},
     ),
     (_APART, {"control_exchange": "celery", "event_exchange": "celeryev"}),
     ("not supported: events are written as JSON", {"event_serializer": "json"}),
     (
-        "use rediss:// in result_backend instead, as in rediss://host:6379/0?ssl_ca_certs=/ca.pem",
+        "use rediss:// in result_backend instead, such as "
+        "rediss://host:6379/0?ssl_ca_certs=/ca.pem",
         {"redis_backend_use_ssl": None},
     ),
     (
@@ -321,7 +322,7 @@ TRANSPORT_OPTIONS: Final[Mapping[str, Foreign]] = {
     "unacked_mutex_key": Foreign("unacked_mutex", False, _AGREE),
     "unacked_restore_limit": Foreign(None, True, "not needed: leases show which messages are free"),
 }
-"""The same for `broker_transport_options`, for the options of Celery's Redis transport."""
+"""The options of Celery's Redis transport that `broker_transport_options` does not have here."""
 
 _ENVELOPE = "not supported: greenq writes the message itself"
 _OWN_CONNECTIONS = "not needed: the app manages its own connections"
@@ -349,7 +350,7 @@ SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
     "timeout": Foreign(None, False, "use socket_timeout in broker_transport_options instead"),
     "timezone": Foreign(None, False, "give an eta or expires with a time zone instead"),
 }
-"""The same for the options of ``apply_async`` and ``send_task``."""
+"""The options of Celery's ``apply_async`` and ``send_task`` that greenq does not have."""
 
 _LINKS = "link each call instead, as in add.s(2).link(other.s()), or use the hooks of a Task class"
 _ONE_SETTING = "use acks_on_failure_or_timeout instead, which applies to both"
@@ -372,7 +373,7 @@ TASK_OPTIONS: Final[Mapping[str, Foreign]] = {
     ),
     "trail": Foreign(True, False, "a task's children are all the tasks that it has sent"),
 }
-"""The same for the options of ``@app.task``."""
+"""The options of Celery's ``@app.task`` that greenq does not have."""
 
 
 def asks_for_something(known: Foreign, value: object) -> bool:
@@ -456,7 +457,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "default_dispatcher": "use app.events.send, or a task's send_event, instead",
     },
 }  # fmt: skip
-"""Attributes of Celery's classes that greenq's lack, by class and name, with advice."""
+"""Attributes of Celery's classes that greenq's classes lack, by class and name, with advice."""
 
 
 class _NotHere:
@@ -473,9 +474,9 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Add to a class the attributes that only Celery's has; reading them raises advice.
+    """Add to a class the attributes that only Celery's class has; reading one raises advice.
 
-    `__getattr__` would hide errors inside the properties of users' subclasses.
+    A `__getattr__` would instead hide errors inside the properties of users' subclasses.
     """
     for name, advice in ATTRIBUTES[owner.__name__].items():
         absent = _NotHere(advice)
@@ -483,7 +484,7 @@ def name_what_is_not_here(owner: type) -> None:
         setattr(owner, name, absent)
 
 
-# Old names whose new names cannot be derived from their first word.
+# Old names of settings whose new names cannot be derived from the first word of the old name.
 _RENAMED: Final[Mapping[str, str]] = {
     "celery_eager_propagates_exceptions": "task_eager_propagates",
     "celery_max_cached_results": "result_cache_max",

@@ -1,4 +1,4 @@
-"""`app.conf`: the settings of one app, read late, checked when set, and where each comes from."""
+"""`app.conf`: an app's settings and their sources; they are read on first use, checked when set."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Settings(Mapping[str, Any]):
     ) -> None:
         """Begin with the defaults, overridden by the environment and then by `values`.
 
-        On first use the two functions in `around` are called, one before and one after everything
-        is read.
+        On first use, the two functions in `around` are called: the first before everything is
+        read, and the second after it has been read.
         """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
@@ -58,7 +58,7 @@ class Settings(Mapping[str, Any]):
         """Change several settings.
 
         Raises:
-            ConfigError: one of them is unknown or wrong; then none is set.
+            ConfigError: at least one of them is unknown or wrong, so none is set.
         """
         given: dict[str, Any] = {}
         for mapping in (*mappings, values):
@@ -69,7 +69,7 @@ class Settings(Mapping[str, Any]):
         """Change several settings, and note where they come from.
 
         Raises:
-            ConfigError: one of them is unknown or wrong; then none is set.
+            ConfigError: at least one of them is unknown or wrong, so none is set.
         """
         new = dict(self._values) | dict(values)
         built = Config.build(new)
@@ -86,7 +86,7 @@ class Settings(Mapping[str, Any]):
     def read_later(
         self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
     ) -> None:
-        """Make `load` read `source`'s settings on first use; it receives a list for its notes."""
+        """Register `load` to read `source`'s settings on first use, given a list for its notes."""
         self._lazy.append((load, source))
         object.__setattr__(self, "built", None)
 
@@ -111,18 +111,18 @@ class Settings(Mapping[str, Any]):
 
     def _read_first(self) -> None:
         before, after = self._around
-        # Signal receivers also use the settings.
+        # Signal receivers also use the settings, so do this only once.
         object.__setattr__(self, "_around", ())
         before()
-        # This raises if a setting is wrong.
+        # Reading the property raises if a setting is wrong.
         _ = self.config
         after()
 
     def warn(self, *, foreign: bool = True) -> None:
         """Log one warning for each name that is not read or that has no effect.
 
-        Without `foreign`, Celery settings that greenq does not need are not logged: they concern
-        workers, and would only clutter the start of programs that only send.
+        Without `foreign`, Celery settings that greenq does not need are not logged, because they
+        concern workers. In programs that only send, the warnings would be clutter.
         """
         config = self.config
         lines = [*self._unread]
@@ -130,7 +130,7 @@ class Settings(Mapping[str, Any]):
             given = os.environ.get(variable)
             if given and config.get(setting) != given:
                 lines.append(
-                    f"{variable} in the environment is not used: {setting} is set elsewhere"
+                    f"{variable} in the environment is not used, since {setting} is set elsewhere"
                 )
         if foreign:
             lines += [f"the setting {note}" for note in sift(self._values).notes]
@@ -152,7 +152,7 @@ class Settings(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Read one setting; an unknown one is a KeyError with a suggestion."""
         config = self.config
-        # A Celery setting has no effect here, but code that has set it can read it.
+        # A setting that only Celery has can be read by code that has set it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)

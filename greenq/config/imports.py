@@ -1,4 +1,4 @@
-"""Objects that settings name by their full names, including the module."""
+"""Importing objects that settings name by their full names, which include the module."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where settings are read from: a mapping, a module, an object, Django's settings, the environment.
+"""The sources of settings: mappings, modules, objects, Django's settings and the environment.
 
-Loading returns names and values as found; `greenq.config.settings.Config` checks them. A name that
-looks like a setting but is not read is refused or noted for a warning, never silently ignored.
+Loading returns names and values as found; `greenq.config.settings.Config` checks them later. A name
+that looks like a setting but is not read is refused or noted for a warning, never silently ignored.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "GREENQ_"
 _NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
 
-# Celery reads these from the environment; so does greenq, when nothing else sets them.
+# Celery reads these variables from the environment; so does greenq if nothing else sets them.
 CELERY_ENV: Final = {"CELERY_BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend"}
 _CELERY_URLS: Final = frozenset({"CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"})
 
-# Kubernetes sets variables like these in each container for every service, such as one called
-# greenq(-web).
+# For every service, Kubernetes sets variables in each container, and those of a service called
+# greenq or greenq-web have names like these.
 _KUBERNETES: Final = re.compile(
     r"GREENQ(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -45,13 +45,13 @@ def settings_from_object(
     """Return the settings in `source`: a mapping, an object, or a name "module[:attribute]".
 
     From an object, the public lower-case attributes are read, except modules, functions and
-    classes; those that are not settings are taken to be the module's own helpers. With a
+    classes. Attributes that are not settings are taken to be the module's own helpers. With a
     `namespace`, such as "CELERY" in Django's settings, the upper-case names that begin with it and
-    an underscore are read, without that prefix. The values are not checked yet.
+    an underscore are read instead, and the prefix is removed. The values are not checked yet.
 
     Args:
         source: where to look.
-        namespace: the prefix.
+        namespace: the prefix, or None.
         notes: receives a warning for each name that is not read.
 
     Raises:
@@ -86,7 +86,7 @@ def _public(source: object) -> dict[str, Callable[[], Any]]:
 
 
 def describe(source: object) -> str:
-    """Name a source of settings, for messages."""
+    """Return the name of a source of settings, for messages."""
     if isinstance(source, str):
         return source
     return str(getattr(source, "__name__", None) or f"a {type(source).__name__}")
@@ -198,12 +198,11 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # If another module is missing inside the one that the path names, that is that module's own
-        # error.
+        # If the module that the path names exists but imports a missing one, the error is its own.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise
-        reason = "no such module; is its folder on the Python path?"
+        reason = "no such module; is its directory on the Python path?"
         raise ConfigError([Problem("config source", path, reason)]) from error
     for name in attribute.split(".") if attribute else ():
         if not hasattr(found, name):
@@ -218,10 +217,10 @@ def settings_from_env(
     """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
 
     Booleans are true, false, 1 or 0; lists are comma-separated or JSON; mappings are JSON; `none`
-    means None. GREENQ_APP (the command line's app), GREENQ_DATA (the embedded server's folder) and
-    GREENQ_RUN (supervisord's folder) are not settings, nor are the variables that Kubernetes sets
-    for a service. CELERY_BROKER_URL and CELERY_RESULT_BACKEND are used if greenq's own name is not
-    set.
+    means None. CELERY_BROKER_URL and CELERY_RESULT_BACKEND are used if greenq's own variable is not
+    set. The following are not settings: GREENQ_APP (the command line's app), GREENQ_DATA (the
+    embedded server's directory), GREENQ_RUN (supervisord's directory), and the variables that
+    Kubernetes sets for a service.
 
     Args:
         environ: the environment.
@@ -261,7 +260,7 @@ def settings_from_env(
 
 
 def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
-    """Return why a GREENQ_ variable is not a setting; None if it was not intended as one."""
+    """Return why a GREENQ_ variable is not a setting; None if it is not meant to be one."""
     if variable in _NOT_SETTINGS or _KUBERNETES.fullmatch(variable):
         return None
     setting = variable.removeprefix(ENV_PREFIX).lower()
@@ -279,6 +278,7 @@ def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[
     setting = variable.removeprefix("CELERY_").lower()
     modern = setting if setting in _NAMES else celery_names.modern_name(variable, _KNOWN)
     if modern in _NAMES:
-        # It is not refused, since a program may read it itself, for example in Django's settings.
+        # The variable is not refused, since a program may read it itself, for example in Django's
+        # settings.
         own = f"{ENV_PREFIX}{str(modern).upper()}"
-        notes.append(f"{variable} in the environment is not read; {own} would be")
+        notes.append(f"{variable} in the environment is not read; set {own} instead")

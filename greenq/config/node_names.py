@@ -13,10 +13,10 @@ DEFAULT_NAME: Final = "greenq"
 def node_name(given: str | None, *, host: str | None = None) -> str:
     """Return the node name that ``-n`` gives, always ``name@host``.
 
-    A name without a host gets this host; a host without a name gets ``greenq``; without any name,
-    it is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p``
-    the process id (so that copies of one command line get different names), ``%%`` a percent sign.
-    ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and empty here.
+    A name without a host gets this host; a host without a name gets ``greenq``; without ``-n``, the
+    name is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p``
+    the process id (so that copies of one command line get different names), and ``%%`` a percent
+    sign. ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and empty here.
     """
     host = host or socket.gethostname()
     name, _, where = (given or "").partition("@")
@@ -28,7 +28,7 @@ def file_name(pattern: str, node: str) -> str:
     """Return the file name that ``--logfile`` or ``--pidfile`` gives for the worker `node`.
 
     ``%p`` is the node name, ``%n`` its part before the @, ``%h`` its host, ``%d`` the host's
-    domain, ``%i`` 0, ``%I`` empty, ``%%`` a percent sign; other text is left unchanged.
+    domain, ``%i`` 0, ``%I`` empty, and ``%%`` a percent sign. Other text is left unchanged.
     """
     name, _, host = node.partition("@")
     return _fill(pattern, _of_host(host) | {"n": name, "p": node})

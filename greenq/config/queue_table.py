@@ -1,4 +1,4 @@
-"""The queues of the settings, each complete: what senders and workers look up by name."""
+"""The queues of the settings, with their defaults filled in, for senders and workers to look up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
     """Return the queues of the settings by name, each with its exchange and its routing key.
 
     A queue given as a name has its own exchange, whose name and routing key are the queue's name. A
-    `Queue` without an exchange has the default one.
+    `Queue` without an exchange has the default exchange.
     """
     default = config.task_default_exchange or config.task_default_queue
     exchange = Exchange(default, config.task_default_exchange_type)

@@ -29,7 +29,7 @@ class Exchange:
     """A place where messages are published; its bindings decide which queues get them.
 
     Attributes:
-        name: the same for senders and workers, Celery's included.
+        name: its name, which senders and workers must agree on, Celery's included.
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
@@ -59,8 +59,9 @@ class Binding:
 
     Attributes:
         exchange: where messages are published.
-        routing_key: selects those that the queue gets. For a topic exchange, words joined by dots,
-            where ``*`` stands for one word and ``#`` for any number of words, including none.
+        routing_key: selects the messages that the queue gets. For a topic exchange, it consists of
+            words joined by dots, where ``*`` stands for one word and ``#`` for any number of words,
+            including none.
     """
 
     exchange: Exchange
@@ -81,13 +82,13 @@ class Queue:
         name: the name that senders and routes use.
         exchange: the exchange of the queue; None means that of `task_default_exchange`. A name
             stands for a direct exchange.
-        routing_key: its binding key there; None means `task_default_routing_key`.
+        routing_key: its binding key at that exchange; None means `task_default_routing_key`.
         bindings: bindings to further exchanges.
         expires: seconds after which the waiting messages are deleted if no worker takes from the
             queue and nothing is sent to it; None means never.
         max_length: sending more than this many waiting messages is refused; None means no limit.
-        weight: how many turns the queue gets for each turn of the others, 1 to 10; only if
-            `queue_order_strategy` is ``round_robin``.
+        weight: how many turns the queue gets for each turn of the others, 1 to 10; it has an effect
+            only if `queue_order_strategy` is ``round_robin``.
 
     Raises:
         ValueError: a value is wrong; the error names it.
@@ -127,7 +128,7 @@ class Queue:
 
     @property
     def sources(self) -> tuple[Binding, ...]:
-        """All bindings, starting with that of its own exchange; only for a queue of `declared`."""
+        """All bindings, the queue's own exchange first; only for queues that `declared` returns."""
         assert isinstance(self.exchange, Exchange)
         own = Binding(self.exchange, self.routing_key or "")
         return tuple(dict.fromkeys((own, *self.bindings)))
@@ -135,7 +136,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast queue: each message goes to every worker that is consuming it at the time.
+    """A broadcast queue: each message goes to every worker that is consuming from it at the time.
 
     Attributes:
         name: the name that senders and routes use.
@@ -157,7 +158,9 @@ class Broadcast:
         _any_text(self.exchange)
         # On Redis the key becomes a pattern for channels, and only its end may be open.
         if "#" in (self.routing_key or "")[:-1]:
-            raise ValueError(f"broadcast {self.name!r}: # may only end its routing key")
+            raise ValueError(
+                f"broadcast {self.name!r}: # may appear only at the end of its routing key"
+            )
 
     def __str__(self) -> str:
         """Return the name."""
@@ -233,10 +236,10 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
     unknown = given.keys() - {"expires", "max_length", "weight"}
     if unknown:
         raise ValueError(
-            f"queue {name!r} has {min(unknown)!r}; known are exchange, exchange_type, routing_key, "
-            "expires, max_length and weight"
+            f"queue {name!r} has an unknown option {min(unknown)!r}; the options are exchange, "
+            "exchange_type, routing_key, expires, max_length and weight"
         )
-    # As in Celery, in this form the name is the routing key unless one is given.
+    # In this form, as in Celery, the name is the routing key unless a routing key is given.
     return broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 
@@ -252,7 +255,7 @@ def _of_kombu(queue: Any) -> Queue | Broadcast:
         for each in getattr(queue, "bindings", None) or ()
         if (found := _exchange_of_kombu(each.exchange)) is not None
     ]
-    # Kombu keeps them in a set.
+    # Kombu keeps the bindings in a set, so their order is arbitrary.
     bindings.sort(key=lambda each: (each.exchange.name, each.routing_key))
     return broadcast_or(
         Queue(

@@ -51,7 +51,7 @@ def route(what: str, given: object) -> Mapping[str, Any]:
     """Return the send options of a route: a queue's name, or a mapping.
 
     Raises:
-        ValueError: it is neither, or an option is unknown or wrong; `what` names the route.
+        ValueError: `given` is neither, or an option is unknown or wrong; `what` names the route.
     """
     options = {"queue": given} if isinstance(given, str) or hasattr(given, "exchange") else given
     if not isinstance(options, Mapping) or not options or options.keys() - _OPTIONS.keys():

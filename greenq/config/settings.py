@@ -1,8 +1,8 @@
 """Settings: their names, defaults, units and checks.
 
-The names are Celery's lower-case names, so a Celery configuration carries over; the text of other
-settings says that they are greenq's own. Each part of the program has its own frozen section and
-receives only that one. Building the settings reports all wrong values at once, in one
+The names are Celery's lower-case names, so a Celery configuration carries over. The texts of other
+settings say that they are greenq's own. Each part of the program has its own frozen section and
+receives only that section. Building the settings reports all wrong values at once, in one
 `ConfigError`. docs/settings.md is generated from the fields below.
 """
 
@@ -18,7 +18,7 @@ from greenq.errors import ConfigError, Problem, UnknownSetting
 from greenq.utils import suggest
 
 DEFAULT_CONCURRENCY: Final = 1000
-"""The number of greenlets in the pool when `worker_concurrency` is not set."""
+"""The number of greenlets in the pool if `worker_concurrency` is not set."""
 
 _MIB: Final = 1024 * 1024
 # Redis limits text values to this size (proto-max-bulk-len).
@@ -31,7 +31,7 @@ _REDIS_MAX_BYTES: Final = 512 * _MIB
 def _setting(
     kind: validators.Validator, default: object, doc: str, *, unit: str = "", none_ok: bool = False
 ) -> Any:
-    """Describe one setting; with `none_ok`, None (Celery's default) means the default given."""
+    """Describe one setting; with `none_ok`, None (Celery's default) means `default`."""
     if none_ok:
         kind = validators.or_default(kind, default)
     metadata = {"doc": doc, "unit": unit, "kind": kind}
@@ -112,24 +112,25 @@ class TransportOptions(Section):
     global_keyprefix: str = _setting(
         validators.text(empty_ok=True),
         "",
-        "Prefix of every key; all senders and workers must use the same one.",
+        "Prefix of every key; all senders and workers must use the same prefix.",
     )
     sep: str = _setting(
         validators.text(),
         "\x06\x16",
         "Separates a queue's name from its priority step; all senders and workers must use the "
-        "same one.",
+        "same separator.",
     )
     priority_steps: tuple[int, ...] = _setting(
         validators.steps(),
         (0, 3, 6, 9),
         "Priorities that have their own list, where 0 is the most urgent; all senders and "
-        "workers must use the same ones.",
+        "workers must use the same steps.",
     )
     queue_order_strategy: str = _setting(
         validators.choice("round_robin", "priority", "sorted"),
         "round_robin",
-        "The order in which queues are served: in turn, in the order given, or by name.",
+        "The order in which queues are served: `round_robin` (in turn), `priority` (in the order "
+        "given) or `sorted` (by name).",
     )
     socket_timeout: float = _setting(
         validators.seconds(zero_ok=False),
@@ -147,7 +148,7 @@ class TransportOptions(Section):
     socket_keepalive: bool = _setting(
         validators.flag(),
         True,
-        "Let the operating system detect connections whose other end has gone.",
+        "Let the operating system detect connections whose other end is gone.",
     )
     health_check_interval: float = _setting(
         validators.seconds(),
@@ -170,9 +171,8 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not in the order in which "
-        "tasks end. "
-        "All workers must agree.",
+        "Give a chord's body the results in the order of its header, not in the order that tasks "
+        "end in. All workers must have the same value.",
     )
 
 
@@ -181,8 +181,8 @@ class RetryPolicy(Section):
     """`task_publish_retry_policy`: how often and when to retry sending.
 
     However slowly attempts fail, sending gives up after `broker_connection_timeout` plus
-    `socket_timeout`, or after the sum of the waits if that is longer. The time that a caller waits
-    for a pooled connection does not count while the server answers other callers.
+    `socket_timeout`, or after the sum of the waits if that sum is longer. The time that a caller
+    waits for a pooled connection is not counted while the server answers other callers.
     """
 
     max_retries: int | None = _setting(
@@ -209,13 +209,13 @@ class BrokerConfig(Section):
         validators.url(),
         "",
         "The Redis or Valkey server with the queues. Empty means embedded://, an embedded "
-        "server in a data folder.",
+        "server in a data directory.",
     )
     broker_pool_limit: int = _setting(
         validators.whole(1),
         10,
-        "Size of the connection pool for user code that sends; callers beyond it wait for a free "
-        "connection as long as the server answers the others.",
+        "Size of the connection pool for user code that sends. When all connections are in use, "
+        "callers wait for one as long as the server answers the others.",
     )
     broker_connection_timeout: float = _setting(
         validators.seconds(zero_ok=False),
@@ -233,8 +233,7 @@ class BrokerConfig(Section):
         validators.optional(validators.whole(0)),
         None,
         "Maximum number of attempts to reconnect to a lost server before the worker exits; None "
-        "(Celery: 100) means "
-        "no limit.",
+        "(Celery: 100) means no limit.",
     )
     broker_transport_options: TransportOptions = _setting(
         _part(TransportOptions), TransportOptions(), "See its own table below."
@@ -253,7 +252,7 @@ class ResultConfig(Section):
     result_serializer: str = _setting(
         validators.serializer(),
         "json",
-        "Serializer of results; their readers must use the same one.",
+        "Serializer of results; readers of results must use the same one.",
     )
     result_accept_content: tuple[str, ...] | None = _setting(
         validators.optional(validators.texts(validators.content())),
@@ -305,14 +304,14 @@ class TaskConfig(Section):
     task_default_priority: int | None = _setting(
         validators.optional(validators.whole(0, 9)),
         None,
-        "Priority of tasks without one; None means 0, the most urgent.",
+        "Priority of tasks that have none; None means 0, the most urgent.",
     )
     task_queues: tuple[str | queues.Queue | queues.Broadcast, ...] = _setting(
         queues.queues(),
         (),
-        "The queues that a worker consumes unless -Q names others: names, `Queue(name, ...)` with "
-        "bindings or limits, or `Broadcast(name)` for queues whose messages go to every worker; "
-        "empty means the default queue.",
+        "The queues that a worker consumes from unless -Q names others: names, `Queue(name, ...)` "
+        "with bindings or limits, or `Broadcast(name)` for queues whose messages go to every "
+        "worker. Empty means the default queue.",
     )
     task_default_exchange: str | None = _setting(
         validators.optional(validators.text()),
@@ -333,15 +332,14 @@ class TaskConfig(Section):
         routes.routes(),
         (),
         "Maps a task name, glob or regular expression to a queue name or to send options. It can "
-        "also be a router function, object or class, or its full name. In a list the first match "
-        "applies; "
-        "within a mapping a full name takes precedence over patterns.",
+        "also be a router function, object or class, or its full name. In a list, the first match "
+        "applies; within a mapping, a full name takes precedence over patterns.",
     )
     task_annotations: tuple[object, ...] = _setting(
         validators.task_annotations(),
         (),
-        "Attributes to set on tasks: {task name, or * for all: {attribute: value}}, an object with "
-        "annotate(task), its class, or the full name of its class, or a list of these.",
+        "Attributes to set on tasks: {task name, or * for all: {attribute: value}}; an object with "
+        "annotate(task), its class, or the full name of its class; or a list of these.",
         none_ok=True,
     )
     task_create_missing_queues: bool = _setting(
@@ -365,7 +363,7 @@ class TaskConfig(Section):
         "Compression of task messages; None means no compression.",
     )
     task_allow_error_cb_on_chord_header: bool = _setting(
-        validators.flag(), False, "`link_error` of a chord also applies to each task of its header."
+        validators.flag(), False, "A chord's `link_error` also applies to each task of its header."
     )
     task_ignore_result: bool = _setting(validators.flag(), False, "Store no results.")
     task_store_errors_even_if_ignored: bool = _setting(
@@ -391,8 +389,8 @@ class TaskConfig(Section):
     task_eta_horizon: float = _setting(
         validators.seconds(),
         300.0,
-        "greenq's own. A task due later than this is parked on the server; one due sooner waits in "
-        "the worker that took it.",
+        "greenq's own. A task that is due later than this is parked on the server; a task that is "
+        "due sooner waits in the worker that took it.",
         unit="s",
     )
     task_max_deliveries: int = _setting(
@@ -411,8 +409,8 @@ class TaskConfig(Section):
     task_eager_propagates: bool = _setting(
         validators.flag(),
         False,
-        "A task that fails in the caller, run by `apply` or with `task_always_eager`, raises its "
-        "exception there.",
+        "If a task that runs in the caller (by `apply`, or with `task_always_eager`) fails, its "
+        "exception is raised in the caller.",
     )
     task_store_eager_result: bool = _setting(
         validators.flag(),
@@ -461,24 +459,23 @@ class TaskConfig(Section):
     workflow_index: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. Senders and workers keep an index of workflows: `app.workflow(id)`, "
-        "`greenq workflow`.",
+        "greenq's own. Senders and workers keep an index of workflows, which `app.workflow(id)` "
+        "and `greenq workflow` need.",
     )
     task_max_body_bytes: int = _setting(
         validators.whole(1, _REDIS_MAX_BYTES),
         8 * _MIB,
-        "greenq's own. Maximum size of a task body, before and after decompression. A larger one "
-        "becomes a dead letter without being read, as does a body with more than one value per 64 "
-        "bytes of this "
-        "limit.",
+        "greenq's own. Maximum size of a task body, before and after decompression. A larger body "
+        "becomes a dead letter without being read, as does a body with more than one value for "
+        "each 64 bytes of this limit.",
         unit="bytes",
     )
     task_max_dead_letter_bytes: int = _setting(
         validators.whole(1024 * 1024),
         64 * _MIB,
         "greenq's own. How much of the server's memory the dead letters of one queue may use; the "
-        "oldest are dropped first. A letter that would use more than half of it is truncated and "
-        "cannot be replayed.",
+        "oldest are dropped first. A letter that would use more than half of this limit is "
+        "truncated and cannot be replayed.",
         unit="bytes",
     )
     task_dead_letter_expires: float = _setting(
@@ -491,7 +488,7 @@ class TaskConfig(Section):
         validators.whole(1, _REDIS_MAX_BYTES),
         64 * _MIB,
         "greenq's own. Maximum size of a result. A task whose result is larger fails with an "
-        "error that says so; larger results are not read.",
+        "error that says so, and larger results are not read.",
         unit="bytes",
     )
     enable_utc: bool = _setting(
@@ -503,16 +500,17 @@ class TaskConfig(Section):
     timezone: str = _setting(
         validators.timezone(),
         "UTC",
-        "Time zone in which times are written. Times without a zone are in UTC, as in Celery.",
+        "Time zone of the times that greenq writes. Times without a zone are read as UTC, as in "
+        "Celery.",
         none_ok=True,
     )
     imports: tuple[str, ...] = _setting(
         validators.texts(validators.text()),
         (),
-        "Modules that a worker imports at startup for the tasks they define.",
+        "Modules that a worker imports at startup because they define tasks.",
     )
     include: tuple[str, ...] = _setting(
-        validators.texts(validators.text()), (), "Further modules, as for `imports`."
+        validators.texts(validators.text()), (), "Further modules, in addition to `imports`."
     )
 
 
@@ -528,9 +526,9 @@ class WorkerConfig(Section):
     worker_prefetch_multiplier: int = _setting(
         validators.whole(1),
         1,
-        "Number of messages held per greenlet, including the running one. (Celery: 4.) Messages "
-        "are fetched cheaply in batches, and no other worker can start those that this one holds "
-        "in reserve.",
+        "Number of messages held for each greenlet, including the running one. (Celery: 4.) "
+        "Messages are fetched in cheap batches anyway, and no other worker can start messages "
+        "that this worker holds in reserve.",
     )
     worker_autoscale_keepalive: float = _setting(
         validators.seconds(),
@@ -548,7 +546,8 @@ class WorkerConfig(Section):
         validators.flag(),
         False,
         "greenq's own. With --autoscale, find out how many concurrent tasks are worthwhile, and "
-        "run no more; this is for services that do not answer faster with more concurrent calls.",
+        "run no more. Use this with services that do not answer more calls a second when more "
+        "calls are made at once.",
     )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
@@ -566,8 +565,8 @@ class WorkerConfig(Section):
     worker_processes_keepalive: float = _setting(
         validators.seconds(),
         120.0,
-        "greenq's own. With --processes, drain a process when one process fewer has been enough "
-        "for this long.",
+        "greenq's own. With --processes, drain a process when one process fewer would have been "
+        "enough for this long.",
         unit="s",
     )
     worker_send_task_events: bool = _setting(
@@ -576,8 +575,8 @@ class WorkerConfig(Section):
     worker_enable_remote_control: bool | str = _setting(
         validators.flag_or("inspect"),
         True,
-        "Workers answer `greenq inspect` and `greenq control`, and Celery's equivalents; with "
-        "`inspect` they only answer inspection and refuse commands that would change something.",
+        "Workers answer `greenq inspect` and `greenq control`, and Celery's equivalents. With "
+        "`inspect`, they answer only inspection and refuse commands that would change something.",
     )
     worker_show_arguments: bool = _setting(
         validators.flag(),
@@ -620,20 +619,22 @@ class WorkerConfig(Section):
     worker_health_address: str | None = _setting(
         validators.optional(validators.address()),
         None,
-        "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz`, `/stats.json`: a "
-        "port (on 127.0.0.1), a host and a port, or `unix:/path`; None means nowhere.",
+        "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz` and "
+        "`/stats.json`: a port (on 127.0.0.1), a host and a port, or `unix:/path`; None means "
+        "nowhere.",
     )
     worker_metrics_address: str | None = _setting(
         validators.optional(validators.address()),
         None,
-        "greenq's own. Where the worker answers `/metrics` for Prometheus, in addition to "
-        "everything under `worker_health_address`; both may be the same. Needs `greenq[metrics]`.",
+        "greenq's own. Where the worker answers `/metrics` for Prometheus, and everything that it "
+        "answers at `worker_health_address`; the two addresses may be the same. Needs "
+        "`greenq[metrics]`.",
     )
     worker_metrics_names: tuple[str, ...] = _setting(
         validators.texts(validators.choice("greenq", "celery-exporter", "flower")),
         ("greenq",),
-        "greenq's own. The names that the metrics have: `greenq` and, for existing dashboards, "
-        "also `celery-exporter` and `flower`.",
+        "greenq's own. Which names the metrics have: `greenq` and, for existing dashboards, "
+        "`celery-exporter` and `flower`.",
     )
     worker_lease: float = _setting(
         validators.seconds(zero_ok=False),
@@ -645,39 +646,39 @@ class WorkerConfig(Section):
     worker_task_locals: str = _setting(
         validators.choice("clear", "keep"),
         "clear",
-        "greenq's own. `clear` removes what a task leaves in `threading.local` before the next one "
-        "starts. With `keep`, a later task on the same greenlet finds these values, as in a thread "
-        "pool.",
+        "greenq's own. With `clear`, what a task leaves in `threading.local` is removed before the "
+        "next task starts. With `keep`, a later task on the same greenlet finds these values, as "
+        "in a thread pool.",
     )
     worker_silence_limit: float = _setting(
         validators.seconds(),
         60.0,
-        "greenq's own. How long a worker in which no Python code is running (a call holds the "
-        "GIL, or the process is suspended) keeps its messages while its process is alive; 0 "
-        "means `worker_lease`.",
+        "greenq's own. How long a worker keeps its messages if its process is alive but runs no "
+        "Python code, because a call holds the GIL or the process is suspended; 0 means "
+        "`worker_lease`.",
         unit="s",
     )
     worker_shutdown_grace: float = _setting(
         validators.seconds(),
         30.0,
-        "greenq's own. How long running tasks may take to finish after SIGTERM; the rest go back "
-        "to their queues. (Celery waits indefinitely; its worker_soft_shutdown_timeout means "
-        "something else.)",
+        "greenq's own. How long running tasks may take to finish after SIGTERM; unfinished tasks "
+        "go back to their queues. (Celery waits indefinitely; its worker_soft_shutdown_timeout "
+        "means something else.)",
         unit="s",
     )
     worker_state_db: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "A file in which revoked tasks and the logical clock survive a restart, one for each "
-        "worker: %p is the node name, %n its part before the @, %h the host. JSON; Celery's "
-        "file, a shelve, is refused.",
+        "A file that keeps revoked tasks and the logical clock across a restart. Each worker needs "
+        "its own file: %p is the node name, %n its part before the @, %h the host. The format is "
+        "JSON; Celery's file, a shelve, is refused.",
     )
     worker_revoke_expires: float = _setting(
         validators.seconds(zero_ok=False),
         604_800.0,
-        "greenq's own. How long a revocation is kept (in the worker, on the server and in the "
-        "file); make this longer than the longest time that tasks wait for their ETA. (Celery: 3 "
-        "hours.)",
+        "greenq's own. How long a revocation is kept in the worker, on the server and in "
+        "`worker_state_db`. Make this longer than the longest time that tasks wait for their ETA. "
+        "(Celery: 3 hours.)",
         unit="s",
     )
     worker_max_tasks_per_child: int | None = _setting(
@@ -689,26 +690,27 @@ class WorkerConfig(Section):
     worker_max_memory_per_child: int | None = _setting(
         validators.optional(validators.whole(1)),
         None,
-        "Likewise when its resident memory reaches this size. (Celery: that of each child.)",
+        "End the worker when its resident memory reaches this size; None means never. (Celery: "
+        "that of each child.)",
         unit="KiB",
     )
     worker_max_lifetime: float | None = _setting(
         validators.optional(validators.seconds(zero_ok=False)),
         None,
-        "greenq's own. Likewise after this much time.",
+        "greenq's own. End the worker after this much time; None means never.",
         unit="s",
     )
     worker_recycle_jitter: float = _setting(
         validators.share(),
         0.1,
-        "greenq's own. Each worker lowers these limits by a random fraction, up to this one, so "
-        "that workers started together do not end together.",
+        "greenq's own. Each worker lowers its limits on tasks, memory and lifetime by a random "
+        "fraction, at most this one, so that workers started together do not end together.",
     )
     worker_recycle_at_once: int = _setting(
         validators.whole(1),
         1,
         "greenq's own. How many of the workers with the same queues may restart at the same time "
-        "because of such a limit; if there are several, at least one always keeps running.",
+        "because of such a limit. If there are several workers, at least one always keeps running.",
     )
     worker_recycle_by: str = _setting(
         validators.choice("exit", "exec"),
@@ -719,13 +721,13 @@ class WorkerConfig(Section):
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),
         None,
-        "Colour the log; None means only if it goes to a terminal.",
+        "Colour the log; None means to colour it only if it goes to a terminal.",
     )
     worker_log_json: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. Write each line of the log as a JSON object; the formats below then have "
-        "no effect.",
+        "greenq's own. Write each line of the log as a JSON object. The settings for the formats "
+        "of lines and times then have no effect.",
     )
     worker_log_format: str = _setting(
         validators.log_format(),
@@ -747,15 +749,15 @@ class WorkerConfig(Section):
     worker_task_log_datefmt: str | None = _setting(
         validators.optional(validators.text()),
         None,
-        "Likewise for lines logged in tasks.",
+        "The format of the time in lines logged in tasks, as for time.strftime.",
     )
     worker_redirect_stdouts: bool = _setting(
         validators.flag(),
         True,
-        "Log what tasks write to sys.stdout and sys.stderr, with their name and id.",
+        "Log what tasks write to sys.stdout and sys.stderr, with the task's name and id.",
     )
     worker_redirect_stdouts_level: str = _setting(
-        validators.log_level(), "WARNING", "The level of these lines."
+        validators.log_level(), "WARNING", "The log level of what `worker_redirect_stdouts` logs."
     )
     worker_hijack_root_logger: bool = _setting(
         validators.flag(), True, "Set up the root logger, replacing its existing handlers."
@@ -769,9 +771,9 @@ class SecurityConfig(Section):
     security_signing_key: bytes | None = _setting(
         validators.optional(validators.signing_key()),
         None,
-        "greenq's own. Sign everything that workers and readers of results act on, and refuse "
-        "unsigned data: text or bytes of at least 32 bytes, or @ and the path of a file with "
-        "such a key. None means no signatures. Never shown.",
+        "greenq's own. The key that signs everything that workers and readers of results act on; "
+        "unsigned data is refused. It is text or bytes of at least 32 bytes, or @ and the path of "
+        "a file with such a key. None means no signatures. Never shown.",
     )
     security_accepted_signing_keys: tuple[bytes, ...] = _setting(
         validators.texts(validators.signing_key()),
@@ -783,22 +785,23 @@ class SecurityConfig(Section):
     security_require_signatures: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. With a signing key, refuse unsigned data. If False, it is accepted as "
-        "well, while signing is being introduced; a wrong signature is still refused.",
+        "greenq's own. With a signing key, refuse unsigned data. Set this to False while signing "
+        "is being introduced: unsigned data is then accepted as well, but a wrong signature is "
+        "still refused.",
     )
 
     def __post_init__(self) -> None:
-        """Also check the keys together."""
+        """Also check that there is a key to sign with if there are further keys."""
         Section.__post_init__(self)
         if self.security_accepted_signing_keys and self.security_signing_key is None:
             name = "security_accepted_signing_keys"
-            reason = "needs a security_signing_key to sign with"
+            reason = "needs a security_signing_key, since these keys never sign"
             raise ConfigError([Problem(name, validators.shown(name, ()), reason)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BeatConfig(Section):
-    """The tasks sent periodically, by `greenq beat` or a worker with -B."""
+    """The tasks that `greenq beat`, or a worker with -B, sends periodically."""
 
     beat_schedule: Mapping[str, Mapping[str, Any]] = _setting(
         validators.beat_schedule(),
@@ -826,7 +829,7 @@ class Config:
         """Build the configuration from `settings`; all other settings keep their defaults.
 
         Raises:
-            ConfigError: names are unknown or values are wrong; all of them are listed.
+            ConfigError: names are unknown or values are wrong; the error lists all of them.
         """
         sifted = sift(settings)
         settings, problems = sifted.kept, [*sifted.problems]
@@ -885,7 +888,7 @@ class Sifted(NamedTuple):
 
 
 def sift(settings: Mapping[str, object]) -> Sifted:
-    """Separate greenq's settings from Celery's other settings and from wrong names."""
+    """Separate greenq's settings from those that only Celery has and from wrong names."""
     sifted = _sift(
         {name: value for name, value in settings.items() if name not in _OWNERS},
         celery_names.SETTINGS,
@@ -924,7 +927,7 @@ def _asks_for_nothing(value: object, default: object) -> bool:
 
 
 def unknown_reason(name: str, known: Iterable[str] | None = None) -> str:
-    """Explain why there is no setting `name`, and suggest the one that was probably meant."""
+    """Return why there is no setting `name`, and suggest the one that was probably meant."""
     known = _OWNERS if known is None else known
     about = celery_names.SETTINGS.get(name)
     if about is not None:

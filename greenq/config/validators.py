@@ -1,7 +1,8 @@
 """Kinds of values for settings: how each is checked, normalised and parsed from text.
 
-A function here returns a `Validator`; greenq.config.settings assigns one to every setting. This
-module also decides how a wrong value is shown in a message, so that no secret appears.
+The function for each kind returns a `Validator`; greenq.config.settings assigns one to every
+setting. This module also decides how a wrong value is shown in a message, so that no secret
+appears.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from greenq.utils import suggest
 from greenq.utils.probe import parse_address
 
-# These are built in; `greenq.serialization` and `greenq.compression` add others.
+# These names are built in; `greenq.serialization` and `greenq.compression` add others.
 SERIALIZERS: Final = ["json", "msgpack", "pickle", "raw", "yaml"]
 COMPRESSIONS: Final = [
     "brotli", "bzip", "bzip2", "gzip", "lzma", "xz", "zlib", "zstandard", "zstd",
@@ -43,7 +44,7 @@ _SECRET: Final = re.compile(
 def mask_url(url: str) -> str:
     """Return `url` with every password replaced by asterisks; several URLs may be listed.
 
-    When in doubt, it hides too much: an unquoted "@" or "/" in a password stays hidden.
+    When in doubt, this hides too much, so an unquoted "@" or "/" in a password stays hidden.
     """
     parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
     return "".join(_mask_one_url(part) for part in parts)
@@ -52,7 +53,7 @@ def mask_url(url: str) -> str:
 def _mask_one_url(url: str) -> str:
     hidden = re.sub(r"://([^:@/]*):.*@", _mask_login, url, flags=re.DOTALL)
     hidden = re.sub(r"([?&])([^=&]*)=([^&]*)", _mask_option, hidden)
-    # A user name without a password may be a token, or name and password joined by an encoded
+    # A user name without a password may be a token, or a name and a password joined by an encoded
     # colon.
     return re.sub(r"://[^:@/?]+@", f"://{_HIDDEN}@", hidden)
 
@@ -99,7 +100,7 @@ class Validator(NamedTuple):
     """The values that a setting accepts.
 
     Attributes:
-        accept: returns the normalised value; raises ValueError with a text that says what is
+        accept: returns the normalised value, or raises ValueError with a text that says what is
             accepted.
         parse: turns text from the environment into a value for `accept`; may raise ValueError.
     """
@@ -223,7 +224,7 @@ def choice(*choices: str) -> Validator:
 
 
 def log_format() -> Validator:
-    """Accept a format string of logging; it may contain the tasks' fields."""
+    """Accept a format string of logging, which may contain the fields about tasks."""
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not value:
@@ -239,7 +240,7 @@ def log_format() -> Validator:
 
 
 def log_level() -> Validator:
-    """Accept the name of a level of logging, or its number as in ``logging.WARNING``."""
+    """Accept the name of a log level, or its number, such as ``logging.WARNING``."""
     levels = logging.getLevelNamesMapping()
 
     def accept(value: object) -> str:
@@ -275,7 +276,7 @@ def texts(item: Validator) -> Validator:
     """Accept a list whose items `item` accepts; the normal form is a tuple."""
 
     def accept(value: object) -> tuple[Any, ...]:
-        # Without this check a bare "json" would pass as the four names j, s, o, n.
+        # Without this check, a bare "json" would pass as a list of the names j, s, o and n.
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             raise ValueError("must be a list of names")
         return tuple(item.accept(each) for each in value)
@@ -329,7 +330,7 @@ def url(*, also: str = "") -> Validator:
     """Accept a server URL, empty text, or `also`; None means empty text."""
 
     def accept(value: object) -> str:
-        # Celery's own default, which a program may pass on to mean "not set".
+        # None is Celery's own default, which a program may pass on to mean "not set".
         if value is None:
             return ""
         if not isinstance(value, str):
@@ -351,7 +352,7 @@ def _check_url(value: str, also: str) -> None:
         )
     address = value.partition("://")[2]
     if re.search(r"[,;]", address.partition("?")[0].rpartition("@")[2]):
-        raise ValueError("names several servers, which is not supported yet: name one")
+        raise ValueError("names several servers, which is not supported yet: name one server")
     try:
         _ = urlsplit(value).port
     except ValueError as error:
@@ -402,7 +403,7 @@ def signing_key() -> Validator:
             try:
                 value = Path(value[1:]).read_bytes().strip()
             except (OSError, ValueError) as error:
-                raise ValueError(f"the file of this key cannot be read: {error}") from error
+                raise ValueError(f"names a key file that cannot be read: {error}") from error
         key = value.encode() if isinstance(value, str) else value
         if not isinstance(key, bytes) or len(key) < _KEY_BYTES:
             raise ValueError(
@@ -467,7 +468,7 @@ def beat_schedule() -> Validator:
         for name, entry in value.items():
             if not isinstance(name, str) or not isinstance(entry, Mapping):
                 raise ValueError(f"entry {name!r} must be a mapping with task and schedule")
-        # This is not a copy, since code may add entries to a setting that it has set.
+        # Do not return a copy, since code may add entries to a setting that it has set.
         return value
 
     return Validator(accept, parse_json)

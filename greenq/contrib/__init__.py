@@ -1,5 +1,5 @@
 """Integrations with frameworks; each is imported only if its framework is in use.
 
-Applications use these modules. The app loads `django` by its name; nothing else in greenq imports
-any of them.
+Applications import these modules. `greenq.app` imports `django` by its name; nothing else in greenq
+imports any of them.
 """

@@ -1,6 +1,6 @@
 """Tasks that check from time to time whether they should stop: `AbortableTask`.
 
-The caller stores the state ABORTED; the task reads its own state.
+To abort a task, the caller stores the state ABORTED, which the task reads at its next check.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class AbortableAsyncResult(AsyncResult[R]):
     def abort(self) -> None:
         """Ask the task to stop; it continues until its next check.
 
-        A task that has already ended keeps its state. A task that has not begun still runs, and
-        notices the request at its first check, unless it tracks its start, in which case STARTED
-        replaces the state.
+        A task that has already ended keeps its state. A task that has not started yet still runs,
+        and notices the request at its first check. If the task stores STARTED when it starts,
+        however, that replaces the state, and the request is lost.
         """
         self.backend.store(self.id, ABORTED, None)
 

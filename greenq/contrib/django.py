@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The error texts of databases that have no connections left. The text is the only clue, since
-# psycopg has no error code for an error while connecting.
+# Parts of the error texts of databases that have no connections left. The text is the only clue,
+# since psycopg has no error code for an error while connecting.
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in total, and the interval between its attempts, unless
-# another task of this worker closes a connection and wakes it.
+# How long a task waits for a connection in total, and the interval between its attempts. If another
+# task of this worker closes a connection, that wakes the waiting task earlier.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
@@ -78,9 +78,9 @@ def on_commit(call: Callable[[], object]) -> None:
 def close_connections() -> None:
     """Close the database and cache connections that the running task has opened.
 
-    Each greenlet has its own. CONN_MAX_AGE has no effect: no connection is kept for the next task,
-    since a pool of five hundred greenlets would otherwise keep five hundred. With Django's own
-    connection pool, closing returns the connection to it.
+    Each greenlet has its own connections. CONN_MAX_AGE has no effect, because no connection is kept
+    for the next task; otherwise, a pool of five hundred greenlets would keep five hundred
+    connections. With Django's own connection pool, closing a connection returns it to the pool.
     """
     close_caches()
     ident = threading.get_ident()
@@ -95,7 +95,8 @@ def _close(connection: Any) -> None:
     try:
         connection.close()
     except Exception:
-        # A broken connection is as good as closed, and the task's outcome is already known.
+        # Only log the error: a broken connection is as good as closed, and the task's outcome is
+        # already known.
         name = connection.alias
         _log.warning("could not close a connection to the database %r", name, exc_info=True)
     if connection.in_atomic_block or connection.connection is not None:
@@ -134,7 +135,7 @@ class _ConnectionQueue:
             return
         self._warned_s = now_s
         _log.warning(
-            "the database %r has no connections left: tasks wait up to %g s for one; run "
+            "the database %r has no connections left, so tasks wait up to %g s for one; run "
             "fewer tasks at once (-c), or share a connection pool: OPTIONS['pool'] in DATABASES",
             alias,
             _PATIENCE_S,
@@ -161,7 +162,7 @@ def _wait_when_full() -> None:
             return
         until_s = time.monotonic() + _PATIENCE_S
         if _queue.waiting:
-            # Earlier tasks go first.
+            # Tasks that have waited longer go first.
             _queue.wait()
         while True:
             try:
@@ -186,7 +187,7 @@ def _is_full(exc: BaseException) -> bool:
 
 def warn_of_blocking() -> None:
     """Log a warning if a database driver blocks the whole worker during each query."""
-    # This must come first, since it imports the drivers.
+    # `connections.all()` must come first, since it imports the drivers.
     aliases = {each.alias: getattr(each, "Database", None) for each in connections.all()}
     psycopg2 = sys.modules.get("psycopg2")
     if psycopg2 is None or sys.modules["psycopg2.extensions"].get_wait_callback() is not None:

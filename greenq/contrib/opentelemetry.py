@@ -4,10 +4,10 @@
 
     instrument()
 
-Call it once in each process, senders and workers alike, after the tracer provider is set up. The
-context travels in the message's headers, in the form in which Celery's instrumentation writes and
-reads it, so a trace also continues through Celery's clients and workers. It uses greenq's signals,
-so it costs nothing without `instrument`.
+Call `instrument` once in each process, senders and workers alike, after the tracer provider has
+been set up. The context travels in the message's headers, in the form that Celery's instrumentation
+writes and reads, so a trace also continues through Celery's clients and workers. The
+instrumentation uses greenq's signals, so it costs nothing until `instrument` is called.
 """
 
 from __future__ import annotations
@@ -48,21 +48,22 @@ _SYSTEM: Final = "redis"
 # The upper bounds, in seconds, that the semantic conventions recommend.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-# The sendings in progress; a failed one, whose end is never announced, is ended when others arrive.
+# The maximum number of open spans of messages being sent. No signal announces that sending has
+# failed, so the oldest spans are ended when newer ones arrive.
 _MOST_SENDING: Final = 1000
 
 _UID: Final = "greenq.contrib.opentelemetry"
 
 
 class _TracedRun(NamedTuple):
-    """A run of a task: its span, the token to leave its context, and when it began (monotonic)."""
+    """A run of a task: its span, the token to leave its context, and its monotonic start time."""
 
     span: Span
     token: Token[Any]
     began_s: float
 
 
-# The run in this greenlet; each run has its own context.
+# The run in the current greenlet; each run has its own context.
 _current: ContextVar[_TracedRun | None] = ContextVar("greenq_otel_run", default=None)
 
 

@@ -1,8 +1,8 @@
 """How long each running task has held the hub, that is, how long its greenlet itself has run.
 
-The age of a task that is waiting for a server says little; the time for which it kept all other
-tasks waiting says more. This is wall time from switching in to switching out, so it includes time
-that the operating system gives to other processes.
+The age of a task that is waiting for a server says little; how long it has kept all other tasks
+waiting says more. What is measured is wall-clock time, from switching to the greenlet until
+switching away from it, so it includes time that the operating system gives to other processes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class HubTime:
     """Adds up, in each request's `hub_s`, how long its greenlet has run.
 
-    It traces every switch between the greenlets of the thread that starts it. It counts from
-    `start` and from the request's own start: one greenlet may run several requests without a switch
-    between them.
+    The object traces every switch between the greenlets of the thread that calls `start`. A
+    request's time starts at the later of that call and the request's own start, because one
+    greenlet may run several requests without a switch between them.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class HubTime:
         """Count for the greenlets of one class.
 
         Args:
-            greenlet_class: class of the pool's greenlets; their `request` is the one they run, or
-                None.
-            hub: the loop's own greenlet, which runs when no other can.
-            clock: a clock in seconds, the one that sets `Request.started_s`.
+            greenlet_class: the class of the pool's greenlets, whose `request` is the request that
+                they are running, or None.
+            hub: the loop's own greenlet, which runs when no other greenlet can.
+            clock: the clock, in seconds, that also sets `Request.started_s`.
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
-        # This is None while counting is switched off, so that no greenlet is counted.
+        # The class of the greenlets counted; None while counting is off, so that none are.
         self._counted: type[Any] | None = None
         self._hub = hub
-        # The time of the loop's own greenlet, and the time since which it counts.
+        # How long the loop's own greenlet has run, and when that count started.
         self._loop_s = self._began_s = 0.0
         # When `times` was last called.
         self._asked_s = -math.inf
@@ -84,8 +84,8 @@ class HubTime:
         """Return the seconds since `start`, and for how many of them any greenlet ran.
 
         For the rest of the time, the loop waited or checked for events. Only a single greenlet,
-        which waits between calls, may call this: if no switch was seen, another tracer has replaced
-        this one, and the result is None.
+        which waits between calls, may call this. If no switch has been seen since the last call,
+        another tracer has replaced this one, and the time since then counts as the loop's.
         """
         now = self._clock()
         if self._switched_s <= self._asked_s:
@@ -107,7 +107,7 @@ class HubTime:
     def _count_switch(self, _event: str, greenlets: tuple[Any, Any]) -> None:
         """Add the time since the last switch to the request that ran; called at every switch.
 
-        This is a hot path, and greenlet stops tracing permanently if it raises an error.
+        This is a hot path, and greenlet stops tracing permanently if a tracer raises an error.
         """
         now = self._clock()
         origin: Any = greenlets[0]

@@ -1,12 +1,11 @@
 """What every greenlet and every thread of this process is doing at the moment.
 
-`all_stacks` returns it as text, for the log. Greenlets at the same lines are grouped, so a thousand
-tasks that are waiting for the same server take one paragraph. `describe` returns it as data, for
-remote
-control: what the running tasks are waiting for, and the stacks of the oldest.
+`all_stacks` returns text, for the log. Greenlets at the same lines are grouped, so a thousand tasks
+that are waiting for the same server take one paragraph. `describe` returns data, for remote
+control: what the running tasks are waiting for, and the stacks of the oldest tasks.
 
-It shows only names, source lines, addresses and durations, but no arguments or variables of a
-task's code.
+Both functions show only names, source lines, addresses and durations, but no arguments or variables
+of a task's code.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
     from greenq.running.request import Request
 
-# Packages that wait on behalf of a task's code: their frames show what they wait for, but it is the
-# task that waits.
+# Packages that wait on behalf of a task's code. Their frames show what the wait is for, but the
+# stack that is shown is that of the task.
 _WAITING_PACKAGES = frozenset(
     {
         "concurrent", "gevent", "psycogreen", "queue", "select", "selectors", "socket", "ssl",
@@ -68,7 +67,8 @@ _RESOLVER_CALLS = {
     "gethostbyaddr": "ip_address",
 }
 
-# Functions by module and qualified name; of nested calls, the outermost is the most informative.
+# Functions that wait, by module and qualified name. Of nested calls, the outermost is the most
+# informative.
 _PRIMITIVES = {
     ("concurrent.futures._base", "Future.exception"): "future",
     ("concurrent.futures._base", "Future.result"): "future",
@@ -93,11 +93,11 @@ _ADDRESSES_SHOWN = 3
 
 
 def all_stacks(names: Mapping[Any, str]) -> str:
-    """Describe all greenlets and native threads.
+    """Return the stacks of all greenlets and native threads as text.
 
     Args:
         names: names for some greenlets, for example those of the tasks that they are running; the
-            others keep the names with which they were started.
+            other greenlets keep the names that they were started with.
     """
     groups = _groups(names)
     threads = _threads()
@@ -118,7 +118,7 @@ def _groups(names: Mapping[Any, str]) -> list[tuple[list[str], str]]:
     # Neither gevent nor greenlet keeps a list of all greenlets.
     for found in gc.get_objects():
         if isinstance(found, greenlet.greenlet) and found:
-            # The running greenlet has no separate frame; its stack is the thread's.
+            # The running greenlet has no frame of its own; its stack is the thread's.
             frame = found.gr_frame
             if frame is None:
                 continue
@@ -166,10 +166,10 @@ def describe(
     now: float,
     hub_s_of: Callable[[Request], float] | None = None,
 ) -> dict[str, object]:
-    """Describe the running requests, in the thread of their hub. Switches: no.
+    """Describe the running requests; call this in the thread of their hub. Switches: no.
 
     Args:
-        requests: the running ones.
+        requests: the running requests.
         limit: how many requests, oldest first, are shown in detail, and how many kinds of wait are
             shown.
         now: monotonic time.
@@ -177,7 +177,7 @@ def describe(
 
     Shape: {"running": count, "groups": [{"waits_on", "count"}], "greenlets": [{"id", "name",
       "age_s", "hub_s", "waits_on", "stack": ["file:line function"]}]}; the most frequent kind of
-      wait comes first, and those beyond `limit` are counted as "others"; the oldest greenlet comes
+      wait comes first, and kinds beyond `limit` are counted as "others"; the oldest greenlet comes
       first; in a stack, the innermost frame comes last.
     """
     waits: Counter[str] = Counter()
@@ -221,7 +221,7 @@ def _round_sleep(waits_for: str) -> str:
 
 
 def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
-    """Return the most frequent kinds of wait; the rest are merged into one."""
+    """Return the most frequent kinds of wait; all others are merged into one kind."""
     ordered = sorted(waits.items(), key=lambda item: (-item[1], item[0]))
     others = sum(count for _, count in ordered[limit:])
     counts = ordered[:limit] + ([("others", others)] if others else [])
@@ -236,7 +236,7 @@ def _task_stack(frame: FrameType | None) -> list[str]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Return whether code is the worker's or gevent's; greenq's examples count as task code."""
+    """Return whether a frame's code is the worker's or gevent's; greenq's examples are not ours."""
     package, _, module = _module(frame).partition(".")
     return package in {"gevent", "greenq"} and module.partition(".")[0] != "examples"
 
@@ -246,11 +246,13 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
-# --- what it waits for ----------------------------------------------------------------------------
+# --- what a greenlet waits for --------------------------------------------------------------------
 
 
 def waits_on(frame: FrameType | None) -> str:
-    """Return what a greenlet is waiting for, judging by its innermost frame; "running" without one.
+    """Return what a greenlet is waiting for, judging by its innermost frame.
+
+    Without a frame, the text is "running".
 
     Sockets are shown with their address, and sleeps with their seconds. If nothing better is known,
     the waiting expression is shown as in the task's code, without arguments: `self.done.wait()`.
@@ -299,7 +301,7 @@ def _describe_wait(frame: FrameType, module: str) -> str:
 
 def _on_socket(verb: str, found: Any) -> str:
     """Return the operation on a gevent socket, and its peer's address."""
-    # This is the C socket inside it, whose methods no subclass overrides, and which never wait.
+    # Ask the C socket inside it, since no subclass overrides its methods, and they never wait.
     real = getattr(found, "_sock", None)
     if not isinstance(real, _socket.socket):
         return verb
@@ -336,13 +338,13 @@ def _number(found: Any) -> int:
     try:
         number = found.fileno()
     except Exception:
-        # It may be any object, or a closed socket, which is shown without an address.
+        # `found` may be any object, or a closed socket, which is shown without an address.
         return -1
     return number if isinstance(number, int) else -1
 
 
 def _peer_of(number: int) -> str:
-    """Return the address to which a descriptor is connected; "" if it is not a connected socket."""
+    """Return the address that a descriptor is connected to; "" if it is no connected socket."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -367,7 +369,7 @@ def _ask(method: Callable[[], object]) -> object:
 
 
 def _text(address: object) -> str:
-    """Format an address; "" if it is not one."""
+    """Format an address; return "" if `address` is not one."""
     if isinstance(address, bytes):
         return address.decode("utf-8", "replace").replace("\0", "@")
     if isinstance(address, str):
@@ -380,7 +382,7 @@ def _text(address: object) -> str:
 
 @lru_cache(maxsize=1024)
 def _expression(code: CodeType, offset: int) -> str:
-    """Name what the instruction at an offset calls, as in the source but without arguments.
+    """Return what the instruction at an offset calls, as in the source but without arguments.
 
     gevent's compiled code has no frames, so the call is all that shows what is waiting there.
     """
@@ -398,8 +400,7 @@ def _expression(code: CodeType, offset: int) -> str:
 
 def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
     """Return the dotted name of the called function, or of the object of a `with` or a loop."""
-    # A call and its callee begin at the same place in the source, whereas arguments begin
-    # elsewhere.
+    # In the source, a call begins where the called expression begins; its arguments begin later.
     begin = _begin(waiting) if waiting.opname.startswith("CALL") else None
     parts: list[str] = []
     for each in reversed(before):

@@ -1,7 +1,7 @@
 """The backlog of the whole cluster, counted on the server for autoscalers and metrics.
 
-Any worker gives the same answer, so it does not matter which one is asked. It is counted at most
-once a second, on a separate connection, by the thread that answers slow requests.
+Every worker gives the same answer, so it does not matter which worker is asked. The backlog is
+counted at most once a second, on a separate connection, by the thread that answers slow requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WINDOW_S: Final = 60.0
 # A server that takes longer than this to answer counts as unreachable.
 _PATIENCE_S: Final = 1.0
 
-# How many queues are counted, since remote commands can add any number of them to a worker.
+# At most this many queues are counted, since remote commands can add any number to a worker.
 MOST_QUEUES: Final = 1000
 
 
@@ -44,9 +44,9 @@ class QueueStats:
     Attributes:
         counts: its messages by place.
         workers: how many workers take from it.
-        in_flight: an estimate of its share of the messages that workers hold: the messages in
-            flight are divided among the queues by the number of their workers.
-        wanted_workers: how many workers of this one's size could run all of it at once.
+        in_flight: an estimate of its share of the messages that workers hold. Those messages are
+            divided among the queues by the number of the queues' workers.
+        wanted_workers: how many workers of this worker's size could run all its messages at once.
     """
 
     counts: QueueCounts
@@ -57,7 +57,7 @@ class QueueStats:
 
     @property
     def drain_s(self) -> float | None:
-        """Seconds until it is empty at the present rate; None if it is not shrinking."""
+        """Seconds until the queue is empty at the present rate; None if it is not shrinking."""
         waiting, change = self.counts.waiting, self.change_per_s
         if not waiting:
             return 0.0
@@ -65,11 +65,11 @@ class QueueStats:
 
     @property
     def oldest_s(self) -> float | None:
-        """The age of the oldest waiting message; None if unknown, as for Celery's messages."""
+        """The age of the oldest waiting message; None if unknown, as with Celery's messages."""
         return self.counts.oldest_s if self.counts.waiting else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the queue for JSON."""
         return {
             "backlog": self.counts.waiting,
             "oldest_s": _rounded(self.oldest_s),
@@ -95,7 +95,7 @@ class Stats:
     queues: Mapping[str, QueueStats]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the state for JSON."""
         return {
             "at": round(self.at, 3),
             "workers": self.workers,
@@ -106,7 +106,7 @@ class Stats:
 
 
 class ClusterStats:
-    """Counts the cluster's queues for one worker; only one thread, whichever it is, may use it."""
+    """Counts the cluster's queues for one worker; only one thread, no matter which, may use it."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Count the queues of the app, of `parts`, and of all workers with a lease."""

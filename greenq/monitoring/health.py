@@ -1,9 +1,9 @@
 """Whether this worker is alive, ready and started, for probes that restart it or wait for it.
 
-    live      red if only ending the process helps. It is never red because of the server of the
-              queues: a restart would not bring that back, and every worker would restart at once.
-    started   red until all parts have started; green from then on, whether the server answers or
-              not, for the same reason.
+    live      red if only ending the process helps. It is never red because the server of the queues
+              is down: a restart would not help, and every worker would restart at once.
+    started   red until all parts have started; then green, even if the server does not answer, for
+              the same reason.
     ready     red while no messages are taken, unless that is intended.
 
 Everything here reads attributes, is safe in any thread, and never waits.
@@ -33,7 +33,7 @@ class HealthReport(NamedTuple):
     """The answer to a probe.
 
     Attributes:
-        reasons: why it is red, one sentence each; none if it is green.
+        reasons: why the answer is red, one sentence each; empty if it is green.
         notes: what an operator may want to know, such as paused queues.
         facts: further numbers.
     """
@@ -44,11 +44,11 @@ class HealthReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """True if it is green."""
+        """True if the answer is green."""
         return not self.reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the answer for JSON."""
         return {
             "status": "ok" if self.ok else "failing",
             "reasons": self.reasons,
@@ -63,7 +63,7 @@ class Health:
     def __init__(
         self, parts: Parts, consumer: Consumer, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Look at the parts of a worker; `clock` is the watchdog thread's."""
+        """Report on the parts of a worker; `clock` is the watchdog thread's clock."""
         self._parts = parts
         self._consumer = consumer
         self._clock = clock

@@ -1,8 +1,8 @@
 """A small HTTP server on a native thread: GET and HEAD of a few fixed paths, with strict limits.
 
 Clients are not trusted. A client that sends slowly, too much, or nothing at all holds one of a few
-connections for a few seconds. A new connection replaces the oldest one, and no client waits for
-another.
+connections for a few seconds. If all connections are in use, a new connection replaces the oldest.
+No client waits for another client.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ MOST_CONNECTIONS: Final = 32
 # The maximum size of a request's head.
 MOST_REQUEST_BYTES: Final = 8192
 
-# How long a client may take to send its request, and then again to read the answer.
+# How long a client may take to send its request; it may take as long again to read the answer.
 CLIENT_S: Final = 5.0
 
 # How long computing a slow answer may take.
 ANSWER_S: Final = 10.0
 
-# How long to pause after a connection could not be accepted, for example for lack of descriptors.
+# How long to pause after failing to accept a connection, for example for lack of descriptors.
 _REFUSED_S: Final = 1.0
 
 _BACKLOG: Final = 64
@@ -77,9 +77,9 @@ class CannotListen(GreenqError):
 class HttpServer:
     """Answers on the given addresses from `start` to `stop`.
 
-    `quick` answers are computed immediately on the thread that serves all clients. `slow` ones,
-    which query the server of the queues or take some time, are computed on a second thread, started
-    by the first such request; concurrent requests for the same path share the answer.
+    `quick` answers are computed immediately on the thread that serves all clients. `slow` answers,
+    which query the server of the queues or take some time, are computed on a second thread, which
+    the first such request starts. Concurrent requests for the same path share one answer.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class HttpServer:
     ) -> None:
         """Answer `quick` and `slow` paths on `addresses`.
 
-        `finish` is called at the end of the thread that computes slow answers, to close what they
+        The thread that computes slow answers calls `finish` when it ends, to close what the answers
         use.
         """
         self._addresses = addresses
@@ -101,9 +101,9 @@ class HttpServer:
         self._slow = slow
         self._finish = finish
         self._clock = clock
-        # The addresses it listens on, with the ports that were chosen for port 0.
+        # The addresses that the server listens on, with the ports that were chosen for port 0.
         self.bound: list[Address] = []
-        # This is not typed, since the type stubs lack `_accept`.
+        # The listeners are not typed, since the type stubs lack `_accept`.
         self._listeners: list[Any] = []
         self._accepts_from_s = 0.0
         self._thread: NativeThread | None = None
@@ -122,7 +122,7 @@ class HttpServer:
 
         Raises:
             CannotListen: an address is in use, does not belong to this machine, or is not
-            permitted.
+                permitted.
         """
         try:
             for address in self._addresses:
@@ -235,7 +235,7 @@ class HttpServer:
             if self._clock() >= exchange.ends_s:
                 self._be_late(exchange)
         except OSError:
-            # The client has gone.
+            # The client is gone.
             self._drop(exchange)
 
     def _be_late(self, exchange: _HttpExchange) -> None:
@@ -305,12 +305,12 @@ class HttpServer:
 
 
 class _HttpExchange:
-    """One connection: a request, then its answer, then its end.
+    """One connection: it reads a request, writes the answer, and is then closed.
 
     Attributes:
         connection: not blocking.
-        ends_s: the latest time at which it is closed.
-        path: the path of the slow answer it waits for, or None.
+        ends_s: when it is closed at the latest.
+        path: the path of the slow answer that it is waiting for, or None.
         rest: what is left to write; empty while the request is read or the answer computed.
     """
 
@@ -415,7 +415,7 @@ def _bound_at(path: str) -> _socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a worker that was killed, but not one on which a process listens."""
+    """Remove the socket of a worker that was killed, unless a process is listening on it."""
     try:
         if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
             raise FileExistsError(errno.EEXIST, "a file with this name exists and is not a socket")
@@ -428,7 +428,7 @@ def _remove_stale(path: str) -> None:
     except ConnectionRefusedError:
         os.unlink(path)
     except BlockingIOError:
-        # A process is listening on it, and its queue is full.
+        # A process is listening on the socket, and its queue of connections is full.
         pass
     finally:
         probe.close()

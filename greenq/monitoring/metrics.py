@@ -1,4 +1,4 @@
-"""Metrics of a worker as Prometheus reads them: greenq's own names, celery-exporter's and Flower's.
+"""Metrics of a worker for Prometheus, under greenq's own names, celery-exporter's and Flower's.
 
 Nothing is counted here: each scrape reads the worker's existing counters, and its `TaskTally`. This
 module needs prometheus_client, so it is imported only if metrics are wanted.
@@ -59,7 +59,7 @@ class Metrics:
 
         Args:
             parts, consumer, tally, stats, health: those of the worker.
-            names: the sets of names: ``greenq``, ``celery-exporter``, ``flower``.
+            names: which sets of names to use: ``greenq``, ``celery-exporter``, ``flower``.
         """
         self.registry = CollectorRegistry(auto_describe=False)
         reading = Reading(parts, consumer, tally, stats, health)
@@ -72,7 +72,7 @@ class Metrics:
 
 
 class Reading:
-    """What the collectors read; only one thread, whichever it is, may use it."""
+    """What the collectors read; only one thread, no matter which, may use it."""
 
     def __init__(
         self,
@@ -102,9 +102,10 @@ class Reading:
         return sorted(self.tally.series.copy().items())
 
     def started(self) -> Counter[tuple[str, str]]:
-        """Return how many runs have begun by task and queue: those that have ended or are running.
+        """Return how many runs have started, by task and queue, whether they have ended or not.
 
-        A run that ends leaves one count before it enters the other; a counter must not decrease.
+        A run that ends leaves the count of running tasks before it enters that of ended runs, but a
+        counter must never decrease.
         """
         found = Counter(
             self.tally.label(each.task.name, each.delivery.queue)
@@ -141,7 +142,7 @@ class GreenqCollector(_WorkerCollector):
     def _tasks(self) -> Iterator[Metric]:
         labels = ["task", "queue"]
         received = CounterMetricFamily(
-            "greenq_tasks_received", "Messages taken from a queue.", labels=labels
+            "greenq_tasks_received", "Messages taken from queues.", labels=labels
         )
         ended = CounterMetricFamily(
             "greenq_tasks", "Runs that have ended, by state.", labels=[*labels, "state"]
@@ -185,8 +186,8 @@ class GreenqCollector(_WorkerCollector):
         yield _gauge("lease_seconds", "How long the lease is still valid; 0 without one.", lease_s)
         yield _gauge("pool_size", "Number of tasks that may run at once.", pool.size)
         most = autoscaler.most if autoscaler else pool.size
-        yield _gauge("pool_limit", "Size to which the pool may grow.", most)
-        yield _gauge("pool_running", "Tasks that run.", pool.running)
+        yield _gauge("pool_limit", "Largest size that the pool may grow to.", most)
+        yield _gauge("pool_running", "Tasks that are running.", pool.running)
         yield _gauge("pool_waiting", "Messages waiting in this worker for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
         yield _gauge("outbox_entries", "Outcomes not yet written.", len(parts.outbox))
@@ -213,7 +214,7 @@ class GreenqCollector(_WorkerCollector):
         yield _gauge("hub_longest_block_seconds", "The longest of the last 100 blocks.", longest_s)
         yield _counter("hub_blocks", "Number of times the hub was blocked.", monitor.block_count)
         yield _counter(
-            "hub_cpu_seconds", "CPU time of the hub's thread; its rate is the saturation.",
+            "hub_cpu_seconds", "CPU time of the hub's thread; its rate is the hub's saturation.",
             hub.cpu_s(),
         )  # fmt: skip
 
@@ -261,7 +262,7 @@ class ExporterCollector(_WorkerCollector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         parts, started = self._reading.parts, self._reading.started()
-        # As in celery-exporter, this is the part of the node name after the @.
+        # As in celery-exporter, the host is the part of the node name after the @.
         host = parts.hostname.rpartition("@")[2]
         labels = ["name", "hostname", "queue_name"]
         counters = {
@@ -294,7 +295,7 @@ class ExporterCollector(_WorkerCollector):
         yield from (*counters.values(), failed, runtime, wait)
         for name, text, value in (
             ("celery_worker_up", "1 while the worker runs.", 1),
-            ("celery_worker_tasks_active", "Tasks that run.", parts.pool.running),
+            ("celery_worker_tasks_active", "Tasks that are running.", parts.pool.running),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["hostname"])
             gauge.add_metric([host], value)
@@ -306,7 +307,7 @@ class ExporterCollector(_WorkerCollector):
         if stats is None:
             return
         length = GaugeMetricFamily(
-            "celery_queue_length", "Messages that wait.", labels=["queue_name"]
+            "celery_queue_length", "Messages that are waiting.", labels=["queue_name"]
         )
         active = [
             GaugeMetricFamily(
@@ -338,7 +339,7 @@ class FlowerCollector(_WorkerCollector):
         )
         prefetch = GaugeMetricFamily(
             "flower_task_prefetch_time_seconds",
-            "How long the last message waited in this worker to be started.",
+            "How long the last message waited in this worker before it started.",
             labels=labels,
         )
         prefetched = GaugeMetricFamily(
@@ -372,7 +373,7 @@ class FlowerCollector(_WorkerCollector):
             ("flower_worker_online", "1 while the worker runs.", 1),
             (
                 "flower_worker_number_of_currently_executing_tasks",
-                "Tasks that run.",
+                "Tasks that are running.",
                 parts.pool.running,
             ),
         ):

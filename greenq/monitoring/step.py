@@ -29,8 +29,8 @@ class Monitoring(StartStopPart):
     """Answers probes, and serves the cluster's backlog and metrics, on a thread next to the hub."""
 
     name = "Monitoring"
-    # This step comes before the lease is taken, so a worker whose port is in use exits without
-    # having taken one.
+    # This step comes before the worker takes its lease, so a worker whose port is in use exits
+    # without ever having held a lease.
     requires = ("Hub",)
 
     def __init__(self, server: HttpServer) -> None:
@@ -57,7 +57,7 @@ class Monitoring(StartStopPart):
 
 
 def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
-    """Build the step for a worker; it is switched off if no setting names an address."""
+    """Build the step for a worker; the step is switched off if no setting names an address."""
     config = parts.app.config.worker
     chosen = (config.worker_health_address, config.worker_metrics_address)
     addresses = [_address(text, parts.hostname) for text in dict.fromkeys(chosen) if text]
@@ -91,7 +91,7 @@ def _metrics_module(address: str) -> Any:
     """Import the module that needs prometheus_client.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: prometheus_client is not installed.
     """
     try:
         return importlib.import_module("greenq.monitoring.metrics")

@@ -1,10 +1,10 @@
 """The second level of autoscaling: it starts and stops processes of a supervisord group.
 
-Each process reports its load to the server; one of them leads, asks supervisord which processes are
-running, decides (`sizing.decide`), and starts or drains one at a time. A process is stopped only
-after it has drained: it takes no more messages and its tasks have ended, so a stop neither loses
-nor repeats a task. The server stores which process must drain, so a new leader can continue after
-the old one dies.
+Each process reports its load to the server. One process leads: it asks supervisord which processes
+are running, decides (`sizing.decide`), and starts or drains one process at a time. A process is
+stopped only after it has drained. By then it takes no more messages and its tasks have ended, so
+stopping it neither loses nor repeats a task. The server stores which process must drain, so a new
+leader can continue after the old leader dies.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _HISTORY: Final = 1000
 # How many of the changes `stats` shows.
 _SHOWN: Final = 20
 
-# At shutdown, at most one call to the server and one to supervisord have to finish.
+# How long shutdown may take: at most one call to the server and one to supervisord have to finish.
 _STOP_S: Final = 15.0
 
-# A process that has not reported for this long after its start does not hold up decisions.
+# A process that has not reported within this time after it was started no longer delays decisions.
 _COMING_S: Final = 60.0
 
 
@@ -60,7 +60,7 @@ class Taking(Protocol):
 
 
 class Change(NamedTuple):
-    """A change in the number of processes, or the reason for none; `at_s` is Unix time."""
+    """A change in the number of processes, or why there was no change; `at_s` is Unix time."""
 
     at_s: float
     workers: int
@@ -88,16 +88,16 @@ class Processes(StartStopPart):
         cores: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take part in the sizing of the group in which supervisord has started this process.
+        """Take part in the sizing of the group that supervisord has started this process in.
 
         Args:
             place: the group, and this process's name in it.
             store: what the group's processes share.
-            rules: the limits; since more processes than cores would not be faster, there are never
-                more unless the minimum demands it.
+            rules: the limits. There are never more processes than cores unless the minimum demands
+                it, since more would not be faster.
             interval_s: seconds between reports.
             pool, tasks, broker: those of the worker.
-            queues: returns the queues whose backlog counts.
+            queues: returns the queues whose backlog is considered.
             cores: how many cores this process may use; by default, the machine is asked.
             clock: monotonic time in seconds.
         """
@@ -261,7 +261,7 @@ class Processes(StartStopPart):
         for name in late:
             self._say_once(
                 f"process {name} has not reported for {_COMING_S:.0f} s: is it a worker with "
-                "--processes, of the same app and server?"
+                "--processes, and of the same app and server?"
             )
         return len(coming) - len(late)
 
@@ -313,7 +313,7 @@ class Processes(StartStopPart):
         return False
 
     def _remove(self, group: Sequence[Process], answer: GroupAnswer, reason: str) -> bool:
-        """Drain one process, namely the last one that supervisord does not start by itself."""
+        """Drain one process: the last of those that supervisord does not start by itself."""
         for process in reversed(group):
             report = answer.reports.get(process.name)
             if process.is_spare and process.is_up and report is not None and not report.draining:

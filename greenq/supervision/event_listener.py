@@ -1,7 +1,8 @@
 """An event listener of supervisord: restarts a worker that does not answer or uses too much memory.
 
-A worker is pinged, and the thread next to its hub answers even while a task blocks the hub. So a
-silent one is frozen: a call holds the GIL, the process is suspended, or it hung while starting.
+Workers are pinged, and the thread next to a worker's hub answers even while a task blocks the hub.
+So a silent worker is frozen: a call holds the GIL, the process is suspended, or it hung while
+starting.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Seen:
         name: its name in the group.
         pid: its process id.
         age_s: how long it has been running.
-        node: its node name if it holds a lease.
+        node: its node name, or None if it holds no lease.
         answers: whether it has answered the ping.
         used_bytes: its resident memory; 0 if unknown.
     """
@@ -75,10 +76,10 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """Finds unresponsive and large processes among those seen; the time is an argument."""
+    """Finds unresponsive and large processes among those seen."""
 
     def __init__(self, *, mute_after_s: float, max_bytes: int | None) -> None:
-        """Restart a process that has been silent for `mute_after_s`, or larger than `max_bytes`."""
+        """Choose processes that have been silent for `mute_after_s` or use over `max_bytes`."""
         self._mute_after_s = mute_after_s
         self._max_bytes = max_bytes
         # When each process became silent, by process id, and the processes that have answered at
@@ -88,7 +89,7 @@ class Judge:
         self._said: set[int] = set()
 
     def judge(self, now_s: float, seen: Collection[Seen]) -> Verdict | None:
-        """Return the one process to restart; the one that has been silent longest comes first."""
+        """Return the process to restart, or None; the one that was silent longest comes first."""
         self._note(now_s, seen)
         mute = [each for each in seen if self._is_mute(now_s, each)]
         if mute:
@@ -121,7 +122,7 @@ class Judge:
         if each.age_s < self._mute_after_s:
             return False
         if each.node is not None and each.pid not in self._known:
-            # It holds its lease but has never answered, so it takes no commands.
+            # The worker holds its lease but has never answered, so it takes no commands.
             if each.pid not in self._said:
                 self._said.add(each.pid)
                 _log.warning(
@@ -148,12 +149,12 @@ class EventListener:
         """Watch `group`.
 
         Args:
-            supervisor: the supervisord that runs it.
-            group: its name.
+            supervisor: the supervisord that runs the group.
+            group: the group's name.
             judge: decides which process is restarted.
             nodes: returns the nodes of this machine that hold a lease, by process id.
             ping: pings nodes and returns those that have answered.
-            clock: monotonic seconds.
+            clock: monotonic time in seconds.
         """
         self._supervisor, self._group, self._judge = supervisor, group, judge
         self._nodes, self._ping, self._clock = nodes, ping, clock
@@ -165,7 +166,7 @@ class EventListener:
             verdict = self._judge.judge(self._clock(), self._seen())
             self._outage.recovered("the workers can be asked again")
         except OperationalError as exc:
-            # Without the server, no worker can answer, which is not the workers' fault.
+            # Without the server, no worker can answer, and that is not the workers' fault.
             self._judge.forgive()
             self._outage.failed("the workers cannot be asked, so none is restarted", exc)
             return
@@ -196,7 +197,7 @@ class EventListener:
         _log.warning("restarting %s: %s", verdict.name, verdict.reason)
         try:
             try:
-                # A warm stop; supervisord kills a frozen process after its stopwaitsecs.
+                # This is a warm stop; supervisord kills a frozen process after its stopwaitsecs.
                 self._supervisor.stop(self._group, verdict.name, wait=True)
             finally:
                 self._supervisor.start(self._group, verdict.name)

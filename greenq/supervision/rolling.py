@@ -44,17 +44,17 @@ class RollingRestart:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Restart `group`.
+        """Prepare to restart `group`.
 
         Args:
             supervisor: the supervisord that runs the group.
-            group: its name.
+            group: the group's name.
             nodes: the workers.
-            drain_s: how long to wait for a worker's running tasks; those that take longer get its
-                worker_shutdown_grace to finish, and are then requeued.
+            drain_s: how long to wait for a worker's running tasks. Tasks that take longer get the
+                worker's worker_shutdown_grace to finish, and are then requeued.
             ready_s: how long a restarted worker may take to answer.
             say: called with progress messages.
-            clock, sleep: monotonic seconds, and a function that waits.
+            clock, sleep: a monotonic clock in seconds, and a function that waits.
         """
         self._supervisor, self._group, self._nodes = supervisor, group, nodes
         self._drain_s, self._ready_s, self._say = drain_s, ready_s, say
@@ -64,8 +64,8 @@ class RollingRestart:
         """Restart all running workers and return their number.
 
         Raises:
-            SupervisorError: there are none, or one did not come up, in which case the others were
-                not restarted.
+            SupervisorError: no worker is running, or one did not come up; then the workers after it
+                were not restarted.
             OperationalError: the server cannot be reached, or refuses to answer.
         """
         running = self._running()
@@ -86,7 +86,7 @@ class RollingRestart:
         if not group:
             raise SupervisorError(
                 f"supervisord at {self._supervisor.url} has no group {self._group}: name one with "
-                "--group, as in `supervisorctl status`, before the colon"
+                "--group; `supervisorctl status` shows groups before the colon"
             )
         running = [each for each in group if each.is_up]
         nodes = self._nodes.here()
@@ -112,7 +112,7 @@ class RollingRestart:
         self._say(f"{name}: ready")
 
     def _drain(self, name: str, node: str) -> None:
-        """Make a worker drain and wait for its tasks; an interruption undoes this."""
+        """Make a worker drain, and wait for its tasks; an interruption ends the draining."""
         if self._nodes.ask(node, "drain", {}) is None:
             self._say(f"{name}: takes no remote commands, so it is stopped without draining")
             return

@@ -1,9 +1,9 @@
 """How many processes a group needs: a pure function of samples.
 
-One process uses one core. A second one helps when the hub of the first is busy nearly all the time
-and messages are waiting; it does not help when the tasks are waiting for other services. The
-thresholds for growing and shrinking are far apart: after a change by one process, the same load
-reaches neither.
+One process uses one core. A second process helps when the hub of the first is busy nearly all the
+time and messages are waiting; it does not help when the tasks are waiting for other services. The
+thresholds for growing and shrinking are so far apart that, after a change by one process, the same
+load reaches neither.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # A hub that is busy for this fraction of the time is saturated.
 SATURATED: Final = 0.8
 
-# One process fewer is enough if the others would be busy for no more than this fraction of the
-# time.
+# One process fewer is enough if the remaining processes would be busy for at most this fraction of
+# the time.
 RELAXED: Final = 0.5
 
 
@@ -30,7 +30,7 @@ class GroupSample:
         at_s: the time, by the monotonic clock.
         workers: how many processes take messages.
         coming: how many more have been started but have not reported yet.
-        busy: the sum of the fractions of time for which their hubs were busy.
+        busy: for what fraction of the time each hub was busy, added up over these processes.
         backlog: how many messages are waiting in the queues and in the workers.
         age_s: how long the oldest message in the queues has waited.
     """
@@ -98,7 +98,7 @@ def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
 
 
 def lasted(samples: Sequence[GroupSample], holds: Callable[[GroupSample], bool]) -> float:
-    """Return how many seconds a condition has held up to the last sample; -1 if it does not."""
+    """Return for how many seconds a condition has held at the last sample; -1 if it does not."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

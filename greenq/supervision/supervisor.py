@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # How long a call may take, unless it waits for a process to stop.
 _TIMEOUT_S: Final = 10.0
 
-# Waiting for a process to stop ends, since supervisord kills it after its stopwaitsecs.
+# How long a call that waits for a process to stop may take. It can be long, since supervisord kills
+# the process after its stopwaitsecs anyway.
 _STOP_TIMEOUT_S: Final = 24 * 3600.0
 
 # States of a process, as supervisord numbers them.
@@ -34,7 +35,7 @@ _ALREADY_STARTED, _NOT_RUNNING = 60, 70
 _MISSING: Final = (
     "supervisord does not run this process, or has no [unix_http_server] section: {} is not set. "
     "Start the worker under `supervisord` (greenq deploy supervisord writes its configuration), or "
-    "leave out --processes"
+    "omit --processes"
 )
 
 
@@ -48,9 +49,9 @@ class Process:
         is_up: True if it is running, starting, or about to be started again.
         is_stopping: True if it was asked to end and is still running.
         is_fatal: True if it could not be started.
-        is_spare: ``autostart=false``: supervisord does not start it by itself.
+        is_spare: True if supervisord does not start it by itself (``autostart=false``).
         pid: its process id; 0 if it is not running.
-        began_s: when it was started, unix seconds.
+        began_s: when it was started, in Unix time.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Supervisor:
         )  # fmt: skip
 
     def stop(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Stop a process if it is running, by a warm shutdown; after its stopwaitsecs it is killed.
+        """Stop a process warm if it is running; supervisord kills it after its stopwaitsecs.
 
         Raises:
             SupervisorError: supervisord does not answer, or it refuses.
@@ -204,7 +205,7 @@ def supervisor_at(url: str, environment: Mapping[str, str] = os.environ) -> Supe
     """Return the supervisord at an address, with the password from the environment.
 
     Raises:
-        SupervisorError: it is not an address.
+        SupervisorError: `url` is not an address.
     """
     names = ("SUPERVISOR_USERNAME", "SUPERVISOR_PASSWORD")
     return Supervisor(url, *(environment.get(name, "") for name in names))

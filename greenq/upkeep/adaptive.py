@@ -2,11 +2,10 @@
 
 A slow database or an API that throttles does not answer more calls per second when there are more
 greenlets; each answer merely takes longer. So the autoscaler watches the mean duration of tasks
-while the pool is full and messages wait. When it is longer than it was in a pool that was not full,
-a smaller size is
-tried: if as many tasks end per second, the smaller size stays; otherwise the larger one is
-restored. Later a larger size is tried in the same way. Durations alone prove nothing, since the
-mix of tasks may have changed; only the comparison of rates decides.
+while the pool is full and messages are waiting. When that duration is longer than it was in a pool
+that was not full, a smaller size is tried. If as many tasks end per second, the smaller size stays;
+otherwise the larger size is restored. Later, a larger size is tried in the same way. Durations
+alone prove nothing, since the mix of tasks may have changed; only the comparison of rates decides.
 
 The code is pure: the time and all numbers are arguments.
 """
@@ -19,13 +18,14 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# A smaller size is enough if it keeps this fraction of the rate that it would lose in proportion; a
-# larger one is worthwhile if it gains this fraction of the proportional gain.
+# In proportion to its size, a smaller pool would lose some of its rate; it is enough if it keeps
+# this fraction of that loss. A larger pool is worthwhile if it gains this fraction of the gain that
+# would be proportional to its size.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 
-# Sizes to try: the size that the usual duration suggests, with some room; smaller ones, in ever
-# larger steps while the usual duration is unknown; larger ones.
+# Factors for the sizes to try: room above the size that the usual duration suggests; smaller sizes,
+# in ever larger steps while the usual duration is unknown; larger sizes.
 _ROOM: Final = 1.2
 _SMALLER: Final = 0.8
 _DOWN: Final = 0.7
@@ -36,8 +36,8 @@ _UP: Final = 1.2
 _ENDED: Final = 50
 _MEASURED_S: Final = 1.0
 
-# It continues until two ways of measuring agree this well, or until each slot has finished this
-# many tasks on average.
+# A measurement continues until two ways of measuring agree this well, or until each slot has
+# finished this many tasks on average.
 _AGREE: Final = 0.1
 _MOST_ROUNDS: Final = 8
 
@@ -54,10 +54,10 @@ class PoolSnapshot(NamedTuple):
 
     Attributes:
         at_s: the time of the sample, by the monotonic clock.
-        size, running: the number of slots, and of those in use.
+        size, running: the number of slots, and the number of slots in use.
         backlog: how many messages are waiting.
         ended: how many tasks have ended so far.
-        ended_s: the seconds that all of them have run, added up.
+        ended_s: the sum of the durations of these tasks, in seconds.
     """
 
     at_s: float
@@ -76,7 +76,7 @@ class _Size(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The number of tasks that end per second, by Little's law, since the pool was full."""
+        """How many tasks end per second, by Little's law; this holds because the pool was full."""
         return self.size / self.each_s
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class _Trial(NamedTuple):
     """A size that is being tried.
 
     Attributes:
-        known: what the present size has achieved.
+        known: what the size before the trial has achieved.
         size: the size on trial.
         cap: the limit before the trial, or None.
     """
@@ -115,8 +115,8 @@ class Adaptive:
         self._best = 0.0
         self._hold_s = _HOLD_S
         self._next_s = -math.inf
-        # Where the present measurement started; None while the pool settles. `_mark` is where
-        # settling began.
+        # The sample that the present measurement started with, or None while the pool settles, and
+        # in `_mark` the sample that settling started with.
         self._mark: PoolSnapshot | None = None
         self._begin: PoolSnapshot | None = None
 
@@ -165,7 +165,7 @@ class Adaptive:
             self._mark, self._begin = now, None
             return None
         if begin is None:
-            # Every slot has run another task since, so the former size no longer has an effect.
+            # At least one task per slot has ended since, so the former size has no effect any more.
             if now.ended - mark.ended >= now.size and now.running >= 0.9 * now.size:
                 self._begin = now
             return None
@@ -213,7 +213,7 @@ class Adaptive:
     ) -> str | None:
         known, self._trial = trial.known, None
         share = found.size / known.size
-        # This is 1 if as many tasks end as before, and 0 if proportionally fewer do.
+        # `kept` is 1 if as many tasks end as before, and 0 if proportionally fewer do.
         kept = (found.rate / known.rate - share) / (1 - share)
         if kept >= _KEEPS:
             self._cap = found.size
@@ -253,7 +253,7 @@ class Adaptive:
 
 
 def _mean(begin: PoolSnapshot, now: PoolSnapshot) -> float | None:
-    """Return the mean duration of the tasks that ended in between; None if there are too few."""
+    """Return the mean duration of the tasks that ended between two samples; None if too few did."""
     ended = now.ended - begin.ended
     if ended < _ENDED or now.at_s - begin.at_s < _MEASURED_S:
         return None

@@ -31,7 +31,7 @@ _STEP_MS: Final = 25
 # How long the thread may take to finish.
 _END_S: Final = 2.0
 
-# Folders of installed packages, and of greenq itself.
+# Directories of installed packages, and of greenq itself.
 _INSTALLED: Final = tuple(
     f"{os.path.realpath(folder)}{os.sep}"
     for folder in {
@@ -46,7 +46,7 @@ def require_watchfiles() -> Any:
     """Return the package watchfiles.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: watchfiles is not installed.
     """
     try:
         return importlib.import_module("watchfiles")
@@ -56,7 +56,10 @@ def require_watchfiles() -> Any:
 
 
 def app_folders() -> list[str]:
-    """Return the working folder, and those of imported modules that are not installed packages."""
+    """Return the working directory and the directories of the app's own imported modules.
+
+    Installed packages and greenq itself are not the app's own.
+    """
     found = {os.getcwd()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -68,7 +71,7 @@ def app_folders() -> list[str]:
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:
-    """Leave out folders inside other folders, since a watched folder includes its subfolders."""
+    """Omit directories inside others, since watching a directory includes its subdirectories."""
     kept: list[str] = []
     for folder in sorted(map(os.path.realpath, folders)):
         if not kept or not f"{folder}{os.sep}".startswith(f"{kept[-1].rstrip(os.sep)}{os.sep}"):
@@ -100,7 +103,7 @@ class Sources:
             ConfigError: watchfiles is not installed.
         """
         self._watchfiles = require_watchfiles()
-        # watchfiles logs each change, including those that do not count.
+        # By default, watchfiles logs each change, including changes that are ignored here.
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         self._is_python = self._watchfiles.PythonFilter()
         self._folders = list(folders)
@@ -117,12 +120,12 @@ class Sources:
         self._is_over = True
 
     def wait(self, *, interrupts: bool = False) -> str | None:
-        """Wait, in a native thread, for a change after which all files can be compiled.
+        """Wait in a native thread until files have changed and all changed files can be compiled.
 
         A file that cannot be compiled is logged.
 
         Args:
-            interrupts: raise KeyboardInterrupt at SIGINT.
+            interrupts: whether to raise KeyboardInterrupt at SIGINT.
 
         Returns:
             The first changed file; None after `end`.
@@ -154,7 +157,7 @@ class Sources:
             if wrong is None:
                 self._broken.discard(path)
             elif path in changed:
-                _log.error("not restarted, the old code keeps running: %s", wrong)
+                _log.error("not restarted; the old code keeps running: %s", wrong)
         return bool(self._broken)
 
 
@@ -204,7 +207,7 @@ class Autoreloader(StartStopPart):
         try:
             changed = sources.wait()
         except OSError as exc:
-            _log.error("source files are not watched, restart by hand: %s", exc)
+            _log.error("source files are not watched; restart by hand: %s", exc)
             return
         if changed is not None:
             why = f"{os.path.relpath(changed)} has changed"

@@ -1,7 +1,7 @@
 """Recycle: ends the worker at a limit of tasks, memory or time, so that a new one replaces it.
 
 Whether a limit is reached is a pure function of numbers (`reached`). Each worker lowers its limits
-by a small random fraction, so that workers started together do not end together; and the server
+by a small random fraction, so that workers started together do not end together. The server also
 lets only a few workers of a group restart at once.
 """
 
@@ -33,14 +33,14 @@ _log = logging.getLogger(__name__)
 _LOOK_S: Final = 0.25
 _ASK_S: Final = 2.0
 
-# No worker exits earlier than this, since a supervisor considers a process that exits immediately
-# broken, and gives up after some attempts.
+# No worker exits earlier than this: if a process exits as soon as it has started, a supervisor
+# considers it broken, and gives up after some attempts.
 LEAST_LIFE_S: Final = 5.0
 
 # How long the next worker may take to start before it no longer counts as restarting.
 _START_S: Final = 60.0
 
-# A limit of fewer tasks per slot than this was probably meant for a process with one slot.
+# A limit of fewer tasks per slot than this is probably meant for a process with one slot.
 _FEW_TASKS: Final = 10
 
 _PAGE_KB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -84,9 +84,9 @@ class Usage:
 
 
 def reached(limits: RecycleLimits, usage: Usage) -> str | None:
-    """Return which limit has been reached, for the log; None if none has."""
+    """Return which limit has been reached, for the log; None if no limit has."""
     if limits.tasks is not None and usage.tasks >= limits.tasks:
-        return f"{usage.tasks} tasks done; its limit is {limits.tasks}"
+        return f"it has finished {usage.tasks} tasks; its limit is {limits.tasks}"
     if limits.memory_kb is not None and usage.memory_kb >= limits.memory_kb:
         return f"it uses {_mb(usage.memory_kb)} of memory; its limit is {_mb(limits.memory_kb)}"
     if limits.lifetime_s is not None and usage.lifetime_s >= limits.lifetime_s:
@@ -101,7 +101,7 @@ def _mb(kb: int) -> str:
 def resident_kb() -> int:
     """Return this process's resident memory in units of 1024 bytes.
 
-    On a system without /proc, this is the peak so far.
+    On a system without /proc, return the peak so far.
     """
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -143,7 +143,7 @@ class Recycle(StartStopPart):
         memory_kb: Callable[[], int] = resident_kb,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep `limits`.
+        """End the worker at the first of `limits` that it reaches.
 
         Args:
             slots: how many tasks run at once.
@@ -157,7 +157,7 @@ class Recycle(StartStopPart):
             clock: monotonic time in seconds.
 
         Raises:
-            ConfigError: this process already uses more memory than it may.
+            ConfigError: this process already uses more memory than its limit.
         """
         self.limits = limits.lowered(lambda: random.random() * jitter)
         self._given, self._slots = limits, slots
@@ -201,7 +201,7 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Ask to restart at a limit, after reporting that this worker is ready. Switches: no."""
+        """Report once that this worker is ready; later, ask to restart at a limit. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return

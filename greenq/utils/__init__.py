@@ -1,5 +1,5 @@
-"""What every layer may use and knows of no task: log, pauses, near names, addresses, version.
+"""What every layer may use, and what knows nothing of tasks: the log, pauses, addresses and so on.
 
-`greenq.utils.log` has its name from Celery. The package uses only the errors and the wire formats'
-module for text.
+The name of `greenq.utils.log` comes from Celery. The package uses only the errors and, of the wire
+formats, the module for text.
 """

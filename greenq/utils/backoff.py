@@ -6,7 +6,7 @@ import random
 
 
 class Backoff:
-    """Pauses that double from `first_s` to `max_s`, each shortened at random by up to a half.
+    """Pauses that double from `first_s` to `max_s`, each shortened at random by up to half.
 
     The jitter keeps workers that lost their server at the same time from returning all at once.
     """
@@ -24,5 +24,5 @@ class Backoff:
         return pause_s
 
     def reset(self) -> None:
-        """Begin with the shortest pause again."""
+        """Start again with the shortest pause."""
         self._next_s = self._first_s

@@ -103,10 +103,11 @@ def setup(
 
     Args:
         level: the lowest level that is logged, in upper or lower case.
-        logfile: the file to which lines are appended; its folder must exist.
-        color: None colours when the log goes to a terminal and NO_COLOR is not set.
+        logfile: the file that lines are appended to; its directory must exist.
+        color: whether to colour lines; None means only if the log goes to a terminal and NO_COLOR
+            is not set.
         stream: where the log goes without a logfile.
-        hijack_root: replace the root logger's handlers; False keeps existing ones.
+        hijack_root: whether to replace the root logger's existing handlers.
         style: the format of its lines.
 
     Raises:
@@ -124,16 +125,16 @@ def setup(
     root.setLevel(level.upper())
 
 
-# The parent of the task loggers. It has no handlers; receivers of after_setup_task_logger may
-# add some. It is not below ``greenq``, whose level is that of greenq's own lines.
+# The parent of the task loggers. It has no handlers, but receivers of after_setup_task_logger may
+# add some. It is not below ``greenq``, since the level of ``greenq`` is for greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
 
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; its lines from a task contain the task's name and id.
 
-    The same holds for any other logger; this function exists for users of Celery. Its records also
-    pass `task_logger`, unless a parent logger is in use.
+    Lines of any other logger do so as well; this function exists for users of Celery. The logger's
+    records also pass through `task_logger`, unless a parent logger is in use.
     """
     logger = logging.getLogger(name)
     if logger.parent is logging.root and logger is not task_logger:
@@ -142,7 +143,10 @@ def get_task_logger(name: str) -> logging.Logger:
 
 
 def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
-    """Return whether to colour output to `stream`: as `wanted`, or else if it is a terminal."""
+    """Return whether to colour output to `stream`.
+
+    If `wanted` is None, output is coloured if it goes to a terminal and NO_COLOR is not set.
+    """
     if wanted is not None:
         return wanted
     return stream.isatty() and not os.environ.get("NO_COLOR")
@@ -151,8 +155,8 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
 def _own(stream: TextIO) -> TextIO:
     """Return another stream to the same file; if that is impossible, the same stream."""
     try:
-        # The number is high, since a task that closes the first few descriptors does not mean this
-        # one.
+        # Choose a high number, so that a task that closes the first few descriptors does not close
+        # this one.
         number = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, _OWN_FD)
     except (OSError, ValueError):
         # The stream is closed, or has no descriptor.
@@ -182,7 +186,7 @@ def _handler(
 def add_task(record: logging.LogRecord) -> bool:
     """Give `record` the fields task_name, task_id and root_id.
 
-    It can also be used as a filter for other handlers.
+    The function can also be used as a filter for other handlers.
     """
     running = task_log_context.get()
     record.task_name = None if running is None else printable(running.task)
@@ -194,15 +198,15 @@ def add_task(record: logging.LogRecord) -> bool:
 def keep_going() -> None:
     """Keep errors in log handlers from stopping greenq's own code, without losing the line.
 
-    A task may close the log's stream or add a handler that raises. Other loggers still raise, in
-    the code that uses them.
+    A task may close the log's stream or add a handler that raises. Other loggers still raise errors
+    in the code that uses them.
     """
     global _stderr
     _stderr = _identity(2)
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
-        # The watchdog thread also logs. A greenlet waiting for one of gevent's locks while an OS
-        # thread holds it may wait forever, so use a real lock, which is held only while a line is
-        # written.
+        # The watchdog thread also logs. If an operating system thread holds one of gevent's locks,
+        # a greenlet that waits for it may wait forever. So use a real lock, which is held only
+        # while a line is written.
         handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
         own = name == "greenq" or name.startswith("greenq.")
@@ -211,7 +215,7 @@ def keep_going() -> None:
 
 
 class _Unfailing(logging.Logger):
-    """A logger whose handlers may raise; records that they cannot write go to file descriptor 2."""
+    """A logger whose handlers may raise; a record that they cannot write goes to descriptor 2."""
 
     def handle(self, record: logging.LogRecord) -> None:
         """Pass a record to the handlers."""
@@ -222,9 +226,9 @@ class _Unfailing(logging.Logger):
 
 
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
-    """Write a record on which a handler failed to file descriptor 2, whatever its state.
+    """Write a record to file descriptor 2, because a handler could not write it.
 
-    Nothing is written if a task has closed it, since it may now be a connection.
+    Nothing is written if a task has closed the descriptor, since it may now be a connection.
     """
     if _identity(2) != _stderr:
         return
@@ -246,7 +250,7 @@ def _identity(number: int) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
-# The file behind descriptor 2 at startup; `keep_going` checks again.
+# The file behind descriptor 2 at startup; `keep_going` updates it.
 _stderr = _identity(2)
 
 
@@ -299,7 +303,7 @@ class _File(_Keeping, logging.handlers.WatchedFileHandler):
         try:
             super().emit(record)
         except Exception:
-            # The folder has been removed, or is no longer writable.
+            # The directory has been removed, or is no longer writable.
             self.handleError(record)
 
 
@@ -354,7 +358,7 @@ _OF_RECORDS: Final = frozenset(
 
 
 def _task_of(record: logging.LogRecord) -> dict[str, str]:
-    """Return the name and ids of a record's task, which is the running one or an argument."""
+    """Return the name and ids of a record's task: the running task, or a task in the arguments."""
     task_id = getattr(record, "task_id", None)
     if task_id is not None:
         return {
@@ -362,7 +366,7 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
             "task_id": task_id,
             "root_id": getattr(record, "root_id", task_id),
         }
-    # For example "Task %s received", which the worker logs about a request outside its context.
+    # The worker logs "Task %s received", for example, about a request outside its context.
     for argument in record.args if isinstance(record.args, tuple) else ():
         found: Any = getattr(argument, "message", None)
         if hasattr(found, "root_id") and hasattr(found, "task"):
@@ -380,8 +384,8 @@ _MOST_CHARS: Final = 8192
 class Redirected(io.TextIOBase):
     """Replaces sys.stdout or sys.stderr, and logs each line written to it.
 
-    The log line names the task that wrote it. Text without a line ending is held back until one
-    follows, another task writes, or `flush` is called.
+    The log line names the task that wrote the text. Text without a line ending is held back until a
+    line ending follows, another task writes, or `flush` is called.
     """
 
     def __init__(self, name: str, level: int, original: TextIO) -> None:
@@ -455,7 +459,7 @@ class Redirected(io.TextIOBase):
     def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
         """Add text that `running` writes; return the complete lines with their writers.
 
-        Text by another writer that is still waiting for its line ending counts as complete now.
+        Text by another writer that is still waiting for its line ending is now treated as complete.
         """
         with self._lock:
             complete: list[tuple[str, Running | None]] = []
@@ -508,7 +512,7 @@ def redirect(level: str) -> Iterator[None]:
 
 
 class OutageLog:
-    """Logs an outage of one part, which keeps retrying, when it begins and when it ends.
+    """Logs when an outage of one part, which keeps retrying, begins and ends.
 
     Each kind of error is logged once per outage; repetitions are logged at DEBUG.
     """
@@ -540,8 +544,8 @@ _MINUTE_S: Final = 60.0
 class Repeated:
     """Limits log lines about data from outside: a few of each kind, then only their number.
 
-    A kind is a line's text before formatting, so the code limits their number. The number is
-    logged with the first line of that kind after the minute.
+    A kind is a line's text before formatting, so the code limits the number of kinds. The number of
+    lines not logged is logged with the first line of the same kind after the minute.
     """
 
     def __init__(

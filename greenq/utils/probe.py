@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-# The host on which a worker listens if only a port is given; other machines cannot reach it.
+# The host that a worker listens on if only a port is given; other machines cannot reach it.
 LOOPBACK: Final = "127.0.0.1"
 
 HEALTHY: Final = 0
@@ -62,7 +62,7 @@ def parse_address(text: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"{_WANTED}; write an IPv6 host in brackets, as in [::1]:{port}")
+        raise ValueError(f"{_WANTED}; write an IPv6 host in brackets, such as [::1]:{port}")
     return Address(host or LOOPBACK, int(port))
 
 
@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the worker's --health or --metrics-port: a port, HOST:PORT or unix:PATH "
         f"(default: {' or '.join(_VARIABLES)})")  # fmt: skip
     add("--probe", choices=tuple(_PATHS), default="live",
-        help="live: restart the worker if this fails; ready: it takes messages; startup: it has "
+        help="live: the worker needs no restart; ready: it takes messages; startup: it has "
         "started (default: live)")  # fmt: skip
     add("-t", "--timeout", type=_seconds, default=2.0, metavar="S",
         help="wait this long for the answer (default 2)")  # fmt: skip
@@ -112,7 +112,7 @@ def ask(address: Address, path: str, timeout_s: float) -> tuple[int, str]:
     """Get `path` from a worker; return the HTTP status and the text of the answer.
 
     Raises:
-        OSError: no answer comes from this address in time, or the answer is not a worker's.
+        OSError: there is no answer from this address in time, or the answer is not a worker's.
     """
     ends_s = time.monotonic() + timeout_s
     request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
@@ -148,7 +148,7 @@ def _target(address: Address) -> tuple[int, Any]:
     """Return the family of an address and the target to connect to."""
     if address.path:
         return _socket.AF_UNIX, address.path
-    # The host is passed as bytes, since for text Python loads the tables of international names.
+    # Pass the host as bytes, since for text, Python would load the tables of international names.
     host = address.host.encode()
     found = _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM)
     return found[0][0], found[0][4]

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name most similar to `name`.
+    """Return the known name that is most similar to `name`; None if none is similar enough.
 
     Args:
         cutoff: the minimum similarity, from 0 to 1.
     """
-    # It is imported only here, since most processes never need it.
+    # `difflib` is imported only here, since most processes never need it.
     difflib = importlib.import_module("difflib")
     close: list[str] = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None

@@ -1,4 +1,4 @@
-"""The version of greenq: below everything, so that every module may name it."""
+"""The version of greenq, in a module below all others, so that every module may import it."""
 
 from __future__ import annotations
 

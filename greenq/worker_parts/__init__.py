@@ -1,6 +1,7 @@
 """What a worker consists of: its options, its parts, and the code that builds them.
 
-The worker, its commands and monitoring, which look into it, and the command line use this package.
+The worker, the command line, and what looks into a worker (its commands and monitoring) use this
+package.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class _Builder:
         queues, excluded = tuple(self.options.queues), tuple(self.options.exclude_queues)
         selected = select_queues(self.config.task, queues, excluded)
         if not selected:
-            reason = "no queue is left to take from: all of them are excluded"
+            reason = "no queue is left to consume from: all of them are excluded"
             raise ConfigError([Problem("exclude_queues", excluded, reason)])
         return selected
 
@@ -305,16 +305,14 @@ class _Builder:
 
     def _unsettled(self) -> tuple[set[str], int]:
         """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
-        # Read in this order, since a message taken in between has a number beyond the first unused
-        # one.
+        # Read the number first, since a message taken after that has this number or a higher one.
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
     @cached_property
     def leases(self) -> Leases:
         client = self.transport.client
-        # The timeout is short, so that a dead connection is replaced before the lease renewed over
-        # it ends.
+        # The timeout is short, so that a dead connection is replaced before the lease ends.
         answer_s = max(0.5, self.lease_s / 3)
         return Leases(
             client.connection(pushes=True, timeout_s=answer_s),
@@ -482,7 +480,7 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        # This is imported only here, since an XML-RPC client takes two megabytes.
+        # The module is imported only here, since an XML-RPC client takes two megabytes of memory.
         place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(
@@ -542,7 +540,7 @@ class _Builder:
         return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
-        """Tell the autoscaler immediately that more messages wait than the pool has room for."""
+        """Tell the autoscaler at once that more messages are waiting than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-# The exit code at a limit (EX_TEMPFAIL); a supervisor starts the worker again after any exit code
-# except 0.
+# The exit code of a worker that has reached a limit (EX_TEMPFAIL). A supervisor starts the worker
+# again after any exit code except 0.
 EXIT_RECYCLED = 75
 
 

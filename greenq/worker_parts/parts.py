@@ -1,4 +1,4 @@
-"""`Parts`: all that a worker consists of, by name."""
+"""`Parts`: everything that a worker consists of, by name."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Life(Protocol):
         """Shut down warm, and restart the process."""
 
     def recycle(self, why: str) -> None:
-        """Shut down warm at a limit."""
+        """Shut down warm because a limit has been reached."""
 
     def give_up(self, error: Exception) -> None:
         """End a worker that cannot continue."""
 
     def crashed(self, what: str, error: BaseException) -> None:
-        """End because a part of the worker has failed."""
+        """End the worker because a part of it has failed."""
 
     def info(self) -> dict[str, Any]:
-        """Return what its steps report for `stats`."""
+        """Return what the worker's steps report for `stats`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

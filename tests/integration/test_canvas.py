@@ -82,7 +82,7 @@ def test_queues_names_it(app: Greenq, server: Server, capsys: pytest.CaptureFixt
     main(["--broker", server.url, "queues"])
     out = capsys.readouterr().out
     assert f"chord {group_id}: its header has not been sent completely since 20" in out
-    assert "its body total (id never-runs) never runs" in out
+    assert "its body total (id never-runs) will never run" in out
 
 
 def test_old_entries_are_dropped(app: Greenq, server: Server) -> None:

@@ -397,7 +397,7 @@ def test_replay_leaves_what_was_cut_and_says_so(server: Server) -> None:
 
     assert "no replay" not in shown.stdout
     assert done.stdout == "replayed: 1 dead letter (celery 1)\n"
-    assert done.stderr == "1 stay: only the beginning of their messages was kept\n"
+    assert done.stderr == "1 not replayed: only the beginning of each message was kept\n"
     assert server.client.lrange("celery", 0, -1) == [whole]
     cut = greenq_dead(server, "show")
     assert "70,000 bytes; the first 65,536 are kept, so it cannot be replayed" in cut.stdout

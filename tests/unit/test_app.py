@@ -327,7 +327,7 @@ def test_names_that_are_not_read_are_told_when_the_app_connects(
     assert caplog.messages == [
         "GREENQ_LOG_LEVEL in the environment is not read: greenq has no such setting",
         "mail_host in Settings is not a setting and is not read",
-        "CELERY_BROKER_URL in the environment is not used: broker_url is set elsewhere",
+        "CELERY_BROKER_URL in the environment is not used, since broker_url is set elsewhere",
     ]
 
 

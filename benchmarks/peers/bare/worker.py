@@ -1,8 +1,8 @@
 """The bare loop: a take script, a greenlet per task, group commit; in Celery's wire format.
 
-It gives no guarantees: it handles no errors, logs nothing, and its death goes unnoticed. It does on
-the server what every worker must do there, so it shows what a plain loop with gevent, redis-py and
-the standard json can achieve. Tasks are acknowledged late.
+The loop gives no guarantees: it handles no errors, logs nothing, and its death goes unnoticed. On
+the server it does what every worker must do, so it shows what a plain loop with gevent, redis-py
+and the standard json can achieve. Tasks are acknowledged late.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _TASKS: dict[str, Any] = {
 
 
 class Bare:
-    """One worker: this greenlet takes, another writes, and each task has its own."""
+    """One worker: this greenlet takes messages, another writes, and each task has its own."""
 
     def __init__(self) -> None:
         """Connect."""

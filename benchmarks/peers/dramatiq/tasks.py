@@ -16,7 +16,8 @@ _given = Surroundings.read()
 _tally = work.Tally()
 _stored = _given.setup.results
 
-# A connection for each greenlet: at redis-py's default of 100 it stalls for seconds.
+# Each greenlet needs a connection; with redis-py's default limit of 100, dramatiq stalls for
+# seconds.
 _url = f"{_given.url}?max_connections=20000"
 broker = RedisBroker(url=_url)
 results = RedisBackend(url=_url)

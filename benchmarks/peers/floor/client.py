@@ -1,4 +1,4 @@
-"""Pushes a message and waits until it is announced."""
+"""Pushes a message and waits until the worker announces it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def latencies(count: int) -> list[float]:
     server = redis.Redis.from_url(Surroundings.read().url)
     heard = server.pubsub()
     heard.subscribe("floor.done")
-    # Wait for the confirmation: from now on nothing is missed.
+    # Wait for the confirmation, after which no announcement is missed.
     heard.get_message(timeout=10)
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""Takes one message after the other and announces it; nothing runs."""
+"""Takes one message after another and announces it; no task runs."""
 
 from __future__ import annotations
 

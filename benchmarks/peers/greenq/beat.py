@@ -9,8 +9,8 @@ from greenq import Greenq
 
 _many = int(os.environ.get("BENCH_ENTRIES", "0"))
 
-# Whole seconds, as in the Celery app; all due times are wanted, also those of the time without a
-# beat.
+# The entry is due at whole seconds, as in the Celery app. All due times are wanted, including those
+# that no beat could send in time.
 _SECOND: dict[str, Any] = {
     "task": "noop", "schedule": 1.0, "relative": True, "missed": "run_all",
 }  # fmt: skip

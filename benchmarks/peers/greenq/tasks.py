@@ -45,7 +45,7 @@ def fetch(port: int) -> int:
 
 @app.task(name="block")
 def block(seconds: float) -> None:
-    """Compute, which blocks the event loop; the call is counted at the start."""
+    """Compute, which blocks the event loop; the call is counted before that."""
     _tally.add()
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:

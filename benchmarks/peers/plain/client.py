@@ -1,4 +1,4 @@
-"""Gives the orders."""
+"""Gives the plain worker its orders."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ async def _values(ids: Sequence[str]) -> list[object]:
 def latencies(count: int) -> list[float]:
     """Send a call and wait for its result, one after the other; return the times in seconds.
 
-    It uses SAQ's notifications, subscribed to before each call: `Queue.apply` polls the job every
-    half second.
+    This uses SAQ's notifications, subscribed to before each call, because `Queue.apply` polls the
+    job every half second.
     """
     return asyncio.run(_latencies(count))
 

@@ -22,7 +22,8 @@ PEER = Peer(
     settings="hiredis; logs no task; defaults otherwise",
     client=("python", "-m", "benchmarks.peers.saq.client"),
     queue="saq:default:queued",
-    # Its first sweep takes jobs that start at the same moment for stuck ones and aborts them.
+    # Wait for the first sweep, which would mistake jobs that start at the same moment for stuck
+    # ones and abort them.
     ready=("EXISTS", "saq:default:sweep"),
     left=(
         ("LLEN", "saq:default:queued"),

@@ -8,13 +8,13 @@ from greenq import shared_task
 @shared_task(autoretry_for=(OperationalError,), retry_backoff=True, max_retries=5)
 def confirm(order_id: int) -> str:
     """Take the ordered amount from the stock, or refuse the order."""
-    # The models import the tasks, so this cannot be imported at the top.
+    # The models import this module, so it cannot import them at the top.
     order_model = apps.get_model("orders", "Order")
     product_model = apps.get_model("orders", "Product")
     with transaction.atomic():
         order = order_model.objects.select_for_update().get(pk=order_id)
         if order.state != order.State.PLACED:
-            # It ran before, and its worker died before it could report that.
+            # The task has run before, but its worker died before it could report that.
             return order.state
         taken = product_model.objects.filter(pk=order.product_id, in_stock__gte=order.amount)
         stock_left = taken.update(in_stock=F("in_stock") - order.amount)

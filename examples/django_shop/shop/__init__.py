@@ -1,4 +1,5 @@
-# Tasks find the app wherever Django runs: in the web server and in `greenq worker -A shop`.
+# Import the app here, so that tasks find it wherever Django runs: in the web server and in
+# `greenq worker -A shop`.
 from shop.greenq import app
 
 __all__ = ["app"]

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     urls = read_urls(Path(args.urls)) if args.urls else None
     # Failed fetches are shown in the table, not in the log.
     log.setup("CRITICAL")
-    # This is imported only here, since it imports packages that may be missing.
+    # The demo is imported only here, since it imports packages that may be missing.
     code: int = importlib.import_module("greenq.cli.demo.run").run(urls, args.tasks, args.autoscale)
     return code
 
@@ -55,7 +55,7 @@ def read_urls(path: Path) -> list[str]:
     """Read a list of URLs, one per line; skip empty lines and those that begin with #.
 
     Raises:
-        GreenqError: the file cannot be read, has no URL, or a line is not an http or https URL.
+        GreenqError: the file cannot be read or has no URL, or a line is not an http or https URL.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -81,5 +81,5 @@ def _is_web(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    # The sender splits URLs at white space, which a URL may not contain anyway.
+    # The sender splits URLs at whitespace, which a URL may not contain anyway.
     return parts.scheme in ("http", "https") and bool(parts.hostname) and len(url.split()) == 1

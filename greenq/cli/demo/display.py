@@ -26,7 +26,7 @@ _SPARKS = 60
 
 
 class DemoDisplay:
-    """Shows samples as they arrive, and the results at the end."""
+    """Shows samples as they arrive, and then the results."""
 
     def __init__(self, total: int) -> None:
         """Show the progress towards `total` fetches on standard output."""

@@ -1,4 +1,4 @@
-"""The measurements of `greenq demo` and how they are shown: table rows and two charts. No I/O."""
+"""The measurements of `greenq demo`, and how to show them as table rows and two charts; no I/O."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ class Figures:
 
     Attributes:
         total, succeeded: numbers of tasks, according to their stored results.
-        reasons: why the others failed, with counts.
+        reasons: why the other tasks failed, with counts.
         seconds: the time from the start of the burst until the last outcome was written.
-        sent_s: how long sending took, as part of `seconds`.
+        sent_s: how long sending took; `seconds` includes it.
         ideal_s: the shortest possible time with `most` tasks at once; None if response times are
             unknown.
         response_s: the sum of the response times of the successful fetches.
         least, most: the limits of the pool's size.
         peak, peak_at_s: the maximum number of tasks in flight, and when it was reached.
-        commands, reads: the commands that the server ran, and its reads from sockets (round trips).
+        commands: the number of commands that the server ran.
+        reads: the number of times it read from a socket (round trips).
         connections: the worker's connections at the end of the burst.
         cpu_s: processor time of the worker's process.
         samples: the samples taken from the start of the burst.
@@ -104,7 +105,7 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
 
 
 def charts(figures: Figures, columns: int) -> list[str]:
-    """Draw pool size above queue depth on one time axis, `columns` wide."""
+    """Draw the pool size above the queue depth on one time axis, `columns` wide."""
     width = max(_TICK_COLUMNS, columns - _LABEL - 2)
     end_s = figures.samples[-1].at_s
     at = [sample.at_s for sample in figures.samples]
@@ -129,7 +130,10 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
-    """Return a value for each of `width` equal spans: its largest one, or else the previous."""
+    """Return the largest value in each of `width` equal spans; an empty span repeats the previous.
+
+    All values before the first sample are equal to it.
+    """
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):
         column = min(int(moment / end_s * width), width - 1) if end_s > 0 else 0

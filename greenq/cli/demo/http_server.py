@@ -1,8 +1,8 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
 It runs in its own process, isolated (``python -I -S http_server.py``), so it imports only the
-standard library. It prints its port, and exits when its standard input is closed, that is, whenever
-the demo ends.
+standard library. It prints its port, and exits when its standard input is closed, which happens
+however the demo ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The demo itself: runs a server, a web server, a worker and a sender, and watches them.
 
-It has four processes: Valkey, the web server, the sender, and this one, which runs the worker
-and draws the display. However the demo ends, the other three end with it, and the temporary folder
-is removed.
+The demo has four processes: Valkey, the web server, the sender, and this one, which runs the worker
+and draws the display. However the demo ends, the other three processes end with it, and the
+temporary directory is removed.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _SAMPLE_S = 0.05
 # How long the other processes may take to start, and the embedded server to stop.
 _START_S = 10.0
 _STOP_S = 10.0
-# How long the pool is watched after the last fetch; it keeps its size for a second, then shrinks.
+# How long the pool is watched after the last fetch. It keeps its size for a second, then shrinks.
 _AFTER_S = 2.0
-# How many different reasons are shown; the rest are counted together.
+# How many different reasons for failures are shown; the rest are counted together.
 _REASONS = 8
-# The number of open files needed in addition to one socket per fetch.
+# The number of open files needed in addition to one socket for each fetch.
 _OTHER_FILES = 200
 _INTERRUPTED = 130
 
@@ -93,7 +93,7 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
 
 
 class DemoInterrupt:
-    """The action of Ctrl-C: end the demo; the second time, without waiting for running tasks."""
+    """What Ctrl-C does: end the demo; the second time, without waiting for running tasks."""
 
     def __init__(self) -> None:
         """Start uninterrupted."""
@@ -108,7 +108,7 @@ class DemoInterrupt:
 
 
 class BurstWatch:
-    """Starts the burst and watches it through the worker's counters and its own connection."""
+    """Starts the burst and watches it through the worker's counters and a separate connection."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class Sending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the sender, and wait for the greenlet, whose pipe cannot be closed before it ends."""
+        """End the sender, and wait for its greenlet, which must end before its pipe is closed."""
         self._sender.kill()
         join_all([self._greenlet])
 
@@ -301,7 +301,7 @@ def _interruptible() -> Iterator[DemoInterrupt]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Create a temporary folder; remove it when the embedded server has ended."""
+    """Create a temporary directory; remove it when the embedded server has ended."""
     folder = Path(tempfile.mkdtemp(prefix="greenq-demo-"))
     try:
         yield folder
@@ -311,13 +311,13 @@ def _folder() -> Iterator[Path]:
 
 
 def _await_server_end(folder: Path) -> None:
-    """Wait until the supervisor process has exited, which it does after its server."""
+    """Wait until the supervisor process has exited; it exits after its server has."""
     lock = keeper.open_lock(folder / keeper.KEEPER_LOCK)
     deadline = time.monotonic() + _STOP_S
     try:
         while not keeper.try_lock(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                raise GreenqError(f"the demo's server has not stopped; its folder is {folder}")
+                raise GreenqError(f"the demo's server has not stopped; its directory is {folder}")
             sleep(0.01)
     finally:
         os.close(lock)
@@ -387,7 +387,10 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 def _working(
     app: Greenq, limits: tuple[int, int], interrupt: DemoInterrupt
 ) -> Iterator[tuple[Worker, Greenlet]]:
-    """Run a worker in this process; at the end it finishes running tasks unless asked twice."""
+    """Run a worker in this process; when the block ends, it finishes running tasks.
+
+    After a second Ctrl-C, it does not.
+    """
     worker = Worker(app, WorkerOptions(autoscale=limits))
     # `Worker.start` would suffice, but the demo must know when the worker has ended.
     greenlet = spawn(partial(worker.run, signals=False), name="worker")

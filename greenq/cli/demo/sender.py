@@ -1,7 +1,8 @@
 """The sender of `greenq demo`: a separate process without gevent, like a web application.
 
 ``python -m greenq.cli.demo.sender <broker URL>`` prints ``ready``, reads URLs from standard input,
-one per line, sends a fetch for each, and prints a line of JSON: how long that took and the ids.
+one per line, and sends a fetch for each. Then it prints a line of JSON that contains how long
+sending took and the ids of the tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def load_fetch(broker_url: str) -> Any:
     """Load ``examples/fetch.py``, connect its app to this server, and return its task `fetch`.
 
     Raises:
-        GreenqError: the file is neither where a checkout nor where an installed package has it.
+        GreenqError: the file is missing, both where a checkout and where an installed package has
+            it.
     """
     package = Path(greenq.__file__).parent
     places = (package / "examples" / "fetch.py", package.parent / "examples" / "fetch.py")

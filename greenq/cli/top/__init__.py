@@ -28,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="refresh every S seconds (default 1)")  # fmt: skip
     add("--once", action="store_true", help="print one picture as text after one interval")
     add("--filter", action="append", type=_filter, default=[], metavar="[TABLE:]TEXT",
-        help=f"show only lines whose name contains this, in one table ({', '.join(FILTERED)}) or "
-        "in all; may be repeated")  # fmt: skip
+        help=f"show only lines whose name contains this text, in one table ({', '.join(FILTERED)}) "
+        "or in all; may be repeated")  # fmt: skip
     add("--sort", choices=ORDERS, default=ORDERS[0],
         help="sort tasks by this (default %(default)s)")  # fmt: skip
     add("--events", action="store_true",
@@ -47,7 +47,7 @@ def _filter(text: str) -> list[tuple[str, str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the cluster until q is pressed; return 69 if there is no worker at the start.
+    """Show the cluster until q is pressed; return 69 if no worker is running when this starts.
 
     With --json, print one picture after one interval.
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise GreenqError("not a terminal: print one picture with --once or --json")
     with opened(args) as app, ExitStack() as parts:
-        # This is imported only here, since it loads the transport, which help does not need.
+        # `ask` is imported only here, since it loads the transport, which help does not need.
         asking = importlib.import_module("greenq.cli.top.ask")
         state = app.events.State()
         listener = parts.enter_context(asking.EventsThread(app, state))

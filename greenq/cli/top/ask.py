@@ -36,12 +36,12 @@ class Asker:
     """Asks the workers that the command line selects.
 
     Each round sends `status` to all workers, then `hub` to those that have replied, and `greenlets`
-    to one of them. If some nodes do not know status (Celery's then log a traceback), a broadcast of
-    ping finds all nodes, and status is sent only to the others.
+    to one of them. Celery's workers do not know `status` and log a traceback. Once such a worker
+    has replied, a broadcast `ping` finds all nodes, and the worker is not sent `status` again.
     """
 
     def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
-        """Ask the workers of `app`; `state` holds what their events show."""
+        """Ask the workers of `app`; `state` holds what the workers' events show."""
         self._app = app
         self._args = args
         self._state = state
@@ -125,7 +125,7 @@ class Asker:
         if node is None:
             return None
         if node not in ours or show.part(statuses[node], "blocked") is not None:
-            # This worker cannot reply until it, or its hub, runs again.
+            # The worker cannot reply until its process or its hub runs again.
             return Greenlets(node=node)
         return self.greenlets(node)
 
@@ -220,7 +220,7 @@ class Sampler(Thread["ClusterSnapshot | Greenlets"]):
         self._chosen: str | None = None
 
     def choose(self, node: str | None) -> None:
-        """From now on, ask for the greenlets of this worker, for the first time immediately."""
+        """Ask for the greenlets of this worker immediately, and from now on."""
         self._chosen = node
         self._woken.set()
 
@@ -284,7 +284,7 @@ class EventsThread(Thread["dict[str, Any]"]):
         return super().__enter__()
 
     def run(self) -> None:
-        """Receive events until the end."""
+        """Receive events until the thread is asked to end."""
         try:
             while not self._ended.is_set():
                 for event in self._receiver.wait(_TURN_S):

@@ -23,9 +23,9 @@ _KEY: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
 
 
 def read_keys(typed: bytes) -> list[str]:
-    """Return the keys in a terminal's input: a name, or the letter in lower case.
+    """Return the keys in a terminal's input: each as its name, or as the letter in lower case.
 
-    Keys that are neither named nor letters nor ``?`` are left out.
+    Keys that are neither named nor letters nor ``?`` are ignored.
     """
     found = []
     for key in _KEY.findall(typed):

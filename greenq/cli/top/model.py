@@ -1,4 +1,4 @@
-"""The model of ``greenq top``: replies and events go in, pictures come out; it does no I/O."""
+"""The model of ``greenq top``: turns replies and events into pictures, without I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from greenq.remote.queue_counts import QueueCounts
 
-# How many samples the charts keep; this is more than the widest terminal shows.
+# How many samples the charts keep, which is more than the widest terminal shows.
 _HISTORY: Final = 400
 
 # Rates are averaged over this many samples, since the rate between two samples fluctuates.
@@ -41,7 +41,7 @@ KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoke
 """What happens to tasks, as named by their events."""
 
 ORDERS: Final = ("rate", "failures", "runtime")
-"""The orders in which tasks can be sorted."""
+"""The orders that tasks can be sorted in."""
 
 # The longest plausible time, in seconds, in a reply or an event.
 _MOST_S: Final = 1e12
@@ -72,11 +72,11 @@ class ClusterSnapshot:
     Attributes:
         at_s: monotonic time.
         statuses: replies to the command status, by node.
-        foreign: the values, from heartbeats, of nodes that do not know that command.
+        foreign: the values from the heartbeats of nodes that do not know the command status.
         hubs: replies to the command hub, by node.
         queues: the queues.
-        takers: which workers take from them.
-        greenlets: those of the chosen worker.
+        takers: which workers take from the queues.
+        greenlets: the greenlets of the chosen worker.
         trouble: why the sample could not be taken, in which case the rest is empty.
     """
 
@@ -103,8 +103,8 @@ class Filter:
     A text with ``*``, ``?`` or ``[`` is a pattern for the whole name.
 
     Attributes:
-        worker, queue, task: for each table, the texts of which one must match; if empty, all lines
-            match.
+        worker, queue, task: the texts for each table; a name must match one of them. If a table
+            has none, all its lines match.
     """
 
     worker: tuple[str, ...] = ()
@@ -143,14 +143,14 @@ class WorkerLine:
         node: its name.
         state: its state in one word.
         details: more about the state.
-        ours: whether it is a greenq worker; others report less.
+        ours: whether it is a greenq worker; other workers report less.
         running, size, waiting: the tasks in its pool, the pool's slots, and the tasks waiting for
             one.
-        processed: the number of tasks since its start.
+        processed: the number of tasks since the worker started.
         per_s: tasks per second.
         lag_s: how late its hub's last turn was.
         lag_p99_s: the lag that 99 of 100 turns in the last minute did not exceed.
-        uptime_s: its age.
+        uptime_s: how long it has been running.
     """
 
     node: str
@@ -179,7 +179,7 @@ class TaskLine:
         name: its name.
         per_s: events per second, by kind.
         counts: events since greenq top started, by kind.
-        runtime_s: mean runtime of successful runs.
+        runtime_s: the mean runtime of successful runs.
     """
 
     name: str
@@ -232,7 +232,7 @@ class Picture:
         tasks: sorted; empty if no worker sends task events.
         all_tasks: the totals of all tasks.
         points: the charts' history, with the latest last.
-        greenlets: those of the chosen worker.
+        greenlets: the greenlets of the chosen worker.
         trouble: why the picture may be out of date.
         only: the filter of the lines; charts and totals ignore it.
     """
@@ -364,7 +364,7 @@ class Model:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
-            # Pools of unknown size (Celery's) are omitted from both.
+            # Pools of unknown size (Celery's) are omitted from both `running` and `size`.
             running=sum(each.running or 0 for each in workers if each.size is not None),
             size=sum(each.size or 0 for each in workers),
             depth=sum(queue.waiting for queue in look.queues.queues.values()),
@@ -413,7 +413,7 @@ class _TrackedWorker:
         if word == "ok":
             # Paused queues have their own lines.
             details = ""
-        # A hub that is blocked now counts as a late turn.
+        # If the hub is blocked at this moment, that counts as a late turn.
         blocked_s = _seconds(show.part(self._reply, "blocked", "for_s")) or 0.0
         lags = [_seconds(show.part(self._hub, "lag_s")), self._lag_p99_s()]
         lag_s, lag_p99_s = (blocked_s or None if s is None else max(s, blocked_s) for s in lags)
@@ -443,7 +443,7 @@ class _TrackedWorker:
 
 
 def quantile_s(buckets: Mapping[float, int], share: float) -> float | None:
-    """Return the upper bound (seconds) of the bucket that the fraction `share` does not exceed."""
+    """Return the bucket bound, in seconds, that the fraction `share` of turns does not exceed."""
     wanted, seen = share * sum(buckets.values()), 0
     for upper_s in sorted(buckets):
         seen += buckets[upper_s]
@@ -541,7 +541,7 @@ class EventTally:
 
 
 def _per_s(*points: tuple[float, int]) -> float | None:
-    """Return the growth per second from the first to the last count; None if there is only one."""
+    """Return the growth per second from the first to the last count; None for fewer than two."""
     if not points or points[-1][0] <= points[0][0]:
         return None
     return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
@@ -566,7 +566,8 @@ _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 def sparkline(values: Sequence[float], width: int, rows: int = 1) -> list[str]:
     """Draw the last values as rows of blocks with eight levels each, the upper row first.
 
-    The largest value has full height, and 0 is the lowest level; places without a value stay empty.
+    The largest value has full height, and 0 has the lowest level. Places without a value stay
+    empty.
     """
     shown = values[-width:]
     most = max(shown, default=0.0)

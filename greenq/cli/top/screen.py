@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from greenq.cli.top.ask import EventsThread, Sampler
     from greenq.cli.top.model import Model, Picture
 
-# How long a change may take to be drawn.
+# A change is drawn within this time.
 _TURN_S: Final = 0.1
 
 # A readable width for output that is not a terminal.
@@ -64,7 +64,7 @@ class Screen:
         self._warning = ""
 
     def run(self) -> None:
-        """Show the screen until q is pressed, SIGINT arrives or the terminal has gone."""
+        """Show the screen until q is pressed, SIGINT arrives or the terminal is closed."""
         self._sampler.choose(self._chosen)
         with _ended_by_signals(), self._warnings.kept(), suppress(KeyboardInterrupt, EOFError):
             while not self._show():
@@ -149,7 +149,7 @@ _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1}
 
 
 def _chosen(picture: Picture, before: str | None) -> str | None:
-    """Return the worker whose greenlets are shown: the same as before, or our first."""
+    """Return the worker whose greenlets are shown: the same as before, or greenq's first."""
     workers = picture.workers
     if before is not None and any(each.node == before for each in workers):
         return before
@@ -176,7 +176,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """Keeps the log's last warning, which would otherwise disturb the screen."""
+    """Keeps the last warning that is logged, which would otherwise disturb the screen."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

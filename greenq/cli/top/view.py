@@ -39,8 +39,8 @@ _LABEL: Final = 9
 _VALUE: Final = 11
 _GAP: Final = 2
 
-# Names are not truncated below this width (a column is dropped instead); other cells are truncated
-# to it.
+# Names are not truncated below this width, since a column is dropped instead. Other cells are
+# truncated to this width.
 _NARROWEST: Final = 14
 _WIDEST: Final = 40
 
@@ -48,7 +48,7 @@ _WIDEST: Final = 40
 _MANY: Final = 10_000
 _LONG_S: Final = 10
 
-# Folders with code that is not the user's.
+# Directories with code that is not the user's.
 _LIBRARIES: Final = ("/site-packages/", "/lib/python")
 
 _SHORT: Final = dict(
@@ -88,7 +88,7 @@ class View:
 
 
 def draw(picture: Picture, view: View, width: int, height: int | None = None) -> list[Text]:
-    """Return `height` lines, the last one with the keys, or all lines without a `height`."""
+    """Return `height` lines, of which the last shows the keys; without a `height`, all lines."""
     lines = [_title(picture, view, width), *_charts(picture, width, height), Text()]
     if height is None:
         lines += _workers(picture.workers, view.chosen, width, None)
@@ -401,7 +401,7 @@ def _why_none(picture: Picture, chosen: str | None, reply: Any) -> str:
 
 
 def _groups(reply: Any, width: int, room: int | None) -> list[Text]:
-    """Return what the greenlets wait for, with counts."""
+    """Return what the greenlets are waiting for, with counts."""
     groups = _list(reply, "groups")
     shown, hidden = _window(len(groups), 0, None if room is None else room - 1)
     rows: list[list[Cell]] = [
@@ -434,7 +434,7 @@ def _oldest(reply: Any, width: int, room: int | None) -> list[Text]:
 
 
 def _place(stack: Sequence[Any]) -> str:
-    """Return the stack line of the user's code, without its folder."""
+    """Return the stack line of the user's code, without its directory."""
     lines = [str(line) for line in stack]
     own = [line for line in lines if not any(folder in line for folder in _LIBRARIES)]
     found = (own or lines)[-1:]
@@ -499,7 +499,7 @@ def _table(
         rows: their cells.
         width: the width of the lines.
         left: columns aligned left; the others are aligned right.
-        optional: columns left out if empty.
+        optional: columns omitted if they are empty.
         flexible: the column that takes the remaining room.
         style: the style of the headings.
     """
@@ -539,7 +539,7 @@ def _window(count: int, at: int, room: int | None) -> tuple[range, int]:
     """Return the range of the lines shown, which includes `at`, and the number of hidden ones."""
     if room is None or count <= room:
         return range(count), 0
-    # One line is needed for the number of hidden lines.
+    # One line is needed to show the number of hidden lines.
     size = max(1, room - 1)
     first = min(max(0, at - size + 1), count - size)
     return range(first, first + size), count - size

@@ -39,7 +39,7 @@ def test_options_of_a_call_are_read(typed: list[str], name: str, value: object) 
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        (["--args", "{}"], "'{}' is not a JSON list, as in '[2, 2]'"),
+        (["--args", "{}"], "'{}' is not a JSON list, such as '[2, 2]'"),
         (["--args", "[1"], "'[1' is not JSON: "),
         (["--kwargs", "[]"], "'[]' is not a JSON object"),
         (["--priority", "10"], "'10' is not a priority"),

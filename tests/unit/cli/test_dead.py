@@ -85,7 +85,7 @@ def test_description_of_poison_says_why_it_cannot_be_read_and_is_bounded() -> No
     text = "\n".join(description(replace(POISON, raw=b"\xff" * 1_000_000)))
 
     assert "unreadable:" in text
-    assert "998,000 bytes more; --json has all" in text
+    assert "998,000 more bytes; --json shows all" in text
     assert len(text) < 10_000
 
 

@@ -272,7 +272,7 @@ def test_other_names_of_celery_in_the_environment_are_noted() -> None:
     environ = {"CELERY_TASK_ACKS_LATE": "1", "CELERYD_NODES": "2", "CELERY_APP": "proj"}
     assert settings_from_env(environ, notes) == {}
     assert notes == [
-        "CELERY_TASK_ACKS_LATE in the environment is not read; GREENQ_TASK_ACKS_LATE would be"
+        "CELERY_TASK_ACKS_LATE in the environment is not read; set GREENQ_TASK_ACKS_LATE instead"
     ]
     with pytest.raises(ConfigError, match="CELERY_BROKER_WRITE_URL"):
         settings_from_env({"CELERY_BROKER_WRITE_URL": "redis://h"})

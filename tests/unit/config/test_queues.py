@@ -75,7 +75,10 @@ def test_task_queues_take_names_queues_and_what_celery_takes(given: Any, accepte
             "queue 'q' is bound to a fanout exchange",
         ),
         (lambda: Binding("x"), "a binding begins with an Exchange"),  # type: ignore[arg-type]
-        (lambda: Broadcast("b", routing_key="a.#.b"), "# may only end its routing key"),
+        (
+            lambda: Broadcast("b", routing_key="a.#.b"),
+            "# may appear only at the end of its routing key",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(make: Any, why: str) -> None:
@@ -87,7 +90,7 @@ def test_a_wrong_value_is_named(make: Any, why: str) -> None:
     ("queues", "why"),
     [
         ([Queue("a"), Broadcast("a")], "two queues named 'a'"),
-        ({"a": {"colour": "red"}}, "queue 'a' has 'colour'"),
+        ({"a": {"colour": "red"}}, "queue 'a' has an unknown option 'colour'"),
         ({"a": "b"}, "the options of queue 'a' must be a mapping"),
         ([kombu.Queue("a", kombu.Exchange("h", type="headers"))], "do not exist on Redis"),
     ],

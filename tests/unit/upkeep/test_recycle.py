@@ -26,7 +26,12 @@ def use(tasks: int = 0, memory_kb: int = 0, lifetime_s: float = 0.0) -> Usage:
 @pytest.mark.parametrize(
     ("limits", "below", "at", "named"),
     [
-        (RecycleLimits(tasks=10), use(tasks=9), use(tasks=10), "10 tasks done; its limit is 10"),
+        (
+            RecycleLimits(tasks=10),
+            use(tasks=9),
+            use(tasks=10),
+            "it has finished 10 tasks; its limit is 10",
+        ),
         (
             RecycleLimits(memory_kb=2048),
             use(memory_kb=2047),
@@ -124,7 +129,7 @@ def test_worker_ends_at_its_limit_once_and_says_why(rig: Rig) -> None:
     assert rig.ended == []
     rig.tasks = 101
     rig.run(5)
-    assert rig.ended == ["recycled: 101 tasks done; its limit is 100"]
+    assert rig.ended == ["recycled: it has finished 101 tasks; its limit is 100"]
     assert rig.group.claims == [(2, 90.0)]
 
 
