@@ -241,7 +241,7 @@ def test_a_sender_that_dies_leaves_something_visible(
     rig.server.client.zadd("greenq.unsealed", {entry: time.time() - 100})
     assert main(["workflow", "show", "-b", rig.server.url, workflow.id]) == 0
     out = capsys.readouterr().out
-    assert "it is still being sent; if its sender has died, it stays open" in out
+    assert "it is still being sent; if its sender has died, cancel it" in out
     assert f"chord {workflow.id}: its header has not been sent completely since 20" in out
     assert main(["workflow", "cancel", "-b", rig.server.url, workflow.id]) == 0
     assert rig.states("body") == ["REVOKED"]
