@@ -182,7 +182,8 @@ def describe(
     """
     waits: Counter[str] = Counter()
     running: list[tuple[float, str, Request, FrameType | None]] = []
-    for request in requests:
+    # Looking at a task's variables may run its code, and end or begin another.
+    for request in list(requests):
         own = request.greenlet
         if own is None:
             continue

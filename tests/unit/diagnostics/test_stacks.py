@@ -292,6 +292,24 @@ def test_a_task_that_has_ended_meanwhile_or_not_yet_begun_does_no_harm(
     assert told["greenlets"][0]["age_s"] == 0
 
 
+def test_requests_that_begin_while_others_are_described_do_no_harm() -> None:
+    requests: set[Any] = set()
+
+    class Switching:
+        """A request whose description lets another one begin."""
+
+        started_s = None
+
+        @property
+        def greenlet(self) -> None:
+            requests.add(object())
+
+    requests.add(Switching())
+    told: Any = describe(requests, limit=5, now=1)
+    assert told["running"] == 0
+    assert len(requests) == 2
+
+
 def test_a_stack_has_no_frames_of_the_worker_at_its_outer_end() -> None:
     # Given a task in a pool, whose frames are below it
     event = Event()
