@@ -391,7 +391,7 @@ def flood_replies() -> None:
     node.close()
 
 
-@memory("nodes in an answer")
+@memory("nodes that reply to a request")
 def flood_answer() -> None:
     mailbox = Mailbox(Client("redis://127.0.0.1:1/0"), Keys())
     patched: Any = mailbox
@@ -544,7 +544,7 @@ def flood_connections() -> None:
     assert server._exchanges == []
 
 
-@memory("slow answers for health and metrics")
+@memory("slow responses for health and metrics")
 def flood_answers() -> None:
     go, counts = threading.Event(), []
 
