@@ -7,7 +7,7 @@ buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
 Every move of a reserved message is one script (lua/settle.lua), which does nothing if the record is
-gone. So repeating a move after a lost answer is harmless.
+gone. So repeating a move after a lost reply is harmless.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PUSH_LIMITED = load_script("push_limited")
 # How many queues may be paused at once.
 _PAUSED = 1000
 
-# How many declared queues, and how many names of lists, are cached. Beyond that, queues are
+# How many declared queues, and how many names of lists, are cached. If there are more, queues are
 # declared again and names are computed again.
 _DECLARED = 10_000
 
@@ -322,7 +322,7 @@ class Broker:
         *,
         timeout_s: float | None = None,
     ) -> int:
-        """Publish messages to all subscribers of a fanout exchange; return the number of these.
+        """Publish messages to all subscribers of a fanout exchange; return how many there are.
 
         Either all messages are published or none. Nothing is stored.
         """

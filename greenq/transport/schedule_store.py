@@ -123,7 +123,7 @@ class ClaimOutcome(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """The server's answer to a beat that asks for the lead.
+    """The server's reply to a beat that asks for the lead.
 
     Attributes:
         now: the server's time, in microseconds.
@@ -195,7 +195,7 @@ class ScheduleStore:
     def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
         """Claim at most `MOST_CLAIMS` due times; return the server's time and the outcome of each.
 
-        Repeating a call whose answer was lost sends nothing twice.
+        Repeating a call whose reply was lost sends nothing twice.
         """
         keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_history]
         args: list[Any] = [MOST_HISTORY]

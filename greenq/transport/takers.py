@@ -38,8 +38,8 @@ class Takers:
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet.
 
-        `ask_at_s` is public to keep the path of a send short. Until the time that it holds for a
-        queue, by `clock`, there is no question about that queue.
+        `ask_at_s` is public to keep the path of a send short. A queue is not asked about
+        before the time that it holds for that queue, by `clock`.
         """
         self._keys = keys
         self.clock = clock

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The hub counts as blocked for messages that must be answered if it has neither begun a message nor
-# answered a ping for this long.
+# For messages that must be answered, the hub counts as blocked if it has neither begun a message
+# nor answered a ping for this long.
 _PATIENCE_S = 0.05
 
 
@@ -82,8 +82,8 @@ class ClusterLink:
         self.is_behind = False
         has_called = True
         try:
-            # Messages that arrived together with an answer have already been read, and no wait
-            # would report them.
+            # Messages that arrived together with a reply have already been read from the socket, so
+            # a wait would not report them.
             while has_called and connection.connected:
                 has_called = False
                 if self.subscriber.poll(connection):
