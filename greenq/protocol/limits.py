@@ -317,7 +317,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return the largest size of a message whose body, in base64, is at most this size."""
+    """Return the largest size of a message whose body is at most this large before base64."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 

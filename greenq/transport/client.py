@@ -114,8 +114,8 @@ class Published(NamedTuple):
     data: bytes
 
 
-# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest
-# messages.
+# How many messages and bytes a connection keeps for its holder; if more arrive, it drops the
+# oldest messages.
 _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
@@ -285,7 +285,8 @@ class Connection:
         commands. A new socket has no subscriptions.
 
         Raises:
-            AccessRefused: this user may not subscribe to some channel; the connection stays usable.
+            AccessRefused: this user is not allowed to subscribe to some channel; the connection
+                stays usable.
         """
         # Subscribe one by one, since a user may be refused one channel and allowed another.
         self._announce(
@@ -404,7 +405,7 @@ class Connection:
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next reply, or the next push if `push` is true; `timeout_s` is for this read only.
+        """Read the next reply, or the next push if `push` is true; `timeout_s` is for this read.
 
         A refused command's error is returned; the error of a broken connection is raised.
         """

@@ -223,7 +223,7 @@ class Fetcher:
         # The first turn of the next take; negative if the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
-        # The first connection does the takes, and waits on the first queue.
+        # The first connection takes messages, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
         # The queues that the last wait set up its connections for.
         self._arranged: tuple[str, ...] = ()

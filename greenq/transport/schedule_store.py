@@ -154,7 +154,7 @@ class LeadCall(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A line of the history; times are in unix microseconds."""
+    """A record of the history; times are in unix microseconds."""
 
     due: int
     sent: int
@@ -269,7 +269,7 @@ class ScheduleStore:
         return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
 
     def history(self, limit: int) -> list[Sent]:
-        """Return the lines of the history, newest first."""
+        """Return the records of the history, newest first."""
         lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
         found = []
         for line in lines:

@@ -28,7 +28,7 @@ KIND_FINAL: Final = "f"
 # The failure of a message that could not run. It replaces no final state, since its id may be that
 # of another task.
 KIND_UNRUN: Final = "u"
-# A state before the end.
+# A state that is not final.
 KIND_PASSING: Final = "n"
 
 # How the parts of a chord are kept: by their places in a zset, or as they arrive in a list.

@@ -118,7 +118,7 @@ class BeatLead:
         return call._replace(term_s=left_s) if self._is_asked else None
 
     def renewed(self, renewal: Renewal) -> None:
-        """Note the answer to a renewal."""
+        """Store the answer to a renewal."""
         if not self._is_asked:
             return
         if renewal.lead is None:

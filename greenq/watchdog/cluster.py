@@ -62,12 +62,12 @@ class ClusterLink:
         return min(self.heartbeats.latest_s, self._impatient_s())
 
     def reconnected(self) -> None:
-        """Note that the connection is new and has no subscriptions."""
+        """Record that the connection is new and has no subscriptions."""
         self.subscriber.reconnected()
         self._is_refused = False
 
     def refused(self, why: object) -> None:
-        """Log, once for each connection, that this worker may not listen or publish."""
+        """Log, once for each connection, that this worker is not allowed to listen or publish."""
         level = logging.DEBUG if self._is_refused else logging.WARNING
         self._is_refused = True
         _log.log(level, "this worker is not a full member of its cluster: %s", why)

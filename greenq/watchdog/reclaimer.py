@@ -13,8 +13,8 @@ class Reclaimer:
     """Finds messages whose owner is dead or does not know of them, and requeues them.
 
     1. Messages of owners whose lease has expired, or whose process on this machine has ended. These
-       are not requeued directly after an outage of the server, when other workers may still be
-       coming back.
+       are not requeued immediately after an outage of the server, when other workers may still be
+       reconnecting.
     2. Messages that the server gave to this worker in a reply that was lost with a connection.
     3. Messages of Celery workers that no longer renew their scores. The scores of this worker's own
        records are renewed often enough for Celery workers on the same queues.

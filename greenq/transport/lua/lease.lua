@@ -28,7 +28,7 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
--- A key of the wrong type, or one that this user may not read, must not cost the worker its lease.
+-- A key of the wrong type, or one that this user is not allowed to read, must not cost the worker its lease.
 local paused = redis.pcall('HKEYS', KEYS[3])
 local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0

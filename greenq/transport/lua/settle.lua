@@ -170,7 +170,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- A command that this user may not run, or that this server lacks, must not stop what follows.
+-- A command that this user is not allowed to run, or that this server lacks, must not stop what follows.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)

@@ -20,8 +20,8 @@
 -- nor hoards messages.
 -- The lists of a group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not
 -- a list is skipped: an error here would lose messages popped before it, since a script that fails is not undone.
--- For the same reason a user who may pop but not record is refused beforehand, if the server can tell (Redis 7 and
--- later).
+-- For the same reason a user who is allowed to pop but not to record is refused beforehand, if the server can tell
+-- (Redis 7 and later).
 -- Messages pass through as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
