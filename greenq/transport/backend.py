@@ -66,8 +66,8 @@ _READ_AGAIN_S = 1.0
 _LISTENED = 256
 _SAMPLE = 64
 
-# The other tasks are read when nothing has been announced for this long, or less often if reading
-# them would take more than a twentieth of the time.
+# The pause before the other tasks are read (again); it is longer if reading them would take more
+# than a twentieth of the time.
 _LOOK_S = 0.5
 _LOOK_SHARE = 20
 

@@ -55,7 +55,7 @@ KNOWN_S = 7 * 86400
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
-# How long one BLMOVE blocks. Network devices that drop silent connections allow silences this long.
+# How long one BLMOVE blocks. Network devices that drop idle connections keep them for this long.
 _BLOCK_S = 60
 
 # How long a take may last before its connection is considered dead.
