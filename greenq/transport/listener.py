@@ -207,8 +207,8 @@ class ChannelListener:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # A server that has died does not answer the PING, and the read times out.
-            # Callers that start to wait in the meantime do not show that the connection works.
+            # A dead server does not answer the PING, and the read times out. That callers have
+            # begun to wait in the meantime does not show that the connection works.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True

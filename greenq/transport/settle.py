@@ -42,7 +42,8 @@ INDEX = "INDEX "
 ACKNOWLEDGE: Final = "a"
 # The message is acknowledged before its run; a stub remains, which the outcome will belong to.
 BEGIN: Final = "b"
-# The same for a message of a workflow, whose record also remains, since others wait for its end.
+# The same for a message of a workflow, whose record also remains, since other tasks
+# wait for its end.
 BEGIN_STEP: Final = "e"
 # The message goes back to its queue, unless it has begun.
 REQUEUE: Final = "g"

@@ -239,7 +239,7 @@ class Watch(StartStopPart):
             self.beat_lead.failed()
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # The hub notices a closed connection by itself, but not a silent one.
+                # The hub notices a closed connection by itself, but not one that has died silently.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:
