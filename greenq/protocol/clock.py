@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-# A number beyond this cannot be the result of counting, and is not adopted.
+# A larger number cannot be the result of counting, and is not adopted.
 _MOST = 1 << 53
 
 

@@ -167,7 +167,7 @@ def _expand_brotli(data: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _package(content_type: str) -> Any:
-    """Import an optional package by the name that Celery looks for."""
+    """Import an optional package under the name that Celery uses."""
     if content_type == ZSTD:
         return importlib.import_module(
             "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"

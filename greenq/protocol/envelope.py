@@ -140,8 +140,9 @@ def unwrap(raw: bytes) -> Envelope:
 def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
     """Return the same list element, marked as redelivered in both places.
 
-    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` become true; with
-      `deliveries`, ``properties.deliveries`` counts the workers that died while running it.
+    Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` become true; if
+      `deliveries` is given, ``properties.deliveries`` counts the workers that died while running
+      the message.
 
     Raises:
         DecodeError: `raw` is not an envelope.

@@ -39,7 +39,7 @@ def tag_of(prefix: str, new: str) -> str:
 
 
 def sent_at(tag: str) -> float | None:
-    """Return the unix time in a delivery tag; None if the tag has none, as in Celery's tags."""
+    """Return the unix time in a delivery tag; None for tags without a time, such as Celery's."""
     if not _STAMPED.fullmatch(tag):
         return None
     return int(tag[:8] + tag[9:13], 16) / 1000

@@ -305,7 +305,7 @@ def topic_pattern(binding_key: str) -> str:
     parts: list[str] = []
     for place, word in enumerate(words):
         if word == "#":
-            # The dot between these words and the neighbouring word belongs to these words.
+            # What ``#`` stands for includes the dot between its words and the neighbouring word.
             parts.append(r"(?:\..*)?" if place else r"(?:.*\.)?")
         else:
             dot = "" if place == 0 or (place == 1 and words[0] == "#") else r"\."
@@ -327,7 +327,7 @@ def topic_matches(binding_key: str, routing_key: str) -> bool:
     if len(binding_key) > MOST_KEY_CHARS:
         return False
     words = routing_key.split(".")
-    # The positions in the routing key where the words so far may end.
+    # Each n for which the parts compared so far match the first n words of the routing key.
     ends = {0}
     for part in binding_key.split("."):
         if part == "#":

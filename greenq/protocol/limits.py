@@ -1,6 +1,7 @@
 """The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
-Messages, events, control requests and results may come from anyone who may write to the server.
+Messages, events, control requests and results may come from anyone who is allowed to write to the
+server.
 Each of their fields has a rule below. Code that reads a field checks the rule, and refuses or skips
 values that violate it. docs/hostile-input.md shows the table to users.
 """
@@ -49,7 +50,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Finite numbers from `least` to `most`; with `above`, `least` itself is excluded."""
+    """Finite numbers from `least` to `most`; if `above` is true, `least` is excluded."""
 
     least: float
     most: float
@@ -77,7 +78,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of at most `most` characters; with `sendable`, only text that the server can store."""
+    """Text of limited length; if `sendable` is true, only text that the server can store."""
 
     most: int
     sendable: bool = False
@@ -167,7 +168,7 @@ CLOCK: Final = Whole(0, (1 << 62) - 1)
 """A number limited so that code can calculate with it."""
 
 MOST_SECONDS: Final = 1_000_000_000
-"""Thirty years, which is practically no limit; no timer is set beyond it."""
+"""Thirty years, which is practically no limit; no timer is set for longer."""
 
 SECONDS: Final = Number(0, MOST_SECONDS)
 INTERVAL: Final = Number(0, MOST_SECONDS, above=True)
@@ -316,7 +317,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return the largest size of a message whose body, in base64, is at most this size."""
+    """Return the largest size of a message whose body is at most this large before base64."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 
@@ -356,7 +357,7 @@ def has_more_items(data: bytes, most: int) -> bool:
     if len(data) <= most or _count(data) <= most:
         return False
     # Strings may contain these characters, so remove the strings. Once escapes are gone, everything
-    # between two quotes belongs to a string; removing two adjacent quotes does not affect the rest.
+    # between two quotes belongs to a string, and two adjacent quotes are a string without signs.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

@@ -88,7 +88,7 @@ class ControlRequest:
         return self.matcher == "pcre" and bool(self.pattern) and not self.destination
 
     def is_for(self, node: str, *, accept_pcre: bool = False) -> bool:
-        """Return whether the request is for a node, by its name, a pattern, or as for all nodes.
+        """Return whether the request is for a node: by name, by pattern, or because it is for all.
 
         Raises:
             ValueError: the pattern is too long, or it is a regular expression, which is not

@@ -1,4 +1,4 @@
-"""Patterns for node names in remote control requests, which anyone who may publish can send.
+"""Patterns for node names in remote control requests: anyone allowed to publish can send them.
 
 No pattern may keep a worker busy. The time to match a glob is limited by the lengths of the pattern
 and the name, and a regular expression is refused unless its time is also limited.

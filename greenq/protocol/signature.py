@@ -51,7 +51,7 @@ _OPTIONS: Final[Mapping[str, Rule]] = {
 
 _TYPES: Final = (None, "chain", "group", "chord")
 
-# The tasks that are always a kind of workflow, whatever their signatures contain otherwise.
+# The tasks that are always a kind of workflow, whatever else their signatures contain.
 _ITEMS = ("celery.chunks",)
 
 

@@ -125,7 +125,7 @@ class Template:
         group_index: int | None = None,
         chain: Sequence[Any] | None = None,
     ) -> str:
-        """Return one message as text; without a `root_id`, the message is its own root.
+        """Return one message as text; if `root_id` is not given, the message is its own root.
 
         Args:
             chain: the rest of its chain, in reverse order; None means the chain of the template's

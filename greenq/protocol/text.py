@@ -30,7 +30,7 @@ def record(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Cut off everything beyond `most` characters, and append how many were cut off."""
+    """Cut off everything after `most` characters, and append how many were cut off."""
     left_out = len(text) - most
     return text if left_out <= 0 else f"{text[:most]}… ({left_out:,} characters more)"
 

@@ -66,7 +66,7 @@ _READ_AGAIN_S = 1.0
 _LISTENED = 256
 _SAMPLE = 64
 
-# The other tasks are read after this much silence, or less often if reading them would take more
+# The pause before the other tasks are read (again); it is longer if reading them would take more
 # than a twentieth of the time.
 _LOOK_S = 0.5
 _LOOK_SHARE = 20
@@ -95,7 +95,7 @@ class Backend:
             accept_content: the content types to accept unless ``result_accept_content`` is set.
             accept_compression: the compressions to accept in addition to ``result_compression``.
             max_bytes: the limit on a result's size before it is decoded.
-            silence_s: seconds of silence after which a listening connection is checked.
+            silence_s: seconds without data after which a listening connection is checked.
             signer: signs and checks results; None for neither.
         """
         # Whether results contain more than Celery's usually do; see `stored`.
@@ -335,10 +335,10 @@ class Backend:
         Args:
             task_ids: the tasks' ids; each is yielded once.
             timeout_s: the longest wait for all of them; None means no limit.
-            interval_s: read the stored states again after this many seconds of silence; None means
-                that only the notifications are relied on.
+            interval_s: read the stored states again when nothing was announced for this many
+                seconds; None means that only the announcements are relied on.
             on_message: called with each state announced in the meantime, including final states.
-            on_interval: called after each silence of `interval_s`.
+            on_interval: called each time nothing was announced for `interval_s`.
 
         Raises:
             ResultTimeout: a task did not end in time.
@@ -563,8 +563,8 @@ class Backend:
                 raise SignatureError(f"it is signed as that of task {meta.task_id}")
         except SignatureError as exc:
             raise SignatureError(
-                f"the result of task {task_id} is refused: {exc} (security_signing_key here and in "
-                "the worker that stored it)"
+                f"the result of task {task_id} is refused: {exc}; check security_signing_key "
+                "here and in the worker that stored it"
             ) from exc
         return meta
 

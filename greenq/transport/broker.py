@@ -7,7 +7,7 @@ buried     dead-letter list per queue              `bury` moves it there
 done       acknowledged: gone                      the outbox writes it
 
 Every move of a reserved message is one script (lua/settle.lua), which does nothing if the record is
-gone. So repeating a move after a lost answer is harmless.
+gone. So repeating a move after a lost reply is harmless.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PUSH_LIMITED = load_script("push_limited")
 # How many queues may be paused at once.
 _PAUSED = 1000
 
-# How many declared queues, and how many names of lists, are cached. Beyond that, queues are
+# How many declared queues, and how many names of lists, are cached. If there are more, queues are
 # declared again and names are computed again.
 _DECLARED = 10_000
 
@@ -61,8 +61,8 @@ _DECLARED = 10_000
 _DEATHS = (None, 1, 2)
 
 
-# As in Celery, the bindings of an expiring queue outlive it by the same time, and last at least an
-# hour. The pause between renewals is a third of the expiry.
+# As in Celery, the bindings of an expiring queue are kept for twice the queue's expiry, and for at
+# least an hour. The pause between renewals is a third of the expiry.
 _BINDING_LIVES = 2
 _LEAST_BINDING_S = 3600.0
 _RENEWALS = 3
@@ -93,7 +93,7 @@ class Broker:
         signer: Signer | None = None,
         queues: Mapping[str, Queue | Broadcast] | None = None,
     ) -> None:
-        """Use a server.
+        """Use the server of `client`.
 
         Args:
             client, keys: the server, and its key names.
@@ -244,9 +244,9 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The first push also declares the queue. It is not an error if this user may not declare it,
-        since the workers do so too. From time to time, the same round trip also asks which workers
-        take from the queue.
+        The first push also declares the queue. It is not an error if this user is not allowed to do
+        so, since the workers also declare it. From time to time, the same round trip also asks
+        which workers take from the queue.
 
         Raises:
             QueueFull: the queue has a length limit and no room for the messages.
@@ -322,7 +322,7 @@ class Broker:
         *,
         timeout_s: float | None = None,
     ) -> int:
-        """Publish messages to all subscribers of a fanout exchange; return the number of these.
+        """Publish messages to all subscribers of a fanout exchange; return how many there are.
 
         Either all messages are published or none. Nothing is stored.
         """

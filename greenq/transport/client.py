@@ -91,14 +91,14 @@ def load_script(name: str) -> Script:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts of a process's traffic to one server; a round trip is a write and its answers."""
+    """Counts of a process's traffic to one server; a round trip is a write and its replies."""
 
     commands: int = 0
     round_trips: int = 0
 
 
 class Push(NamedTuple):
-    """An out-of-band message from the server, as opposed to an answer to a command."""
+    """An out-of-band message from the server, as opposed to a reply to a command."""
 
     kind: str
 
@@ -114,8 +114,8 @@ class Published(NamedTuple):
     data: bytes
 
 
-# How many messages and bytes a connection keeps for its holder; beyond that, it drops the oldest
-# messages.
+# How many messages and bytes a connection keeps for its holder; if more arrive, it drops the
+# oldest messages.
 _KEPT_COUNT = 10_000
 _KEPT_BYTES = 32 * 1024 * 1024
 
@@ -137,7 +137,7 @@ class Connection:
     )  # fmt: skip
 
     def __init__(self, client: Client, link: Any, *, pushes: bool = False) -> None:
-        """Wrap redis-py's `link`; with `pushes`, pass on the server's out-of-band messages."""
+        """Wrap redis-py's `link`; if `pushes` is true, pass on out-of-band messages."""
         self._published: Backlog[Published] = Backlog(_KEPT_COUNT, _KEPT_BYTES, _size_of)
         self._client = client
         self._link = link
@@ -190,7 +190,7 @@ class Connection:
             left_s = self._left_s("connect")
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
-            # Each answer of the handshake may take as long as earlier answers have left.
+            # Each reply of the handshake may take as long as earlier replies have left.
             link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
@@ -202,7 +202,7 @@ class Connection:
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
             # If the greenlet is killed during the handshake, the next caller would read the
-            # answers to it.
+            # replies to it.
             self.close()
             raise
         finally:
@@ -221,7 +221,7 @@ class Connection:
         return True
 
     def _read_in_time(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Read an answer of the handshake within the remaining time."""
+        """Read a reply of the handshake within the remaining time."""
         assert self.ends_s is not None
         left_s = max(_LEAST_S, self.ends_s - time.monotonic())
         self._link._sock.settimeout(left_s)  # noqa: SLF001  redis-py has no public way to it
@@ -285,7 +285,8 @@ class Connection:
         commands. A new socket has no subscriptions.
 
         Raises:
-            AccessRefused: this user may not subscribe to some channel; the connection stays usable.
+            AccessRefused: this user is not allowed to subscribe to some channel; the connection
+                stays usable.
         """
         # Subscribe one by one, since a user may be refused one channel and allowed another.
         self._announce(
@@ -306,7 +307,7 @@ class Connection:
             return
         self.send([*named, ("PING",)])
         refusal = None
-        # Anything before the last answer is a refusal.
+        # Anything before the last reply is a refusal.
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
         if isinstance(refusal, AccessRefused):
@@ -319,8 +320,8 @@ class Connection:
     def messages(self, timeout_s: float = 0.0) -> list[Published]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
-        Return an empty list after the timeout. A silent loss of the other end looks the same, so
-        send a `PING` from time to time.
+        Return an empty list after the timeout. This also happens if the server has silently
+        gone, so send a `PING` from time to time.
 
         Raises:
             ConnectionLost: the server has hung up; messages published before the next subscription
@@ -345,7 +346,7 @@ class Connection:
                 self.close()
 
     def call(self, *command: Any) -> Any:
-        """Carry out one command and return its answer."""
+        """Carry out one command and return its reply."""
         return self.pipeline((command,))[0]
 
     def script(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -358,15 +359,15 @@ class Connection:
             return self.call("EVAL", script.source, len(keys), *keys, *args)
 
     def pipeline(self, commands: Sequence[Command], *, optional: int = 0) -> list[Any]:
-        """Carry out commands in one round trip and return their answers.
+        """Carry out commands in one round trip and return their replies.
 
-        All answers are read before the first error, if any, is raised, so the connection stays
+        All replies are read before the first error, if any, is raised, so the connection stays
         usable.
 
         Args:
             commands: the commands to carry out.
             optional: how many commands at the end may fail: for these, an error is returned in
-                place of an answer.
+                place of a reply.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -380,12 +381,12 @@ class Connection:
         return answers
 
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `pipeline`, but the error of a refused command is returned as its answer."""
+        """Like `pipeline`, but the error of a refused command is returned as its reply."""
         self.send(commands)
         return [_add_right(self.receive(command[0]), command) for command in commands]
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Write commands without waiting for the answers."""
+        """Write commands without waiting for the replies."""
         self.connect()
         if self.ends_s is not None:
             self._limit(self._left_s(str(commands[0][0])))
@@ -404,7 +405,7 @@ class Connection:
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next answer or, with `push`, the next push; `timeout_s` is for this read only.
+        """Read the next reply, or the next push if `push` is true; `timeout_s` is for this read.
 
         A refused command's error is returned; the error of a broken connection is raised.
         """
@@ -428,8 +429,8 @@ class Connection:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed before its answer arrived. The next caller would read that
-            # answer.
+            # The greenlet was killed before its reply arrived. The next caller would read that
+            # reply.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -465,7 +466,7 @@ class Connection:
         return pending is not None and bool(pending())
 
     def has_answer(self) -> bool:
-        """Return whether data can be read without waiting, or arrived with an earlier answer.
+        """Return whether data can be read without waiting, or arrived with an earlier reply.
 
         Raises:
             ConnectionLost: the server has hung up.
@@ -613,7 +614,7 @@ class Client:
             self._idle.put(None)
 
     def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
-        """Create redis-py's connection object, unopened; with `pushes`, it uses RESP3."""
+        """Create redis-py's connection object, unopened; if `pushes` is true, it uses RESP3."""
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s
@@ -630,10 +631,10 @@ class Client:
     ) -> Iterator[Connection]:
         """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
-        If all connections are in use, wait for one. With `patient` or without `timeout_s`, the time
-        starts again whenever a call of any caller succeeds. So hundreds of tasks that send at the
-        same time in a busy process wait for one another, and no call fails while the server
-        answers.
+        If all connections are in use, wait for one. If `patient` is true or no `timeout_s` is
+        given, the time starts again whenever a call of any caller succeeds. So hundreds of tasks
+        that send at the same time in a busy process wait for one another, and no call fails while
+        the server answers.
 
         Raises:
             ConnectFailed: no connection became free in time.
@@ -790,7 +791,7 @@ def _reply(exc: Exception, text: str) -> str:
 
 
 def _add_right(answer: Any, command: Command) -> Any:
-    """Return an answer; if it refuses the command, add the permission that the user lacks."""
+    """Return a reply; if it refuses the command, add the permission that the user lacks."""
     if not isinstance(answer, AccessRefused):
         return answer
     return _add_lacking_right(answer, _right(command, str(answer)))

@@ -46,8 +46,8 @@ TAKE_LIMIT = 1000
 # A take stops after this many bytes; a single message may be larger.
 TAKE_BYTES = 4_000_000
 
-# The server forgets an owner after a week of silence, which is far longer than a call can be
-# delayed or a process is likely to be cut off.
+# The server forgets an owner after a week without a call, which is far longer than a call can
+# be delayed or a process is likely to be cut off.
 KNOWN_S = 7 * 86400
 
 # The maximum number of messages in one call that sends them from the worker, so that the call takes
@@ -55,7 +55,7 @@ KNOWN_S = 7 * 86400
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
-# How long one BLMOVE blocks. Network devices that drop silent connections allow silences this long.
+# How long one BLMOVE blocks. Network devices that drop idle connections keep them for this long.
 _BLOCK_S = 60
 
 # How long a take may last before its connection is considered dead.
@@ -94,7 +94,7 @@ class Delivery(NamedTuple):
 
 
 def tag_number(tag: str) -> int:
-    """Return the number in one of our tags; an owner's messages are ordered by it."""
+    """Return the number in one of greenq's tags; an owner's messages are ordered by it."""
     return int(tag.rpartition(":")[2])
 
 
@@ -181,7 +181,7 @@ class Fetcher:
     """The part of one worker incarnation that takes messages; one greenlet takes and waits.
 
     Delivery tags are ``<owner>:<number>``. A take names the number of its first tag, so a take
-    repeated after a lost answer returns the messages that the first take reserved. Each call also
+    repeated after a lost reply returns the messages that the first take reserved. Each call also
     has a number of its own, so a call that arrives after a later call takes nothing.
 
     The queues may change during a take or a wait. Each take or wait uses a plan prepared
@@ -223,7 +223,7 @@ class Fetcher:
         # The first turn of the next take; negative if the queues have no turns.
         self._turn = 0 if rotate else -1
         self._plan = self._make_plan(queues)
-        # The first connection does the takes, and waits on the first queue.
+        # The first connection takes messages, and waits on the first queue.
         self._connection = client.connection(timeout_s=_ANSWER_S)
         # The queues that the last wait set up its connections for.
         self._arranged: tuple[str, ...] = ()
@@ -274,7 +274,7 @@ class Fetcher:
     def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        If `most` is 0, return only messages whose reservations were lost with an answer.
+        If `most` is 0, return only messages whose reservations were lost with a reply.
 
         Raises:
             OperationalError: no message is lost; the next call returns those that this call
@@ -415,8 +415,8 @@ class Fetcher:
     def wake(self, *, look: bool = False) -> None:
         """End the wait in progress, if any. Switches: yes.
 
-        With `look`, the wait reports that a take may find messages; if no wait is in progress, the
-        next one ends immediately.
+        If `look` is true, the wait reports that a take may find messages; if no wait is in
+        progress, the next one ends immediately.
         """
         self._look = self._look or look
         self._wake_others(None)
@@ -467,7 +467,7 @@ class Fetcher:
             answer = self._receive(waiter)
         finally:
             waiter.ended.set()
-            # When one wait ends, for any reason, all the others must end too.
+            # When one wait ends, for any reason, all other waits must end too.
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
@@ -485,7 +485,7 @@ class Fetcher:
         connection = waiter.connection
         limit_s = _BLOCK_S + _GRACE_S
         if self._woken:
-            # End the BLMOVE, unless its answer has arrived or is in transit.
+            # End the BLMOVE, unless its reply has arrived or is in transit.
             for pause_s in _pauses():
                 if connection.has_answer() or self._unblock(waiter):
                     break
@@ -517,7 +517,7 @@ class Fetcher:
                 return
 
     def _end(self, waiter: _Waiter) -> bool:
-        """End a BLMOVE from outside; return True if its greenlet has read the answer.
+        """End a BLMOVE from outside; return True if its greenlet has read the reply.
 
         Raises:
             OperationalError: the server could not be reached.
@@ -544,7 +544,7 @@ class Fetcher:
 
 
 def _pauses() -> Iterator[float]:
-    """Yield growing pauses while an answer is in transit, up to a total of `_GRACE_S`."""
+    """Yield growing pauses while a reply is in transit, up to a total of `_GRACE_S`."""
     pause_s, left_s = _RETRY_FIRST_S, _GRACE_S
     while left_s > 0:
         yield pause_s

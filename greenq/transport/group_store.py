@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _REPORT = load_script("processes_report")
 _MARK = load_script("processes_mark")
 
-# How many intervals, and at least how many seconds, pass until a silent leader is replaced and a
-# silent process is no longer counted.
+# How many intervals, and at least how many seconds, pass without a report until a leader is
+# replaced and a process is no longer counted.
 _SILENT_INTERVALS: Final = 4
 _SILENT_S: Final = 6.0
 

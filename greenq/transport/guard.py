@@ -140,7 +140,7 @@ class PlainConnection:
             raise
 
     def call(self, *command: object) -> bytes:
-        """Send a command that has a one-line answer; return the line without its type mark."""
+        """Send a command that has a one-line reply; return the line without its type mark."""
         parts = [str(part).encode("utf-8", "surrogateescape") for part in command]
         text = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), text))
@@ -170,7 +170,7 @@ class Lease:
     """The worker's lease on the server; the guard connects only when it has to act."""
 
     def __init__(self, description: bytes) -> None:
-        """Keep the line of JSON that `greenq.watchdog.guard_process` has written."""
+        """Store the line of JSON that `greenq.watchdog.guard_process` has written."""
         self._description = description
         self._connection: Any = None
         self._run: Callable[[str, tuple[object, ...]], int] | None = None

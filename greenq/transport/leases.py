@@ -60,7 +60,7 @@ class Renewal(NamedTuple):
             this owner, because the owner is new or the server has lost its data.
         question: the challenge that the owner must then return when it registers.
         relays: True if this worker should relay messages from lists that no worker is waiting on.
-        lead: the answer to its beat; None if the beat has not asked, or was refused.
+        lead: the reply to its beat; None if the beat has not asked, or was refused.
     """
 
     held: bool
@@ -114,7 +114,7 @@ class Leases:
         Args:
             queues: the queues that this worker takes from, and whose parked messages it promotes.
             lease_s: how long a lease holds after its renewal.
-            visibility_timeout_s: how old records that no lease covers are when they are requeued.
+            visibility_timeout_s: the age at which records that no lease covers are requeued.
             recovery: recovers messages that other workers have left behind.
         """
         self.connection = connection
@@ -135,8 +135,8 @@ class Leases:
         If a queue is dropped, its parked messages are promoted by other workers that take from it.
         """
         self._looks = self._looks_at(queues)
-        # The order is the reverse of that in `relay`. The server has not announced any change to
-        # the new lists yet.
+        # Set the lists before `noticed`: `relay` first resets `noticed`, then reads the lists. The
+        # server has not announced any change to the new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:

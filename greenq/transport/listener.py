@@ -76,8 +76,8 @@ class ChannelListener:
     def __init__(self, client: Client, silence_s: float) -> None:
         """Prepare; the connection and the thread start with the first wait.
 
-        After `silence_s` seconds of silence, the thread checks the connection with a PING. If no
-        answer comes within the client's timeout, it considers the connection dead.
+        If nothing arrives for `silence_s` seconds, the thread checks the connection with a PING. If
+        no reply comes within the client's timeout, it considers the connection dead.
         """
         self._client = client
         self._silence_s = silence_s
@@ -90,8 +90,8 @@ class ChannelListener:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # The lock protects the listeners of each channel, and the changes after the thread last
-        # checked.
+        # The lock protects the listeners of each channel, and the changes made since the
+        # thread last checked.
         self._channels: dict[str, list[Ear]] = {}
         self._changes: list[tuple[str, ...]] = []
         self._thread: threading.Thread | None = None
@@ -198,7 +198,7 @@ class ChannelListener:
         self._heard_s = time.monotonic()
 
     def _turn(self, connection: Connection, wakeups: socket.socket) -> bool:
-        """Send the changes, then read the answers; return True if answers arrived."""
+        """Send the changes, then read the replies; return True if any arrived."""
         with self._lock:
             changes, self._changes = self._changes, []
             self._lingers = self._heard_message
@@ -207,8 +207,8 @@ class ChannelListener:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # After a long silence, a dead server does not answer the PING, and the read times out.
-            # Callers that start to wait in the meantime do not show that the connection works.
+            # A dead server does not answer the PING, and the read times out. That callers have
+            # begun to wait in the meantime does not show that the connection works.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True
@@ -225,7 +225,7 @@ class ChannelListener:
         return heard
 
     def _hear(self, answer: Any) -> None:
-        """Pass a pub/sub answer to its listeners."""
+        """Pass a pub/sub message or confirmation to its listeners."""
         if isinstance(answer, OperationalError):
             raise answer
         self._heard_s = time.monotonic()

@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# After this much silence, all workers except busy ones have replied.
+# If no reply has arrived for this long, all workers except busy ones have replied.
 _QUIET_S = 0.05
 
 # How long Celery processes must leave the requester's binding alone. The figure is Celery's own.
@@ -272,7 +272,7 @@ class Mailbox:
     ) -> Iterator[Reply]:
         """Yield the replies to a request as they arrive, until the timeout.
 
-        The replies also end if none has arrived for a moment and `may_end` agrees.
+        The generator also stops if no reply has arrived for a moment and `may_end` agrees.
         """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s

@@ -141,7 +141,7 @@ def _parse_queues(text: Any) -> list[str] | None:
 def _parse_strangers(members: list[bytes] | OperationalError, sep: str) -> set[str]:
     """Parse the nodes that are bound to the command exchange, as Celery's workers are."""
     if isinstance(members, OperationalError):
-        # If this user may not check, assume that a Celery worker exists.
+        # If this user is not allowed to check, assume that a Celery worker exists.
         return {""}
     queues = (member.decode(errors="replace").rpartition(sep)[2] for member in members)
     return {queue.removesuffix(f".{EXCHANGE}") for queue in queues}

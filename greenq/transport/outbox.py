@@ -89,7 +89,7 @@ class Outbox(StartStopPart):
         # events. `_has_events` says whether there are any.
         self.collect: Callable[[], Sequence[Publication]] = tuple
         self._has_events = False
-        # If not None, each write adds the lists that it pushes messages to.
+        # If this is a set, each write adds to it the keys of the lists that it pushes messages to.
         self.pushed_to: set[str] | None = None
         # For the outbox's own greenlet only: the entries of the current write that have not sent
         # their pushes.

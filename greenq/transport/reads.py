@@ -23,7 +23,7 @@ _TURN: Final = object()
 
 
 class _Read:
-    """A caller's read: its key, and where the answer, or the turn to read, arrives."""
+    """A caller's read: its key, and where the reply, or the turn to read, arrives."""
 
     __slots__ = ("answer", "key")
 
@@ -36,11 +36,11 @@ class Reads:
     """Reads one key for each of many callers, with few commands and few connections.
 
     A few callers read at a time. The keys of callers that arrive in the meantime are collected. The
-    caller whose turn is next reads these keys in one round trip and distributes the answers.
+    caller whose turn is next reads these keys in one round trip and distributes the replies.
     """
 
     def __init__(self, read: Callable[[Sequence[str], float], list[Any]]) -> None:
-        """Read with `read`, which returns an answer or an error for each key in the given time."""
+        """Read with `read`, which returns a reply or an error for each key in the given time."""
         self._read = read
         self._lock = threading.Lock()
         self._reset()

@@ -304,7 +304,7 @@ class Recovery:
             return self._bury(tag, queue, message, f"its record is not a message: {exc}", None)
 
     def _freed(self, held: Held) -> Continuation | None:
-        """Let others complete the chord of a message whose worker has died.
+        """Let other workers complete the chord of a message whose worker has died.
 
         The message's part may have been the last one of the chord. In that case its claim would
         keep Celery's workers from completing the chord.

@@ -123,7 +123,7 @@ class ClaimOutcome(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """The server's answer to a beat that asks for the lead.
+    """The server's reply to a beat that asks for the lead.
 
     Attributes:
         now: the server's time, in microseconds.
@@ -154,7 +154,7 @@ class LeadCall(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A line of the history; times are in unix microseconds."""
+    """A record of the history; times are in unix microseconds."""
 
     due: int
     sent: int
@@ -195,7 +195,7 @@ class ScheduleStore:
     def claim(self, claims: Sequence[DueClaim]) -> tuple[int, list[ClaimOutcome]]:
         """Claim at most `MOST_CLAIMS` due times; return the server's time and the outcome of each.
 
-        Repeating a call whose answer was lost sends nothing twice.
+        Repeating a call whose reply was lost sends nothing twice.
         """
         keys = [self._keys.beat_states, self._keys.beat_paused, self._keys.beat_history]
         args: list[Any] = [MOST_HISTORY]
@@ -269,7 +269,7 @@ class ScheduleStore:
         return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
 
     def history(self, limit: int) -> list[Sent]:
-        """Return the lines of the history, newest first."""
+        """Return the records of the history, newest first."""
         lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
         found = []
         for line in lines:

@@ -42,7 +42,8 @@ INDEX = "INDEX "
 ACKNOWLEDGE: Final = "a"
 # The message is acknowledged before its run; a stub remains, which the outcome will belong to.
 BEGIN: Final = "b"
-# The same for a message of a workflow, whose record also remains, since others wait for its end.
+# The same for a message of a workflow, whose record also remains, since other tasks
+# wait for its end.
 BEGIN_STEP: Final = "e"
 # The message goes back to its queue, unless it has begun.
 REQUEUE: Final = "g"
@@ -103,7 +104,7 @@ class Settlement:
         about: object = None,
         workflow: Continuation | None = None,
     ) -> None:
-        """Keep the parts; if there is no move or other action, the message is acknowledged."""
+        """Store the parts; if there is no move or other action, the message is acknowledged."""
         self.tag = tag
         self.action: Action = MOVE if move and action != REQUEUE else action
         self.result = result
@@ -173,8 +174,8 @@ def settle_arguments(
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of `SETTLE`; without a fence there are only states.
 
-    A call with only states uses no other keys, so it suits a server that stores only results. With
-    `looks`, no chord is cleared yet.
+    A call with only states uses no other keys, so it suits a server that stores only results. If
+    `looks` is true, no chord is cleared yet.
     """
     goals: dict[str, int] = {}
     results: list[str] = []

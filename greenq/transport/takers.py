@@ -38,8 +38,8 @@ class Takers:
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet.
 
-        `ask_at_s` is public to keep the path of a send short. Until the time that it holds for a
-        queue, by `clock`, there is no question about that queue.
+        `ask_at_s` is public so that a send takes less time. A queue is not asked about
+        before the time that it holds for that queue, by `clock`.
         """
         self._keys = keys
         self.clock = clock
@@ -67,7 +67,7 @@ class Takers:
         If there are no workers, for example before the first one starts, log nothing.
         """
         if isinstance(answer, AccessRefused):
-            # This user may only send, so do not ask again.
+            # This user is only allowed to send, so do not ask again.
             self._may_ask = False
         if isinstance(answer, OperationalError):
             _log.debug("could not find out which workers take from queue %s: %s", queue, answer)

@@ -28,7 +28,7 @@ KIND_FINAL: Final = "f"
 # The failure of a message that could not run. It replaces no final state, since its id may be that
 # of another task.
 KIND_UNRUN: Final = "u"
-# A state before the end.
+# A state that is not final.
 KIND_PASSING: Final = "n"
 
 # How the parts of a chord are kept: by their places in a zset, or as they arrive in a list.
@@ -113,7 +113,7 @@ class Noted(NamedTuple):
         state: the letter of the task's new state (`greenq.canvas.nodes`), or ``+`` when the sending
             of a part of the workflow begins, and ``-`` when it ends.
         times: when the task began and ended, in unix seconds, and its worker, if known.
-        node: the rest of the node, as text; the first text that is not empty is kept.
+        node: the other data of the node, as text; the first text that is not empty is kept.
         kept: the task's message, for a retry; "" for none.
     """
 
@@ -182,7 +182,7 @@ class Continuation:
         complete: Callable[[Any], object] | None = None,
         refused: Callable[[Any, str], object] | None = None,
     ) -> None:
-        """Keep the lists; a list that is not given is empty.
+        """Store the lists; a list that is not given is empty.
 
         Nothing is created for a list that is not given: a thousand parts of a chord that end
         together would have nine thousand empty lists, which the garbage collector would traverse
@@ -212,7 +212,7 @@ class Continuation:
     ) -> None:
         """Append the script's arguments, and add to the names of the goals and the keys of states.
 
-        With `looks`, chords are not cleared yet.
+        If `looks` is true, chords are not cleared yet.
         """
         write = arguments.extend
         for listed in (self.adds, self.parts):

@@ -151,7 +151,7 @@ class Workflows:
 
         Returns:
             An empty string if the chord is prepared. Otherwise nothing was done, and the result is
-            the claim of the part that is completing the chord at this moment, or ``done`` if a part
+            the claim by the part that is completing the chord at this moment, or ``done`` if a part
             has ended since the states were read.
         """
         args: list[object] = [size, failed[0].rule[0], seconds, len(failed), left]

@@ -1,4 +1,4 @@
-"""The lead of the worker's beat, which is asked for with the renewals of the lease.
+"""The lead of the worker's beat, which each renewal of the lease asks for.
 
 A separate `greenq beat` asks the server every second who leads and whether entries have changed. In
 a worker, the renewal of the lease, which is a call that is made anyway, also asks who leads, and
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Beats see changes within this time, even if the server does not announce them. They do not look
+# Beats see changes within this time, even if the server does not announce them. They do not check
 # more often, since reading all entries takes a long time.
 _SEEN_S = 1.0
 
@@ -61,7 +61,7 @@ class BeatLead:
         self._news = Event()
         self._is_over = False
         # Only the watchdog thread uses the next three: whether the last renewal asked, whether the
-        # server announces changes, and the earliest time to look for them.
+        # server announces changes, and the earliest time to check for them.
         self._is_asked = False
         self._is_told = True
         self._look_s = -math.inf
@@ -71,7 +71,7 @@ class BeatLead:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """Ask with each renewal from now on; `lead` is what the server has just answered."""
+        """Ask with each renewal from now on; `lead` is what the server has just replied."""
         if self._is_over:
             return
         now_s = self._clock()
@@ -118,7 +118,7 @@ class BeatLead:
         return call._replace(term_s=left_s) if self._is_asked else None
 
     def renewed(self, renewal: Renewal) -> None:
-        """Note the answer to a renewal."""
+        """Store the answer to a renewal."""
         if not self._is_asked:
             return
         if renewal.lead is None:
@@ -135,12 +135,12 @@ class BeatLead:
 
     @property
     def look_s(self) -> float:
-        """When to look for what has changed; infinite if nothing has."""
+        """When to check what has changed; infinite if nothing has."""
         is_changed = self._call is not None and self._leases.connection.changed
         return self._look_s if is_changed else math.inf
 
     def look(self) -> bool:
-        """Read the number of changes, and be told of the next; False if the connection is lost."""
+        """Read the number of changes, and request the next announcement; False if disconnected."""
         call, answer = self._call, self._answer
         self._look_s = self._clock() + _SEEN_S
         if call is None or answer is None:
@@ -159,7 +159,7 @@ class BeatLead:
             self._is_told = True
             lead, at_s = answer
             if changes != lead.changes:
-                # The answer about who leads is as old as before.
+                # Only the number of changes is new; the rest of the answer is as old as before.
                 self._answer = lead._replace(changes=changes), at_s
                 self._tell()
         return True

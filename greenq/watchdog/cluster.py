@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The hub counts as blocked for messages that must be answered if it has neither begun a message nor
-# answered a ping for this long.
+# For messages that must be answered, the hub counts as blocked if it has neither begun a message
+# nor answered a ping for this long.
 _PATIENCE_S = 0.05
 
 
@@ -62,12 +62,12 @@ class ClusterLink:
         return min(self.heartbeats.latest_s, self._impatient_s())
 
     def reconnected(self) -> None:
-        """Note that the connection is new and has no subscriptions."""
+        """Record that the connection is new and has no subscriptions."""
         self.subscriber.reconnected()
         self._is_refused = False
 
     def refused(self, why: object) -> None:
-        """Log, once for each connection, that this worker may not listen or publish."""
+        """Log, once for each connection, that this worker is not allowed to listen or publish."""
         level = logging.DEBUG if self._is_refused else logging.WARNING
         self._is_refused = True
         _log.log(level, "this worker is not a full member of its cluster: %s", why)
@@ -82,8 +82,8 @@ class ClusterLink:
         self.is_behind = False
         has_called = True
         try:
-            # Messages that arrived together with an answer have already been read, and no wait
-            # would report them.
+            # Messages that arrived together with a reply have already been read from the socket, so
+            # a wait would not report them.
             while has_called and connection.connected:
                 has_called = False
                 if self.subscriber.poll(connection):

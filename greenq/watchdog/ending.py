@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long requeueing the messages at the end may take.
+# How long requeueing the messages may take when a worker ends.
 LEAVE_S = 10.0
 
 # How long writing the last log line may take; then the kernel ends the process.
@@ -43,16 +43,18 @@ class Ending:
 
     def leave(self) -> None:
         """Requeue messages that the server still holds for this owner, then give up its lease."""
-        # Try again over new connections: messages not requeued here count as lost by a death.
+        # If that fails, try again over new connections: messages that are not requeued here count
+        # as those of a dead worker.
         if not self._left():
             self._left(is_last=True)
 
     def abandon(self, why: str, *, by_task: bool = False) -> None:
         """End the process without its hub.
 
-        With `by_task`, its messages are recovered like those of a dead worker, so that the death
-        counts against the tasks that were running: a task that blocks every worker must not be
-        requeued endlessly. Without it, an operator requested the end, and no death is counted.
+        If `by_task` is true, the worker's messages are recovered like those of a dead worker, so
+        that the death counts against the tasks that were running: a task that blocks every worker
+        must not be requeued endlessly. Otherwise, an operator asked the worker to end, and no death
+        is counted.
         """
         # If anything hangs after this point, such as a server or an unread log pipe, the kernel
         # ends the process.
@@ -67,7 +69,11 @@ class Ending:
         if not by_task:
             self.leave()
         signal.alarm(_LAST_WORDS_S)
-        how = "others will run its messages" if by_task else "its messages are back on their queues"
+        how = (
+            "other workers will run its messages"
+            if by_task
+            else "its messages are back on their queues"
+        )
         self._hub_thread.log(logging.CRITICAL, "%s: the worker ends now, and %s%s", why, how, text)
         self._rescue.end_process()
 

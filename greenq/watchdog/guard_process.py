@@ -203,7 +203,7 @@ class GuardProcess:
             os.close(pipe)
 
     def forget(self) -> None:
-        """Close the pipe in a forked child, where it would make the parent seem to be alive."""
+        """Close the pipe in a forked child, where an open pipe would make the parent seem alive."""
         self._is_over = True
         self._close()
 

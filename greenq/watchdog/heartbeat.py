@@ -29,7 +29,7 @@ class HeartbeatSchedule:
     def __init__(
         self, monitor: HubMonitor, *, renew_every_s: float, clock: Callable[[], float]
     ) -> None:
-        """Start without a heartbeat; the lease is renewed every `renew_every_s`."""
+        """Create a schedule without a heartbeat; the lease is renewed every `renew_every_s`."""
         self._monitor = monitor
         self._renew_every_s = renew_every_s
         self._clock = clock
@@ -39,7 +39,7 @@ class HeartbeatSchedule:
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish `beat` from now on, starting immediately; None means nothing. For any thread.
+        """Publish `beat` from now on, starting immediately; None stops it. For any thread.
 
         Each heartbeat is sent with the renewal of the lease that is closest in time, if there is
         one.

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchLimits:
-    """How long things take, or may take.
+    """Durations and time limits.
 
     Attributes:
         lease_s: how long a lease holds.
         visibility_timeout_s: the visibility timeout of the fleet.
         blocked_after_s: how long the hub may be blocked before that is logged.
         blocked_limit_s: how long the hub may be blocked before the process is ended; 0 means
-            without limit.
+            no limit.
     """
 
     lease_s: float

@@ -138,7 +138,7 @@ class HubMonitor:
             _log.info("messages that have not begun here wait until the hub runs again: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
-        """Log a lasting blocker again; end the process if the hub is blocked for too long."""
+        """Log again what blocks the hub; end the process if the hub is blocked for too long."""
         if 0 < self._blocked_limit_s <= blocked.for_s:
             self._ending.abandon(
                 f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "
@@ -158,7 +158,7 @@ class HubMonitor:
 
 
 def _next_naming_s(blocked_s: float) -> float:
-    """Return after how many blocked seconds to log a blocker again."""
+    """Return after how many seconds in total to log again what blocks the hub."""
     for due_s in _NAMED_AGAIN_S:
         if blocked_s < due_s:
             return due_s

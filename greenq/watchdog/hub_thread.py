@@ -48,7 +48,7 @@ class HubThread:
         Args:
             blocking_task: names the task that a frame of the hub's thread belongs to; None if the
                 frame belongs to no task.
-            all_stacks: returns the stacks of all greenlets and threads. Without it, `stacks`
+            all_stacks: returns the stacks of all greenlets and threads; if None, `stacks`
                 returns the stack of the hub's thread alone.
         """
         self._blocking_task = blocking_task

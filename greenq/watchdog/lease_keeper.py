@@ -85,7 +85,7 @@ class LeaseKeeper:
         return self.held
 
     def renew(self, now_s: float) -> Renewal:
-        """Renew the lease, over a new connection if necessary; return the server's answer.
+        """Renew the lease, over a new connection if necessary; return the server's reply.
 
         Raises:
             OperationalError: the server could not be reached, or refuses.
@@ -102,8 +102,8 @@ class LeaseKeeper:
             would_relay=self._is_waiting(),
             lead=self._beat_lead.call(now_s),
         )
-        # The clock is read before any other call, which would take time. A slow answer contains the
-        # server's time when it was sent, not the present time.
+        # The clock is read before any other call, which would take time. A slow reply contains the
+        # server's time when the reply was sent, not the present time.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:

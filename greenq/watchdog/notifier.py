@@ -35,7 +35,7 @@ class Notifier:
         if renewal.paused != self._state.paused:
             self._hub.spawn_soon(partial(self._calls.paused, renewal.paused), name="pause queues")
         # If the second condition is true, the server has assigned tags to messages that this worker
-        # does not know, because an answer was lost.
+        # does not know, because a reply was lost.
         if renewal.work or renewal.first_unused > self._holdings.first_unused():
             self.look_for_work()
 

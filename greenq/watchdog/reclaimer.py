@@ -13,9 +13,9 @@ class Reclaimer:
     """Finds messages whose owner is dead or does not know of them, and requeues them.
 
     1. Messages of owners whose lease has expired, or whose process on this machine has ended. These
-       are not requeued directly after an outage of the server, when other workers may still be
-       coming back.
-    2. Messages that the server gave to this worker in an answer that was lost with a connection.
+       are not requeued immediately after an outage of the server, when other workers may still be
+       reconnecting.
+    2. Messages that the server gave to this worker in a reply that was lost with a connection.
     3. Messages of Celery workers that no longer renew their scores. The scores of this worker's own
        records are renewed often enough for Celery workers on the same queues.
     """
@@ -45,7 +45,7 @@ class Reclaimer:
         self.forgotten: set[str] = set()
 
     def connected(self, now_s: float) -> None:
-        """Decide from when on an ended lease means a dead owner."""
+        """Set the time from which an ended lease means a dead owner."""
         if self._was_connected:
             grace_s = self._lease_s
             self.looks, self.forgotten = 2, set()
@@ -64,7 +64,7 @@ class Reclaimer:
     def failed(self) -> None:
         """Record that the server could not be reached."""
         if not self._was_connected:
-            # If a worker starts during an outage, the other workers are not dead but also cut off.
+            # If a worker starts during an outage, the other workers are not dead, but cut off too.
             self._was_away = True
 
     def lost(self, now_s: float) -> None:

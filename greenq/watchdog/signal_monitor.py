@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from greenq.watchdog.hub_monitor import HubMonitor
     from greenq.watchdog.hub_thread import HubThread
 
-# The urgency of each signal; once the sum reaches two, the process ends with or without its hub.
+# The urgency of each signal. Once the sum of the urgencies reaches two, the process ends with or
+# without its hub.
 _STOPPING: dict[int, int] = {signal.SIGTERM: 1, signal.SIGINT: 1, signal.SIGQUIT: 2}
 
 # How long the hub gets to stop by itself when the worker must end immediately.

@@ -26,7 +26,7 @@ class SilenceMonitor:
         now_s: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
-        """Report silences.
+        """Report silences: periods in which no Python code ran.
 
         Args:
             hub_thread: shows what the hub was doing.
@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait; log if no Python code ran for far longer; True if it must end."""
+        """Let `thread` wait; log if no Python code ran for far longer; True if the thread ends."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s

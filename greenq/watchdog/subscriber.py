@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How many messages may wait for the hub, and how many bytes; beyond that, the oldest are dropped.
+# How many messages may wait for the hub, and how many bytes; if more arrive, the oldest are
+# dropped.
 _WAITING = 10_000
 _WAITING_BYTES = 32 * 1024 * 1024
 
@@ -121,14 +122,14 @@ class Subscriber:
     # --- watchdog thread --------------------------------------------------------------------------
 
     def reconnected(self) -> None:
-        """Note that the connection is new and has no subscriptions."""
+        """Record that the connection is new and has no subscriptions."""
         self._subscribed.clear()
 
     def poll(self, connection: Connection) -> bool:
         """Update the subscriptions and queue published messages; return True if any may be urgent.
 
         Raises:
-            OperationalError: the connection is lost, or this user may not subscribe.
+            OperationalError: the connection is lost, or this user is not allowed to subscribe.
         """
         channels = self._channels
         wanted = {each.name for each in channels}
@@ -167,7 +168,7 @@ class Subscriber:
         """Answer the waiting messages that do not need the hub.
 
         Raises:
-            OperationalError: the connection is lost, or this user may not answer.
+            OperationalError: the connection is lost, or this user is not allowed to answer.
         """
         for message in self._waiting:
             if not message.offered:

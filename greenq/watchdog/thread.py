@@ -205,7 +205,7 @@ class Watch(StartStopPart):
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()
-        # A published message may have arrived together with an answer.
+        # A published message may have arrived together with a reply.
         if self._clock() >= self._parked.due_s:
             self.promote()
             published = True
@@ -225,7 +225,7 @@ class Watch(StartStopPart):
             self._leases.recovery.step()
 
     def renew(self) -> None:
-        """Renew the lease, and pass the server's answer to each duty."""
+        """Renew the lease, and pass the server's reply to each duty."""
         now = self._clock()
         try:
             renewal = self.lease.renew(now)
@@ -239,7 +239,7 @@ class Watch(StartStopPart):
             self.beat_lead.failed()
             self.reclaimer.failed()
             if isinstance(exc, TransportTimeout):
-                # The hub notices a closed connection by itself, but not a silent one.
+                # The hub notices a closed connection by itself, but not one that has died silently.
                 self._notifier.look_for_server()
 
     def promote(self) -> None:

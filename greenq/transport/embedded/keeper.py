@@ -116,7 +116,7 @@ def try_lock(fd: int, kind: int) -> bool:
 
 
 def ask(socket_path: Path, command: str, timeout_s: float) -> str:
-    """Send one command without arguments; return the first line of the answer, or "" if none comes.
+    """Send one command without arguments; return the first line of the reply, or "" if none comes.
 
     A ready server answers PING with ``+PONG``; a server that is loading its data answers with an
     error.

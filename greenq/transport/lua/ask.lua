@@ -7,8 +7,8 @@
 -- Reply the number of subscribers
 local time = redis.call('TIME')
 local ends = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[3])
--- Requesters that died have left their bindings behind. Beyond the limit, remove an arbitrary binding, which is almost
--- certainly such a leftover. A user who may not remove bindings can still send the request.
+-- Requesters that died have left their bindings behind. If there are too many, remove arbitrary ones, which are almost
+-- certainly such leftovers. A user who is not allowed to remove bindings can still send the request.
 local bound = redis.call('SCARD', KEYS[1])
 if bound >= tonumber(ARGV[4]) then redis.pcall('SPOP', KEYS[1], bound - tonumber(ARGV[4]) + 1) end
 redis.call('SADD', KEYS[1], ARGV[1])

@@ -16,7 +16,8 @@ if not known or tonumber(known) < ends then
 end
 local overdue = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, tonumber(ARGV[6]))
 for _, exchange in ipairs(overdue) do
-  -- A single permanent queue is enough to keep the exchange. A user who may not remove bindings leaves this to others.
+  -- A single permanent queue is enough to keep the exchange. A user who is not allowed to remove bindings
+  -- leaves this to others.
   local stays = redis.pcall('EXISTS', ARGV[5] .. exchange)
   if stays == 0 then stays = redis.pcall('DEL', ARGV[4] .. exchange) end
   if type(stays) == 'number' then redis.call('ZREM', KEYS[2], exchange) end

@@ -1,6 +1,6 @@
--- Renews a worker's lease and publishes its heartbeat if one is due. Returns information about this worker, others, and
--- work: which leases have ended by the server's clock, whether there are messages, and when the next parked ETA is due.
--- For a worker with a beat, it also does what beat_lead.lua does for a separate beat.
+-- Renews a worker's lease and publishes its heartbeat if one is due. Returns information about this worker, other
+-- workers and work: which leases have ended by the server's clock, whether there are messages, and when the next parked
+-- ETA is due. For a worker with a beat, it also does what beat_lead.lua does for a separate beat.
 --
 -- KEYS  1 the leases: a zset, member a worker incarnation, score when its lease ends (unix seconds);
 --       2 the owner: a hash; 3 the paused queues: a hash, whose fields are their names;
@@ -28,7 +28,7 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now), 'LIMIT', 0, 100)
--- A key of the wrong type, or one that this user may not read, must not cost the worker its lease.
+-- A key of the wrong type, or one that this user is not allowed to read, must not cost the worker its lease.
 local paused = redis.pcall('HKEYS', KEYS[3])
 local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0
@@ -60,7 +60,7 @@ elseif ARGV[4] == '1' and (not relay or relay == ARGV[1]) then
   redis.pcall('SET', KEYS[4], ARGV[1], 'PX', math.floor(tonumber(ARGV[2]) * 1000))
   relays = 1
 end
--- An error with the keys of the beat must not do so either.
+-- Nor must an error with the keys of the beat cost the worker its lease.
 local lead = {}
 if ARGV[8] then
   local leader, changes = redis.pcall('GET', KEYS[last + 1]), redis.pcall('GET', KEYS[last + 2]) or '0'

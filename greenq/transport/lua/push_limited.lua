@@ -3,7 +3,7 @@
 --
 -- KEYS  1 the list to push to, 2… all lists of the queue
 -- ARGV  1 the maximum number of messages that may wait, 2… the messages
--- Reply how many messages waited before; the negative of that minus one if the new ones were not pushed
+-- Reply how many messages waited before; -1 minus that number if the new ones were not pushed
 local waiting = 0
 for i = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
 if waiting + #ARGV - 1 > tonumber(ARGV[1]) then return -1 - waiting end

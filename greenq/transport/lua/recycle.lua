@@ -1,6 +1,6 @@
 -- Lets a worker of a group restart, unless too many of the group are restarting.
 --
--- KEYS  1 the restarting workers: a zset, member a node name, score until when each is counted (unix seconds)
+-- KEYS  1 the restarting workers: a zset, member a node name, score the time until which each is counted (unix seconds)
 -- ARGV  1 the calling node, 2 how many may restart at once, 3 how many seconds its restart is counted
 -- Reply {} if it may restart; otherwise the restarting nodes
 --

@@ -24,7 +24,7 @@ for i = 7, stubs - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], score, ARGV[i])
 end
--- A tag may have a record from this call, or from a portion before its task ended. It then gets no stub as well: a move
+-- A tag may have a record from this call, or from a portion before its task ended. In that case it gets no stub: a move
 -- would end only one of the two, and a late repetition would find the other.
 for i = stubs, #ARGV do
   if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then redis.call('SADD', KEYS[4], ARGV[i]) end

@@ -5,7 +5,8 @@
 -- Reply how many messages were relayed
 --
 -- If the first list of a queue is empty, the queue's next message is moved there, and the server gives it to the worker
--- that has waited longest. If that list is not empty, workers are about to take from it and will also check the others.
+-- that has waited longest. If that list is not empty, workers are about to take from it and will also check the
+-- other lists.
 local steps, moved = tonumber(ARGV[1]), 0
 for first = 1, #KEYS, steps do
   if redis.call('TYPE', KEYS[first]).ok == 'none' then

@@ -24,7 +24,7 @@ if surplus > 0 then
   redis.call('ZREM', KEYS[1], unpack(redis.call('ZRANGE', KEYS[1], 0, math.min(surplus, 2000) - 1)))
 end
 local function usage()
-  -- If the user may not measure memory, only the number of members is limited.
+  -- If the user is not allowed to measure memory, only the number of members is limited.
   return tonumber(redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)) or 0
 end
 while is_long and usage() > tonumber(ARGV[3]) do

@@ -11,7 +11,7 @@
 --       for each ending: its head; the encoded state, if it has one; and if it is a move, the number of its goal,
 --         what to do there, and the text. What to do is 'next' (RPUSH: taken next), 'last' (LPUSH: taken last),
 --         a score (ZADD), or 'dead', bytes, seconds and a time: LPUSH, then drop the oldest letters, that is, those
---         beyond the maximum length, those beyond these bytes of memory, and those buried before that time; the list
+--         that exceed the maximum length or these bytes of memory, and those buried before that time; the list
 --         expires when no letter arrives for these seconds, unless they are 0. An ending with a capital letter is
 --         followed by its workflow, see below;
 --       for each publication: channel and text;
@@ -42,7 +42,7 @@
 --   n      KIND_PASSING  a state that is not final
 --
 -- An ending acts only if its tag is held, that is, if the record exists or, for the owner, the stub. So a call can be
--- repeated if its answer was lost, and a call that arrives late has no effect. A message that was not held now belongs
+-- repeated if its reply was lost, and a call that arrives late has no effect. A message that was not held now belongs
 -- to another worker, which decides about its state; only a success is still stored, unless a final state exists, since
 -- the work was done. A stored success is never replaced. A message without a tag has no record: its final state is
 -- stored, while its other states replace no final state. The failure of a message that could not run replaces no
@@ -57,20 +57,20 @@
 --   states  of other tasks: kind and seconds, and the state; its key is among KEYS, after that of the ending
 --   pushes  the number of the goal, 'next' or 'last', the text; or a channel, 'all', the text, which is published
 --   seals   chords that begin: the group's key, the size, seconds
---   clears  chords whose body is sent or has failed: the group's key, the claim of the last part, and how many seconds
+--   clears  chords whose body is sent or has failed: the group's key, the claim by the last part, and how many seconds
 --           the chord is remembered as done; '' only checks whether it still has to be done
---   frees   chords whose last part has lost its worker: the group's key, and the claim of that part
+--   frees   chords whose last part has lost its worker: the group's key, and the claim by that part
 -- The keys of a chord are its group's with Celery's endings: .j the values, .d the members counted, .s the size, .t
 -- the number added to the size, .c the claim, then 'done'; and greenq's own .a, the ids that were added.
 --
 -- Parts are counted first, each member once. The ending whose part is the last is withheld: its state is stored, but
--- nothing is pushed or acknowledged. The claim of its part is written, so that no Celery worker sends the body as well.
+-- nothing is pushed or acknowledged. Its part claims the chord, so that no Celery worker sends the body as well.
 -- The worker then reads the values and settles the message again, with the body to be pushed and the chord to be
 -- cleared. If the worker dies before that, the message is still reserved and runs again. Its part has been counted and
 -- the claim is its own, so it is withheld again. A chord claimed by another worker is left to that worker.
 -- A script that fails halfway is not undone. So the state of each ending is written first: a server out of memory
 -- refuses the first write of a script, and a message whose result is not stored is not acknowledged.
--- A user who may delete but not push is refused beforehand, if the server can tell (Redis 7 and later).
+-- A user who is allowed to delete but not to push is refused beforehand, if the server can tell (Redis 7 and later).
 local count, goals, news = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local asks = ARGV[5]
 local unacked, index, owner, begun = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -90,7 +90,7 @@ end
 -- ends. `stubs`: those of `acks` that may also have a stub.
 local taken, acks, stubs = {}, {}, {}
 
--- A refusal must not affect other writes: a user who may not use channels can still settle messages.
+-- A refusal must not affect other writes: a user who is not allowed to use channels can settle messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
@@ -170,7 +170,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- A command that this user may not run, or that this server lacks, must not stop what follows.
+-- A command that this user is not allowed to run, or that this server lacks, must not stop what follows.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)
@@ -198,7 +198,7 @@ local function bound(goal, how)
 end
 
 -- Ask for all endings at once whether they have a record, since calling a command from Lua costs more than running it.
--- HTTL (Redis 7.4, Valkey 9) answers -2 for a missing field, and does not read the values.
+-- HTTL (Redis 7.4, Valkey 9) returns -2 for a missing field, and does not read the values.
 local answers = {}
 for first = 1, goals < 0 and 0 or count, 1000 do
   local last = math.min(first + 999, count)
@@ -400,7 +400,7 @@ local function finish(ending)
   if is_bare(ending) then
     local tag = ending.tag
     if tag ~= '' and not taken[tag] then
-      -- Acknowledge it with the others: a repetition may find the record, since a part is counted only once.
+      -- Acknowledge it with the other endings: a repetition may find the record, since a part is counted only once.
       taken[tag] = true
       acks[#acks + 1] = tag
       if asks == 'own' then stubs[#stubs + 1] = tag end
@@ -675,7 +675,7 @@ if ARGV[at + 2 * news] then
     end
   end
 
-  -- A user who may not write to the index, or a key of the wrong type, must not keep messages from being settled.
+  -- A user who is not allowed to write the index, or a key of the wrong type, must not prevent settling.
   local done, failure = pcall(keep_index)
   if not done then reply[1] = 'INDEX ' .. (type(failure) == 'table' and failure.err or tostring(failure)) end
 end

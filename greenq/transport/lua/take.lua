@@ -14,13 +14,14 @@
 --        CLOSED    the owner has left
 --        LAPSED    the owner's lease has ended; no worker would recover what it took now
 --
--- Each call has a number. If its number does not exceed the last call's, the call was delayed and its repetition has
--- overtaken it, so it takes nothing. If tags from the first one on are in use, then an earlier call was carried out and
--- its answer was lost: the messages it reserved are returned, so a repeated take neither loses nor hoards messages.
+-- Each call has a number. If it does not exceed the number of the last call, this call was delayed and its
+-- repetition has overtaken it, so this call takes nothing. If tags from the first one on are in use, then an earlier
+-- call was carried out and its reply was lost: the messages it reserved are returned, so a repeated take neither loses
+-- nor hoards messages.
 -- The lists of a group share fairly unless they have no turns; each is served from its tail (oldest). A key that is not
 -- a list is skipped: an error here would lose messages popped before it, since a script that fails is not undone.
--- For the same reason a user who may pop but not record is refused beforehand, if the server can tell (Redis 7 and
--- later).
+-- For the same reason a user who is allowed to pop but not to record is refused beforehand, if the server can tell
+-- (Redis 7 and later).
 -- Messages pass through as text: a record is "[" .. message .. the queue's ending. Nothing is decoded.
 local prefix, first, number, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bytes, queues, turn = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
