@@ -206,7 +206,7 @@ class Greenq:
     def config_from_object(
         self, source: object, *, force: bool = False, namespace: str | None = None
     ) -> None:
-        """Take settings, when first used, from a module, its name, an object or a mapping.
+        """Take settings from a module, its name, an object or a mapping when they are first used.
 
         Args:
             source: where the settings are.

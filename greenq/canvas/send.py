@@ -170,7 +170,7 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list if this user may do so; the list only serves monitoring."""
+        """Put the chords on the list if this user is allowed to; only monitoring reads it."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]

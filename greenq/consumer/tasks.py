@@ -347,7 +347,7 @@ class Tasks(StartStopPart):
     ) -> list[Request]:
         """Revoke tasks by id or stamp; return those that are already running here.
 
-        Waiting tasks are discarded now, and others when they arrive.
+        Waiting tasks are discarded now, and all others when they arrive.
         """
         self._state.revoked.update(ids)
         self._state.revoked.add_stamps(stamps or {})
@@ -378,7 +378,7 @@ class Admission:
        revoked and expired ones are discarded.
     2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
        run alone (`Suspects`).
-    3. The rest goes to the pool.
+    3. All other messages go to the pool.
     """
 
     def __init__(

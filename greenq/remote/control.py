@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
         matcher: the type of the pattern: ``glob`` or ``pcre``.
         reply: whether to wait for replies.
         timeout: seconds to wait.
-        limit: the most replies to wait for.
+        limit: the maximum number of replies to wait for.
         callback: called with each reply as it arrives.
     """
 

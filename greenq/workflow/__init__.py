@@ -97,7 +97,7 @@ class Workflow:
         return self.tree().critical_path()
 
     def left_s(self) -> float | None:
-        """Estimate how many seconds the workflow still takes; None if unknown. Switches: yes."""
+        """Estimate how many more seconds the workflow will take; None if unknown. Switches: yes."""
         return self.tree().left_s(time.time())
 
     def wait(self, timeout: float | None = None) -> str:
@@ -229,8 +229,9 @@ class Workflow:
     ) -> bool:
         """Make the chords count their failed parts again; False if parts have ended meanwhile.
 
-        `claims` are those that have refused earlier calls. If a chord's body was sent or has failed
-        before the tree was read, such a claim was left behind by its completion.
+        `claims` are the claims on chords because of which earlier calls were refused. If a chord's
+        body was sent or has failed before the tree was read, such a claim was left behind by the
+        completion of the chord.
         """
         # A cancelled body is revoked whether or not its chord was completed.
         unsure = (STATES[PLANNED], STATES[REVOKED])
