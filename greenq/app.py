@@ -215,7 +215,7 @@ class Greenq:
                 count, as in Django's settings.
 
         Raises:
-            ConfigError: with `force`, a setting is unknown or wrong.
+            ConfigError: `force` is true, and a setting is unknown or wrong.
         """
         self.conf.read_later(
             lambda notes: settings_from_object(source, namespace, notes), describe(source)
@@ -379,8 +379,8 @@ class Greenq:
             force: import the modules now.
 
         Raises:
-            ConfigError: no packages are given and Django is not in use; raised now with `force`,
-                otherwise at import time.
+            ConfigError: no packages are given and Django is not in use; raised now if `force` is
+                true, otherwise at import time.
         """
         call: Packages = packages if callable(packages) else lambda: packages
         self._modules.add(call, related_name)

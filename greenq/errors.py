@@ -185,8 +185,8 @@ class NotAllSent(GreenqError):
 
 
 _CLUSTER = (
-    "the server is part of a cluster, which is not supported yet: use one that is not "
-    "(cluster-enabled no)"
+    "the server is part of a cluster, which is not supported yet: use a server "
+    "with `cluster-enabled no`"
 )
 
 # Error replies that do not concern the command itself but say that the server is temporarily

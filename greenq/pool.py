@@ -94,7 +94,7 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return the target of timeouts started here, which is this request and not a later one."""
+    """Return the target of timeouts started in this greenlet: its request, not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
@@ -108,9 +108,10 @@ class Pool(StartStopPart):
     """Runs requests in reusable greenlets.
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
-       at a time is *coming*: it takes the first request, wakes the next greenlet if there are more,
-       and runs its request. Thus a task that waits costs one more switch, whereas tasks that never
-       wait run one after another in the same greenlet.
+       at a time is *coming*, that is, woken but not running yet. When it runs, it takes the first
+       request, wakes the next greenlet if there are more, and runs its request. Thus a task that
+       waits costs one more switch, whereas tasks that never wait run one after another in the same
+       greenlet.
     2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
        are created only as needed, up to `size`.
     3. `resize` acts immediately. Growing starts queued requests and wakes callers waiting for room;
@@ -173,8 +174,8 @@ class Pool(StartStopPart):
         # The running requests.
         self.active: set[Request] = set()
         # The waiters of idle greenlets, in the order in which they became idle. Each greenlet
-        # removes itself when the pool ends. `_coming` is True while a greenlet is coming
-        # for `_waiting`.
+        # removes itself when the pool ends. `_coming` is True while a greenlet is
+        # coming to take a request from `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
@@ -326,7 +327,7 @@ class Pool(StartStopPart):
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # This greenlet is no longer on its way: it has arrived.
+            # This greenlet was woken, and now runs.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock

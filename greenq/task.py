@@ -447,7 +447,7 @@ class BaseTask(Generic[P, R]):
             options: those of `apply_async`; options that concern the server have no effect.
 
         Raises:
-            Exception: with `throw`, the exception of a failed task.
+            Exception: the exception of a failed task, if `throw` is true.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 

@@ -31,7 +31,7 @@ _MOST_LEVELS = 100
 
 
 class WorkflowNode(NamedTuple):
-    """A task of a workflow, without what happens to it.
+    """A task and its place in a workflow, without its state.
 
     Attributes:
         parent: the task that sent it; None if that is unknown or no task did.
@@ -185,7 +185,7 @@ class Following:
     ) -> Generator[WorkflowNode, None, str]:
         """Yield the tasks of a frozen signature; return the node that the next step follows.
 
-        The signature belongs to `group` (with `is_part`, to the group's chord) unless it names a
+        The signature belongs to `group` (if `is_part`, to the group's chord) unless it names a
         group of its own.
         """
         options, kwargs, what = sig["options"], sig["kwargs"], kind(sig)

@@ -160,7 +160,7 @@ def _noted(handle: Any, context: Any) -> Any:
 
 
 class _Listing:
-    """Lists chords as being sent, from their first push to their last, unless there is only one."""
+    """Lists chords as being sent from their first push to their last, if there is more than one."""
 
     def __init__(
         self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]

@@ -177,8 +177,8 @@ class ControlStep(StartStopPart):
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
         if self._looks_only and self._commands.changes(request.method):
             return {
-                "error": f"{request.method} is refused: this worker answers only inspect commands "
-                "(worker_enable_remote_control = 'inspect')"
+                "error": f"{request.method} is refused: this worker answers only inspect commands, "
+                "because worker_enable_remote_control is 'inspect'"
             }
         try:
             try:

@@ -241,7 +241,7 @@ class Executor:
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        # Checked here rather than in `time_limits`, which would be a call for every task.
+        # Checked here, since a check in `time_limits` would need a call for every task.
         hard_s, soft_s = request.message.timelimit
         is_limited = (
             (hard_s or task.time_limit or config.task_time_limit)

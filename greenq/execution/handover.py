@@ -353,7 +353,7 @@ class Handover:
             if claim in own and bodies[group] is UNREADABLE:
                 _log.error(
                     "chord %s cannot end yet: the message of its last part, task %s, is a dead "
-                    "letter that cannot be read; replay it once it can be read (greenq dead)",
+                    "letter that cannot be read; once it can be read, replay it with `greenq dead`",
                     step.message.group, step.message.id,
                 )  # fmt: skip
             elif claim in own:

@@ -434,7 +434,7 @@ class Inspect:
     # --- tasks ------------------------------------------------------------------------------------
 
     def active(self, safe: bool | None = None) -> Any:
-        """Ask for the running tasks; with `safe`, their arguments as text."""
+        """Ask for the running tasks, with their arguments as text if `safe` is true."""
         return self.ask("active", safe=safe)
 
     def reserved(self, safe: bool | None = None) -> Any:

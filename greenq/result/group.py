@@ -329,7 +329,7 @@ class ResultSet(ResultBase):
         self.backend.call_when_ended(list(handles), ended)
         return self
 
-    # --- all of them ------------------------------------------------------------------------------
+    # --- all results ------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Delete the stored results, and those of their parents."""

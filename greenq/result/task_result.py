@@ -288,7 +288,7 @@ class AsyncResult(ResultBase, Generic[R]):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Prevent the task from running; with `terminate`, end it if it is running.
+        """Prevent the task from running; if `terminate` is true, end it even if it is running.
 
         Running workers are notified; workers that start later learn of the revocation.
 

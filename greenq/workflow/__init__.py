@@ -277,7 +277,7 @@ class Workflow:
         ]
         return out, kept
 
-    # --- more of it -------------------------------------------------------------------------------
+    # --- additions --------------------------------------------------------------------------------
 
     def add(self, signature: Mapping[str, Any], **options: Any) -> Any:
         """Send a signature as a further part of the workflow; return its handle. Switches: yes."""
