@@ -341,7 +341,7 @@ class Greenq:
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def leader(self, function: L) -> L:
-        """Register a function to be called in the one worker that wins an election on its name.
+        """Register a function to be called in the one worker that wins an election under its name.
 
         ``app.control.election(id, "module.function", action)`` holds an election; the function
         receives `action`, and runs in the worker's greenlet for events, so it should send a task

@@ -468,7 +468,7 @@ class Scheduler:
                     announced.sent()
 
     def _claimed(self, claims: Sequence[DueClaim]) -> list[ClaimOutcome]:
-        """Claim due times in one call, or one by one if one queue is forbidden to this user."""
+        """Claim due times in one call, or one by one if a queue is forbidden to this user."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:

@@ -227,7 +227,7 @@ class Workflow:
     def _reopen_chords(
         self, tree: Tree, failed: Mapping[str, WorkflowTask], claims: dict[str, str]
     ) -> bool:
-        """Make the chords count their failed parts again; False if parts have ended meanwhile.
+        """Make the chords count their failed parts again; return False if parts have ended since.
 
         `claims` are the claims on chords because of which earlier calls were refused. If a chord's
         body was sent or has failed before the tree was read, such a claim was left behind by the
