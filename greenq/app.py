@@ -206,7 +206,7 @@ class Greenq:
     def config_from_object(
         self, source: object, *, force: bool = False, namespace: str | None = None
     ) -> None:
-        """Take settings, when first used, from a module, its name, an object or a mapping.
+        """Take settings from a module, its name, an object or a mapping when they are first used.
 
         Args:
             source: where the settings are.
@@ -215,7 +215,7 @@ class Greenq:
                 count, as in Django's settings.
 
         Raises:
-            ConfigError: with `force`, a setting is unknown or wrong.
+            ConfigError: `force` is true, and a setting is unknown or wrong.
         """
         self.conf.read_later(
             lambda notes: settings_from_object(source, namespace, notes), describe(source)
@@ -341,7 +341,7 @@ class Greenq:
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def leader(self, function: L) -> L:
-        """Register a function to be called in the one worker that wins an election on its name.
+        """Register a function to be called in the one worker that wins an election under its name.
 
         ``app.control.election(id, "module.function", action)`` holds an election; the function
         receives `action`, and runs in the worker's greenlet for events, so it should send a task
@@ -379,8 +379,8 @@ class Greenq:
             force: import the modules now.
 
         Raises:
-            ConfigError: no packages are given and Django is not in use; raised now with `force`,
-                otherwise at import time.
+            ConfigError: no packages are given and Django is not in use; raised now if `force` is
+                true, otherwise at import time.
         """
         call: Packages = packages if callable(packages) else lambda: packages
         self._modules.add(call, related_name)

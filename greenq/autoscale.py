@@ -2,8 +2,8 @@
 
 The decision is a pure function of numbers (`decide`). It is made at every tick, and also
 immediately when a take leaves messages behind. The autoscaler only resizes the pool; the number of
-messages taken depends on the pool's size. With `worker_autoscale_adaptive`, only as many slots are
-used as are worthwhile (greenq/upkeep/adaptive.py).
+messages taken depends on the pool's size. If `worker_autoscale_adaptive` is on, slots that do not
+make more tasks end per second are not used (greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations

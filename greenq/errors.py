@@ -146,7 +146,7 @@ class ConnectionLost(OperationalError):
 
 
 class TransportTimeout(ConnectionLost):
-    """No answer came in time; the command may or may not have been carried out."""
+    """No reply came in time; the command may or may not have been carried out."""
 
 
 class AccessRefused(OperationalError):
@@ -166,7 +166,7 @@ class NotAllSent(GreenqError):
 
     Attributes:
         ids: the ids of the tasks that were sent, in the order of the items.
-        unknown: the ids of the next items, which may or may not have arrived, since an answer was
+        unknown: the ids of the next items, which may or may not have arrived, since a reply was
             lost.
     """
 
@@ -185,8 +185,8 @@ class NotAllSent(GreenqError):
 
 
 _CLUSTER = (
-    "the server is part of a cluster, which is not supported yet: use one that is not "
-    "(cluster-enabled no)"
+    "the server is part of a cluster, which is not supported yet: use a server "
+    "with `cluster-enabled no`"
 )
 
 # Error replies that do not concern the command itself but say that the server is temporarily
@@ -253,7 +253,7 @@ class ResultTimeout(GreenqError, TimeoutError):
     """
 
     def __init__(self, task_id: str, waited_s: float, others: int = 0) -> None:
-        """Name the task and how long the wait was."""
+        """Build the message from the task's id and the length of the wait."""
         self.task_id = task_id
         self.waited_s = waited_s
         self.others = others
@@ -292,7 +292,7 @@ class RemoteError(GreenqError):
     """
 
     def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
-        """Keep all three values."""
+        """Store the class, the text and the traceback."""
         self.type = type
         self.message = message
         self.traceback = traceback
@@ -341,7 +341,7 @@ class TaskTerminated(BaseException):
     """
 
     def __init__(self, reason: GreenqError, signum: str | None = None) -> None:
-        """Keep both values."""
+        """Store the reason and the name of the signal."""
         self.reason = reason
         self.signum = signum
         super().__init__(reason, signum)
@@ -364,7 +364,7 @@ class Retry(TaskPredicate):
     def __init__(
         self, message: str | None = None, exc: BaseException | None = None, when: object = None
     ) -> None:
-        """Store the values, which come in the order in which Celery's reader passes them."""
+        """Store the values; Celery's reader passes them in this order."""
         self.message = message
         self.exc = exc
         self.when = when
@@ -379,7 +379,7 @@ class Retry(TaskPredicate):
 
 
 class Ignore(TaskPredicate):
-    """Raised by a task to be acknowledged without storing a result."""
+    """Raised by a task whose message is to be acknowledged without storing a result."""
 
 
 class Reject(TaskPredicate):
@@ -391,7 +391,7 @@ class Reject(TaskPredicate):
     """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
-        """Store both values, which come in the order in which Celery's reader passes them."""
+        """Store both values; Celery's reader passes them in this order."""
         self.reason = reason
         self.requeue = requeue
         super().__init__(reason, requeue)

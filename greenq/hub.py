@@ -112,8 +112,8 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    With `lasts`, the workers also end if the greenlet is killed, since its owner kills it only when
-    the workers are ending anyway.
+    If `lasts` is true, the workers also end if the greenlet is killed, since its owner kills it
+    only when the workers are ending anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -280,7 +280,7 @@ class Lags:
     """A histogram of how late the loop ran at each ping."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Create an empty histogram."""
         self.counts = [0] * (len(_LAGS_S) + 1)
         self.max_s = 0.0
 
@@ -320,7 +320,7 @@ class Hub(StartStopPart):
     """The step for the event loop: its lag, signals, and crashes outside any greenlet.
 
     1. Show other threads whether the loop runs, and with how much lag.
-    2. Start greenlets for them.
+    2. Start greenlets for other threads.
     3. Log what gevent would print to stderr.
     4. Do nothing in a forked child, which must not continue its parent's work.
     5. End the worker when one of its greenlets or threads crashes.
@@ -496,7 +496,7 @@ def _do_nothing() -> None:
 
 
 def _print_exception(context: object, kind: Any, value: Any, trace: Any) -> None:
-    """Log an exception from an event loop callback; our greenlets have their own handler."""
+    """Log an exception from an event loop callback; greenlets have their own handler."""
     if isinstance(context, gevent.Greenlet):
         return
     _log.error("error in the event loop: %r", context, exc_info=(kind, value, trace))

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 # calls that function. There is no public way to look up a thread object without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# A greenlet whose tasks never wait yields to the others after this time.
+# A greenlet whose tasks never wait yields to other greenlets after this time.
 _TURN_S = 0.005
 # The interval at which the exception is thrown again into code that does not stop. After a
 # termination, the first interval is longer, for its `finally` blocks.
@@ -50,9 +50,10 @@ class PoolGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # the class itse
 class Interrupt:
     """Throws an exception into a request's code after a delay.
 
-    With `again_s`, it throws again after that time and then every half second until the code has
-    ended, since the code may catch the exception. It uses a timer of the loop, which is freed when
-    cancelled; an entry of the worker's timer would stay until it is due, and time limits are long.
+    If `again_s` is given, it throws again after that time and then every half second until the code
+    has ended, since the code may catch the exception. It uses a timer of the loop, which is freed
+    when cancelled; an entry of the worker's timer would stay until it is due, and time limits are
+    long.
     """
 
     __slots__ = ("_again_s", "_make", "_request", "_timer")
@@ -93,7 +94,7 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return the target of timeouts started here, which is this request and not a later one."""
+    """Return the target of timeouts started in this greenlet: its request, not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
@@ -107,20 +108,21 @@ class Pool(StartStopPart):
     """Runs requests in reusable greenlets.
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
-       at a time is *coming*: it takes the first request, wakes the next greenlet if there are more,
-       and runs its request. Thus a task that waits costs one more switch, whereas tasks that never
-       wait run one after another in the same greenlet.
+       at a time is *coming*, that is, woken but not running yet. When it runs, it takes the first
+       request, wakes the next greenlet if there are more, and runs its request. Thus a task that
+       waits costs one more switch, whereas tasks that never wait run one after another in the same
+       greenlet.
     2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
        are created only as needed, up to `size`.
     3. `resize` acts immediately. Growing starts queued requests and wakes callers waiting for room;
        shrinking ends each surplus greenlet after its current request.
-    4. `stop` gives running requests the grace time to finish, then ends the rest.
+    4. `stop` gives running requests the grace time to finish, then ends any that remain.
 
     Each request gets its own context (`contextvars`), and a `gevent.Timeout` that its task left
     running never fires in another request. If a task touches a `threading.local`, or sets an
     attribute of its greenlet or of its `threading.current_thread()`, its greenlet ends after the
-    task, and the values left there are discarded. With `keep_locals` all greenlets are reused, like
-    the threads of a thread pool.
+    task, and the values left there are discarded. If `keep_locals` is true, all greenlets are
+    reused, like the threads of a thread pool.
 
     gevent's pool holds the greenlets. Its size limit is not used, since a caller waiting for it
     could neither be woken by a resize nor leave at shutdown.
@@ -171,9 +173,9 @@ class Pool(StartStopPart):
         self._room = Event()
         # The running requests.
         self.active: set[Request] = set()
-        # The waiters of idle greenlets, with the one that became idle last at the end. Each
-        # greenlet removes itself when the pool ends. `_coming` is True while a greenlet is coming
-        # for `_waiting`.
+        # The waiters of idle greenlets, in the order in which they became idle. Each greenlet
+        # removes itself when the pool ends. `_coming` is True while a greenlet is
+        # coming to take a request from `_waiting`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
@@ -270,7 +272,7 @@ class Pool(StartStopPart):
         self.hub_time.start()
 
     def stop(self) -> None:
-        """Wait for running requests, for at most the grace time; end the rest. Switches: yes."""
+        """Wait for running requests, for at most the grace time; end any others. Switches: yes."""
         if self.active or self._waiting:
             self._leave.clear()
             self._leave.wait(self._grace_s)
@@ -325,7 +327,7 @@ class Pool(StartStopPart):
             self._thread_size = len(vars(threading.current_thread()))
         turn, began_s = None, 0.0
         while True:
-            # The coming greenlet has arrived.
+            # This greenlet was woken, and now runs.
             self._coming = False
             while self._waiting and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
@@ -368,7 +370,7 @@ class Pool(StartStopPart):
     def put_back(self, requests: Iterable[Request]) -> None:
         """Queue withdrawn requests again, given newest first; any thread may call this."""
         self._waiting.extendleft(requests)
-        # The coming greenlet may have found no request and become idle.
+        # The greenlet that was woken may have found no request and become idle.
         self._loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:

@@ -1,7 +1,7 @@
 """When periodic tasks are due: intervals, crontabs and the sun, as pure functions.
 
 A schedule answers one question: what is the first due time after this moment? It never reads a
-clock, so every beat that asks gets the same answer, and answers can be checked years ahead.
+clock, so every beat that asks gets the same time, and due times can be checked years ahead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BaseSchedule(ABC):
     """The base of all schedules; your own class needs only `next_due`.
 
     `next_due` must be a pure function: several beats call it, and a due time is sent only once if
-    all of them get the same answer. Equal schedules must compare equal and have equal hashes.
+    all of them get the same result. Equal schedules must compare equal and have equal hashes.
     """
 
     @abstractmethod
@@ -72,7 +72,7 @@ def _not_after(until: datetime, due: datetime | None) -> datetime | None:
 class schedule(BaseSchedule):  # noqa: N801  Celery's name
     """Due at a fixed interval: a number of seconds or a timedelta after the last due time.
 
-    With `relative`, due times are rounded down to the interval's own unit (whole days, hours,
+    If `relative` is true, due times are rounded down to the interval's own unit (whole days, hours,
     minutes or seconds) on the clock of the entry's time zone.
     """
 
@@ -215,7 +215,7 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
         """Return the event's next time, in whole seconds, or None if there is none in a year."""
         # Each calculation begins at midnight and is used for that day only. If begun at another
-        # moment, it may differ by a fraction of a second, and all beats need the same answer.
+        # moment, it may differ by a fraction of a second, and all beats need the same result.
         day = after.astimezone(UTC).date()
         for number in range(_SOLAR_DAYS):
             for due in self._due_on(day + timedelta(days=number)):

@@ -70,7 +70,7 @@ class Signal:
     def __init__(
         self, providing_args: Iterable[str] | None = None, *, name: str | None = None
     ) -> None:
-        """Start without receivers."""
+        """Create a signal without receivers."""
         self.name = name
         self.providing_args = frozenset(providing_args or ())
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
@@ -161,7 +161,7 @@ class Signal:
             return len(self.receivers) < len(before)
 
     def has_listeners(self, sender: object = None) -> bool:
-        """Return whether a signal from `sender` would call any receiver."""
+        """Return whether any receiver is called when `sender` sends the signal."""
         return any(
             each.sender is None or each.sender == sender
             for each in self.receivers
@@ -195,7 +195,7 @@ class Signal:
             responses.append((receiver, response))
         return responses
 
-    # `send_robust` is Django's name. In Celery, too, both names do the same.
+    # `send_robust` is Django's name. In Celery, too, both names mean the same.
     send_robust = send
 
     def _call_until_done(self, receiver: Any, sender: object, named: dict[str, Any]) -> Any:
@@ -206,7 +206,7 @@ class Signal:
             except Exception as exc:
                 pause_s = pauses.next_s()
                 _log.error(
-                    "receiver %r of signal %s failed (%r); it is called again in %.1f s",
+                    "receiver %r of signal %s failed (%r); it will be called again in %.1f s",
                     receiver, self.name, exc, pause_s,
                 )  # fmt: skip
             time.sleep(pause_s)

@@ -124,7 +124,7 @@ class ExceptionInfo:
     __slots__ = ("exception", "traceback")
 
     def __init__(self, exception: BaseException, traceback: str) -> None:
-        """Keep both values."""
+        """Store the exception and its traceback's text."""
         self.exception = exception
         self.traceback = traceback
 
@@ -447,7 +447,7 @@ class BaseTask(Generic[P, R]):
             options: those of `apply_async`; options that concern the server have no effect.
 
         Raises:
-            Exception: with `throw`, the exception of a failed task.
+            Exception: the exception of a failed task, if `throw` is true.
         """
         return self.app.apply(self, args or (), kwargs or {}, options, throw=throw, retries=retries)
 
@@ -654,7 +654,7 @@ class BaseTask(Generic[P, R]):
         """Return the seconds to wait before an automatic retry; None means the default."""
         if not self.retry_backoff:
             return None
-        # A message may claim any number of retries; beyond the limit, the longest wait applies.
+        # A message may claim any number of retries; above the limit, the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
         # A factor below one second would keep the wait from ever growing.
         longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
@@ -706,7 +706,7 @@ class BaseTask(Generic[P, R]):
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:
-        """Return a name to show instead of the task's, at each send; override it if needed."""
+        """Called for each send; override it to return a name to show instead of the task's."""
         return None
 
     @property

@@ -113,10 +113,11 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Run until stopped, and return the exit code. Switches: yes.
 
-        With `signals`, the first SIGTERM or SIGINT causes a warm shutdown (running tasks finish),
-        and the second one a cold shutdown. SIGQUIT causes a cold shutdown immediately. SIGUSR1 logs
-        all stacks. SIGHUP causes a warm shutdown, and sets `restarts` unless the terminal was
-        closed. Signals also work while the hub is blocked: the watchdog thread receives them.
+        If `signals` is true, the first SIGTERM or SIGINT causes a warm shutdown (running tasks
+        finish), and the second one a cold shutdown. SIGQUIT causes a cold shutdown immediately.
+        SIGUSR1 logs all stacks. SIGHUP causes a warm shutdown, and sets `restarts` unless the
+        terminal was closed. Signals also work while the hub is blocked: the watchdog thread
+        receives them.
         """
         os.register_at_fork(after_in_child=partial(_forget, weakref.ref(self)))
         if signals:
@@ -155,7 +156,7 @@ class Worker:
         return self.exit_code
 
     def start(self) -> None:
-        """Start without waiting, for a program that does other work in addition to a worker."""
+        """Start the worker and return immediately, for a program that also does other work."""
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:

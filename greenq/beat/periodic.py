@@ -45,7 +45,7 @@ class Listed:
     last_run: dict[str, Any]
 
     def next(self, most: int, now: datetime) -> list[datetime]:
-        """Return at most `most` of the entry's next due times; none while it is paused."""
+        """Return up to `most` of the entry's next due times; none while it is paused."""
         if self.paused is not None:
             return []
         now_us = to_us(now)
@@ -150,7 +150,8 @@ class PeriodicTasks:
         found = list(self._due_times(self.get(name).entry, start, end))
         if len(found) > MOST_BACKFILL:
             raise GreenqError(
-                f"entry {name!r} has more than {MOST_BACKFILL:,} due times then; choose less time"
+                f"entry {name!r} has more than {MOST_BACKFILL:,} due times in this period; choose "
+                "a shorter one"
             )
         return found
 

@@ -32,7 +32,7 @@ class Pings(threading.Thread):
     """Answers pings to ``celerybeat@<host>``, the name of Celery's beat; ignores other requests."""
 
     def __init__(self, app: Connected, is_alive: Callable[[], bool]) -> None:
-        """Answer while `is_alive()` is true; silence means that the beat is not sending."""
+        """Answer while `is_alive()` is true; no reply means that the beat is not sending."""
         super().__init__(name="pings", daemon=True)
         transport = app.transport
         self.node = f"celerybeat@{socket.gethostname()}"

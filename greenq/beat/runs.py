@@ -77,7 +77,7 @@ class Runs:
 
     @property
     def due(self) -> int | None:
-        """When to look next; None if no run is being followed."""
+        """When to check results next; None if no run is being followed."""
         return self._heap[0].at if self._heap else None
 
     def look(self, now: int) -> None:

@@ -83,7 +83,7 @@ _FORGOTTEN_AT_ONCE: Final = 1000
 # Options relative to the time of sending; a message with one of them is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are shared; beyond that, a new draft is created each time.
+# How many drafts of messages are kept for sharing; before one more is added, all are dropped.
 _DRAFTS: Final = 1000
 
 # A due time sent within this time is on time, whatever the policy for missed due times.
@@ -100,13 +100,13 @@ class Link(Protocol):
         """When the server last answered; until then, it was asked continuously."""
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """From now on, make this call; `lead` is the answer that the server has just given."""
+        """From now on, make this call; `lead` is the server's latest reply."""
 
     def end(self) -> None:
         """Stop asking, and end the beat's `wait`."""
 
     def answer(self) -> Lead | None:
-        """Return the latest answer, with the server's current time; None if the beat must ask."""
+        """Return the latest reply, with the server's current time; None if the beat must ask."""
 
     def wait(self, seconds: float) -> None:
         """Wait until something changes, for at most `seconds`."""
@@ -225,8 +225,8 @@ class Scheduler:
         self._offset = 0
         self._changes = -1
         self._polled_s = -math.inf
-        # When this beat last asked who leads, whether or not it got an answer, and whether it has
-        # been silent for so long that another beat may have led since the last answer.
+        # When this beat last asked who leads, whether or not it got a reply, and whether it has
+        # not asked for so long that another beat may have led since the last reply.
         self._asked_s = -math.inf
         self._was_silent = False
         self._is_stopping = False
@@ -308,7 +308,7 @@ class Scheduler:
         return int(self._clock() * 1_000_000) + self._offset
 
     def _note_time(self, now: int) -> None:
-        # The clock is read after the answer has arrived, so `now` is behind the server's time
+        # The clock is read after the reply has arrived, so `now` is behind the server's time
         # rather than ahead of it.
         self._offset = now - int(self._clock() * 1_000_000)
 
@@ -332,7 +332,7 @@ class Scheduler:
             text = "this beat sends" if lead.leads else f"beat {lead.leader} sends; this one waits"
             _log.info("%s", text)
         if self._was_silent or not lead.leads:
-            # What this beat knows about the entries is old, or grows old from now on.
+            # What this beat knows about the entries is outdated, or will be.
             self._slots, self._heap = {}, []
         if lead.leads and (self._was_silent or not self.leads or lead.changes != self._changes):
             # The states are those that the previous leader wrote; `leads` is set only once they are
@@ -468,7 +468,7 @@ class Scheduler:
                     announced.sent()
 
     def _claimed(self, claims: Sequence[DueClaim]) -> list[ClaimOutcome]:
-        """Claim due times in one call, or one by one if this user may not push to a queue."""
+        """Claim due times in one call, or one by one if a queue is forbidden to this user."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
@@ -530,7 +530,7 @@ class Scheduler:
         return next_step(entry, slot.state.due, now, is_running=is_running)
 
     def _write(self, slot: _Slot, step: NextAction) -> tuple[DueClaim, Announced | None]:
-        """Write the claim of a due time, with its message unless the due time is skipped."""
+        """Write the claim on a due time, with its message unless the due time is skipped."""
         entry = slot.entry
         claim = DueClaim(entry.name, slot.seen, step.due, step.ready)
         if step.action == "skip":
@@ -552,7 +552,7 @@ class Scheduler:
         """Return what the messages of an entry have in common; entries of one task share it."""
         entry, producer = slot.entry, self._app.producer
         options = send_options(self._app, entry)
-        # The answer of a router function applies to one message only.
+        # The route that a router function returns applies to one message only.
         is_kept = not producer.router.asks and all(options.get(each) is None for each in _RELATIVE)
         key = f"{entry.task} {sorted(options.items())!r}"
         draft = self._drafts.get(key) if is_kept else None
@@ -676,7 +676,7 @@ def fingerprint(entries: Iterable[ScheduleEntry]) -> str:
 
 
 def upcoming(entry: ScheduleEntry, state: EntryState, now: int, most: int) -> list[int]:
-    """Return at most `most` times at which an entry is due next."""
+    """Return up to `most` of the next due times of an entry."""
     step = next_step(entry, state.due, now)
     if step is None:
         return []

@@ -97,7 +97,7 @@ class Option:
     """
 
     def __init__(self, *flags: str, **how: Any) -> None:
-        """Keep the arguments for ``ArgumentParser.add_argument``."""
+        """Store the arguments for ``ArgumentParser.add_argument``."""
         self.flags = flags
         self.how = how
 

@@ -21,7 +21,7 @@ _PORTION_S = 1.0
 
 
 def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
-    """Enter what a plan sends and what follows it, and set its root. Switches: yes.
+    """Enter a plan's calls and what follows them, and set their root. Switches: yes.
 
     A task that is sent on its own is not a workflow unless it has a root.
     """

@@ -31,7 +31,7 @@ _MOST_LEVELS = 100
 
 
 class WorkflowNode(NamedTuple):
-    """A task of a workflow, without what happens to it.
+    """A task and its place in a workflow, without its state.
 
     Attributes:
         parent: the task that sent it; None if that is unknown or no task did.
@@ -39,7 +39,7 @@ class WorkflowNode(NamedTuple):
         place: its index in that group.
         is_part: whether the body of a chord waits for it.
         after: the task or the group that it follows in its workflow; None for the first.
-        within: the groups that have a member, or a member of a member, beginning with this task,
+        within: the groups with a member, or a member of a member, that begins with this task,
             outermost first; in a chain, only the first step has any.
     """
 
@@ -60,7 +60,7 @@ class WorkflowNode(NamedTuple):
 
     @classmethod
     def read(cls, task_id: str, text: str) -> WorkflowNode:
-        """Return the node that `written` gave as text; empty text means a node without a name."""
+        """Return the node for a text from `written`; empty text means a node without a name."""
         if not text:
             return cls(task_id, "")
         name, parent, group, place, is_part, after, within = json.loads(text)
@@ -68,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def unrun(letter: str) -> str:
-    """Return how the end of a task that cannot run is noted; this never replaces another end."""
+    """Return the letter for a task that cannot run; it never replaces that of another end."""
     return letter.upper()
 
 
@@ -86,10 +86,10 @@ def workflow_of(message: TaskMessage) -> str | None:
 def _within(
     group: str | None, chord: Mapping[str, Any] | None, chain: Sequence[Mapping[str, Any]] | None
 ) -> tuple[str, ...]:
-    """Return the groups that the first task of a line belongs to, outermost first.
+    """Return the groups that the first task of a sequence belongs to, outermost first.
 
-    A line is everything that must end before its group continues: the task, the rest of its chain,
-    and the bodies of chords.
+    The sequence is everything that must end before its group continues: the task, the rest of its
+    chain, and the bodies of chords.
     """
     found: list[str] = []
     for _ in range(_MOST_LEVELS):
@@ -144,7 +144,7 @@ class Following:
     """Finds the nodes that follow tasks, with the body of each chord only once."""
 
     def __init__(self) -> None:
-        """Start without any chords."""
+        """Create a finder that has not seen any chord."""
         self._chords: set[str] = set()
 
     def call(self, call: Call) -> Iterator[WorkflowNode]:
@@ -185,7 +185,7 @@ class Following:
     ) -> Generator[WorkflowNode, None, str]:
         """Yield the tasks of a frozen signature; return the node that the next step follows.
 
-        The signature belongs to `group` (with `is_part`, to the group's chord) unless it names a
+        The signature belongs to `group` (if `is_part`, to the group's chord) unless it names a
         group of its own.
         """
         options, kwargs, what = sig["options"], sig["kwargs"], kind(sig)

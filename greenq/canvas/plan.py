@@ -54,9 +54,9 @@ class ChordStart(NamedTuple):
     """A chord whose header is among the calls; its size must be stored before its last part ends.
 
     Attributes:
-        saved: the handle of the header, if some of its members end in groups, to be stored before
-            sending: the body gets the results of each such group as a separate list. Otherwise
-            None.
+        saved: the handle of the header, to be stored before sending, so that the body gets the
+            results of each group that ends a member as a separate list; None if no member ends in
+            a group.
     """
 
     group_id: str

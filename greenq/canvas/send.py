@@ -160,7 +160,7 @@ def _noted(handle: Any, context: Any) -> Any:
 
 
 class _Listing:
-    """Lists chords as being sent, from their first push to their last, unless there is only one."""
+    """Lists chords as being sent from their first push to their last, if there is more than one."""
 
     def __init__(
         self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]
@@ -170,7 +170,7 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list if this user may do so; the list only serves monitoring."""
+        """Put the chords on the list if this user is allowed to; only monitoring reads it."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]

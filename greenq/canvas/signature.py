@@ -419,11 +419,11 @@ class Signature(dict[str, Any]):
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
 
     def __ior__(self, other: Any) -> Any:
-        """Return a chain; `dict` would update itself."""
+        """Return a chain, as ``|`` does; `dict`'s ``|=`` would change the signature itself."""
         return self | other
 
     def __ror__(self, other: Any) -> Any:
-        """Refuse a left operand that is not a signature; `dict` would merge it."""
+        """Refuse a left operand that is not a signature; `dict` would merge the operands."""
         raise not_a_signature(other, f"… | {self.reprcall()}")
 
     # --- showing ----------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class _Stamper:
         options[STAMPED] = list({**own, **headers})
 
     def _both(self, before: Mapping[str, Any], name: str, value: Any) -> Any:
-        """Return a stamp's new value: with `append`, together with the old one."""
+        """Return a stamp's new value, in a list with the old one if values are appended."""
         if not self._append or name not in before or before[name] == value:
             return value
         return [*plan.listed(before[name]), *plan.listed(value)]

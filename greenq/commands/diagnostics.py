@@ -97,9 +97,9 @@ def autoscale_log(worker: Parts) -> list[dict[str, object]]:
 def records(worker: Parts) -> dict[str, object]:
     """Compare the messages that the server holds for this worker with those that the worker knows.
 
-    When the worker is at rest, both sets are the same. ``held`` and ``known`` are the numbers of
-    messages. ``unknown`` lists tags that only the server has. ``missing`` lists ids of tasks that
-    only the worker knows, since they were given to other workers.
+    While no messages are being taken or settled, both sets are the same. ``held`` and ``known`` are
+    the numbers of messages. ``unknown`` lists tags that only the server has. ``missing`` lists ids
+    of tasks that only the worker knows, since they were given to other workers.
     """
     broker = worker.app.transport.broker
     found = broker.tags_of(broker.client, worker.owner.incarnation)

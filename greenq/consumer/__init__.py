@@ -137,7 +137,7 @@ class Consumer(StartStopPart):
                 is_first, was_up, failures = not was_up, True, 0
                 if self._stopping.is_set():
                     # The worker was stopped while a step was waiting, for example for other
-                    # workers' answers.
+                    # workers' replies.
                     return
                 self._queues.announce()
                 _log.info("%s is ready", self.hostname)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _BATCH = 1000
 
 # How many events, and how many bytes of the worker's own events, are kept while the server cannot
-# be reached; beyond that, the oldest are dropped.
+# be reached; when there are more, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
@@ -49,7 +49,7 @@ class EventsStep(StartStopPart):
         tasks: bool,
         signer: Signer | None = None,
     ) -> None:
-        """Send the events of the node `hostname` and, with `tasks`, those of its tasks.
+        """Send the events of the node `hostname` and, if `tasks` is true, of its tasks.
 
         `signer` signs the worker's own events.
         """

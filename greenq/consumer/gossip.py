@@ -128,7 +128,7 @@ class Gossip(StartStopPart):
        election and at intervals (the workers leave their clocks there). So their heartbeats, whose
        number grows with the fleet, are not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
-       leases. Such workers are found by their answer to a starting worker's hello or by their
+       leases. Such workers are found by their reply to a starting worker's hello or by their
        events; to find any others, gossip listens at intervals.
     3. Hold elections. When an election is requested, each worker votes by publishing its clock. The
        lowest clock wins; among equal clocks, the smallest name. Each worker decides by itself, with
@@ -327,7 +327,7 @@ class Gossip(StartStopPart):
             while self._looks_again:
                 self._looks_again = False
                 timers, begun = self._timers, list(self._elections.values())
-                # A node that joins during the call may be missing from the answer.
+                # A node that joins during the call may be missing from the result.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
                 # Gossip was stopped during the call, and may have been started again.
@@ -337,7 +337,7 @@ class Gossip(StartStopPart):
                         election.is_known = True
                     self._decide_all()
         except OperationalError as exc:
-            # Even without the answer, elections end after two seconds.
+            # Even if the leases are unknown, elections end after two seconds.
             _log.debug("the leases could not be read: %s", exc)
         finally:
             self._is_looking = False

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long to wait for answers; a worker whose hub is blocked may not answer in time.
+# How long to wait for replies; a worker whose hub is blocked may not reply in time.
 _TIMEOUT_S = 1.0
 
 
 class Mingle(StartStopPart):
     """Sends ``hello`` to all other workers, and adopts their revoked ids and their clock.
 
-    The answers also tell gossip which workers may have no lease. If there are no other workers,
+    The replies also tell gossip which workers may have no lease. If there are no other workers,
     mingling costs one round trip.
     """
 
@@ -37,11 +37,11 @@ class Mingle(StartStopPart):
         self._mailbox = mailbox
         self._state = state
         self._hostname = hostname
-        # The nodes that have answered, for the steps that start after this one.
+        # The nodes that have replied, for the steps that start after this one.
         self.met: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Send hello and read the answers, if the server permits it. Switches: yes.
+        """Send hello and read the replies, if the server permits it. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached.

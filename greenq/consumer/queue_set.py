@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A limit is needed because anyone who may publish can add queues, each of which leaves a binding on
-# the server.
+# A limit is needed because anyone who is allowed to publish can add queues, each of which leaves a
+# binding on the server.
 _MAX_ADDED = 1000
 
 
@@ -51,7 +51,7 @@ class QueueSet:
         timer: Timer,
         strategy: str,
     ) -> None:
-        """Start with the given queues; `strategy` is the queue order strategy."""
+        """Create a set of the given queues; `strategy` is the queue order strategy."""
         self.names = names
         self.broadcasts = broadcasts
         self._transport = transport
@@ -84,7 +84,7 @@ class QueueSet:
     def add(self, queue: str, source: Binding | None = None) -> None:
         """Start taking from a queue and bind it to its exchange. Switches: yes.
 
-        Without `source`, the settings determine its bindings.
+        If `source` is None, the settings determine the queue's bindings.
 
         Raises:
             ValueError: a key with this name exists and is not a queue, or too many queues were

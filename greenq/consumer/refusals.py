@@ -131,7 +131,7 @@ class Refusals:
     ) -> None:
         """Move a message that cannot run to the dead letters; a waiting caller gets the reason.
 
-        With the decoded `message`, the tasks that follow it and its chord also get the reason.
+        If the decoded `message` is given, its chord and the tasks after it also get the reason.
         """
         reason = str(error)
         if isinstance(error, NotRegistered):
@@ -167,7 +167,7 @@ class Refusals:
             text = self._broker.resealed(delivery.queue, delivery.raw, plain)
             kept = delivery._replace(raw=text.encode() if isinstance(text, str) else text)
         move = self._broker.bury(*kept, reason=reason, worker=self._hostname, now=datetime.now(UTC))
-        # `kept` has no mark, so a retry of the workflow sends the message without it, too.
+        # `kept` has no mark, so a retry of the workflow also sends the message without the mark.
         self._put(Settlement.moving(move, result), kept, message, Failure(FAILURE, error))
         if self._events.tasks and isinstance(error, NotRegistered):
             why = {"exception": saferepr(error)}
@@ -176,7 +176,7 @@ class Refusals:
     def _put(
         self, entry: Settlement, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
-        """Write the end of a message and the messages that follow it. Switches: no."""
+        """Settle a message and write the messages that follow it. Switches: no."""
         index = self._handover.index
         if message is not None and index is not None:
             index.adopt(message)

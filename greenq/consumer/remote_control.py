@@ -170,15 +170,15 @@ class ControlStep(StartStopPart):
             try:
                 send(reply)
             except EncodeError as exc:
-                send({"error": f"the answer to {request.method} cannot be sent: {exc}"})
+                send({"error": f"the reply to {request.method} cannot be sent: {exc}"})
         except OperationalError as exc:
-            _log.warning("the answer to %s could not be sent: %s", request.method, exc)
+            _log.warning("the reply to %s could not be sent: %s", request.method, exc)
 
     def _carry_out(self, request: ControlRequest, connection: Connection | None) -> Any:
         if self._looks_only and self._commands.changes(request.method):
             return {
-                "error": f"{request.method} is refused: this worker answers only inspect commands "
-                "(worker_enable_remote_control = 'inspect')"
+                "error": f"{request.method} is refused: this worker answers only inspect commands, "
+                "because worker_enable_remote_control is 'inspect'"
             }
         try:
             try:

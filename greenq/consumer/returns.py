@@ -68,7 +68,7 @@ class Returns:
             # its message before it begins.
             for request in requests:
                 request.taken_s = -math.inf
-            # The pool's waiting line is a deque, which any thread may change.
+            # The pool's waiting requests are in a deque, which any thread may change.
             self._pool.put_back(requests)
             raise
         for request in requests:

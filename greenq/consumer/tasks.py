@@ -202,8 +202,8 @@ class Tasks(StartStopPart):
         """Return whether a take may find the tasks that follow those just taken. Switches: yes.
 
         If a step of a chain has ended without waiting, the push of the next step and this take are
-        under way together, so the next step is taken without a notice. Otherwise each step would
-        need two round trips.
+        under way at the same time, so the next step is taken without a notice. Otherwise each step
+        would need two round trips.
         """
         pushed = self._outbox.pushed_to = set()
         found = False
@@ -274,7 +274,7 @@ class Tasks(StartStopPart):
     def drain(self, on: bool) -> None:
         """Take no more messages; requeue those that have not started. Switches: yes.
 
-        With `on` False, take messages again.
+        If `on` is False, take messages again.
         """
         if on == self.draining:
             return
@@ -347,7 +347,7 @@ class Tasks(StartStopPart):
     ) -> list[Request]:
         """Revoke tasks by id or stamp; return those that are already running here.
 
-        Waiting tasks are discarded now, and others when they arrive.
+        Waiting tasks are discarded now, and all others when they arrive.
         """
         self._state.revoked.update(ids)
         self._state.revoked.add_stamps(stamps or {})
@@ -378,7 +378,7 @@ class Admission:
        revoked and expired ones are discarded.
     2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
        run alone (`Suspects`).
-    3. The rest goes to the pool.
+    3. All other messages go to the pool.
     """
 
     def __init__(
@@ -461,7 +461,7 @@ class Admission:
         Every task passes through here, so only what concerns few tasks is left to other functions.
         """
         eta = expires = None
-        # Not `has_successors`, which would be a call for every task.
+        # `has_successors` is not called here, to save a call for every task.
         is_step = bool(message.chord or message.chain or message.callbacks or message.errbacks)
         has_times = message.eta is not None or message.expires is not None
         if is_step or has_times or self._index is not None:

@@ -36,7 +36,7 @@ class Waiting:
 
     1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or one that does
        not fit here, is parked on the server.
-    2. A task with a rate limit waits in a line for its task name, reserved.
+    2. A task with a rate limit waits, reserved, in a queue for its task name.
     3. A task that expires while it waits is discarded.
     """
 

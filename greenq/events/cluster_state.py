@@ -79,8 +79,8 @@ class ObservedWorker:
     Attributes:
         hostname: the node's name.
         freq: the interval between its heartbeats, in seconds.
-        heartbeats: the arrival times of its last events, in unix time by our clock, with the latest
-            at the end.
+        heartbeats: the arrival times of its last events, in unix time by this machine's
+            clock, latest last.
         loadavg: the load average of its machine over 1, 5 and 15 minutes.
         blocked: for greenq workers, what blocks the hub, or None.
     """
@@ -297,7 +297,7 @@ class State:
         max_workers_in_memory: int = 5000,
         max_tasks_in_memory: int = 10000,
     ) -> None:
-        """Start empty; `callback` is called with this state and each event before it is counted.
+        """Create an empty state; `callback` gets this state and each event before it is counted.
 
         Args:
             callback: a function whose exceptions reach the caller of `event`.
@@ -372,7 +372,7 @@ class State:
         known[0].clock = max(known[0].clock, event["clock"])
         return known
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def alive_workers(self) -> Iterator[ObservedWorker]:
         """Yield the workers that seem to be alive."""
@@ -404,7 +404,7 @@ class State:
     def freeze_while(
         self, fun: Callable[..., R], *args: Any, clear_after: bool = False, **kwargs: Any
     ) -> R:
-        """Call a function while holding the lock; with `clear_after`, call `clear` afterwards."""
+        """Call a function while holding the lock; if `clear_after`, call `clear` afterwards."""
         with self._lock:
             try:
                 return fun(*args, **kwargs)

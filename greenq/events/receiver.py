@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 # How long a wait for events may continue after `Receiver.stop`.
 _TURN_S = 0.5
 
-# After this much silence, check that the server is still reachable.
+# When no message has arrived for this long, check that the server is still reachable.
 _SILENCE_S = 5.0
 
 # The pause between attempts to reconnect.
@@ -115,7 +115,7 @@ class Events:
 name_what_is_not_here(Events)
 
 
-# --- hearing --------------------------------------------------------------------------------------
+# --- receiving ------------------------------------------------------------------------------------
 
 
 class Receiver:
@@ -266,7 +266,7 @@ class Receiver:
         self._heard_s = time.monotonic()
         self._outage.recovered("events are received again")
         if self._wakeup:
-            # Ask only after subscribing, or the answers could be missed.
+            # Ask only after subscribing, or the heartbeats could be missed.
             self.wakeup_workers()
 
     def _read(self, raw: bytes) -> list[Event]:
@@ -281,7 +281,7 @@ class Receiver:
         return events
 
     def _complete(self, event: Event) -> None:
-        """Adjust an event's clock to ours.
+        """Merge an event's clock into this process's clock.
 
         The event's timestamp is unix time and stays unchanged. (Celery shifts it by the difference
         of the time zones, which makes it wrong.)

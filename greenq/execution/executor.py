@@ -241,7 +241,7 @@ class Executor:
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        # Checked here rather than in `time_limits`, which would be a call for every task.
+        # Checked here, since a check in `time_limits` would need a call for every task.
         hard_s, soft_s = request.message.timelimit
         is_limited = (
             (hard_s or task.time_limit or config.task_time_limit)
@@ -331,7 +331,7 @@ class Executor:
     def _hand_over_later(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a run that leaves it to a later run to send what follows."""
+        """Return the end of a run after which a later run will send what follows."""
         result = None
         if outcome.state != REJECTED:
             outcome, result = self._results.write(request, outcome, _children(context))
@@ -371,7 +371,7 @@ class Executor:
         move: Move | None,
         workflow: Continuation | None,
     ) -> Continuation | None:
-        """Return what follows the end, with the end's note for the index of workflows."""
+        """Return what follows a task's end, with a note of this end for the index of workflows."""
         assert self._index is not None
         is_replaced = context is not None and context.replacement is not None
         goes_on = (
@@ -516,7 +516,7 @@ class Executor:
     # --- report -----------------------------------------------------------------------------------
 
     def _report(self, request: Request, context: Context, outcome: Outcome) -> None:
-        """Report the end: event, counts, log, the class's hooks and the signal. Switches: yes.
+        """Report a task's end: event, counts, log, the class's hooks and the signal. Switches: yes.
 
         The message has been settled by now, so a failure here is only logged.
         """

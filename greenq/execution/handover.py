@@ -6,8 +6,8 @@ message (`greenq.transport.workflow`), so a crash neither loses nor repeats a st
     succeeded    links and the next step are sent; the part of a chord is counted
     failed       errbacks are called; whatever can no longer run also fails, and so do the chords
                  that wait for it
-    completed    the part was the last of its chord; its worker reads the others, and settles the
-                 message again, together with the body
+    completed    the part was the last of its chord; its worker reads the other parts, and settles
+                 the message again, together with the body
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class EndingStep:
     def __init__(
         self, delivery: Delivery, message: TaskMessage, priority: int | None = None
     ) -> None:
-        """Keep all three."""
+        """Store the delivery, the message and the priority."""
         self.delivery = delivery
         self.message = message
         self.priority = priority
@@ -353,7 +353,7 @@ class Handover:
             if claim in own and bodies[group] is UNREADABLE:
                 _log.error(
                     "chord %s cannot end yet: the message of its last part, task %s, is a dead "
-                    "letter that cannot be read; replay it once it can be read (greenq dead)",
+                    "letter that cannot be read; once it can be read, replay it with `greenq dead`",
                     step.message.group, step.message.id,
                 )  # fmt: skip
             elif claim in own:
@@ -464,7 +464,7 @@ class Handover:
         request: Context,
         failure: Failure,
     ) -> None:
-        """Call errbacks that take the error; send the others, with the id of the failed task."""
+        """Call errbacks that take the error; send other errbacks with the id of the failed task."""
         for errback in errbacks:
             try:
                 task = None if kind(errback) != "task" else self._registry.get(errback["task"])
@@ -521,7 +521,7 @@ class _Flow(Continuation):
 
     @classmethod
     def after(cls, first: Continuation) -> _Flow:
-        """Begin with the writes of a withheld ending; its parts have already been counted."""
+        """Return a flow that begins with a withheld ending, whose parts are already counted."""
         flow = cls()
         flow.add(first)
         flow.clears += first.clears

@@ -27,7 +27,7 @@ class TokenBucket:
     """
 
     def __init__(self, a_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with a token."""
+        """Create a bucket with one token."""
         self.every_s = 1 / a_second
         self._clock = clock
         self._taken_s = -math.inf

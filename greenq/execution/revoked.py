@@ -21,7 +21,7 @@ _KEEP_S = 10_800.0
 # The maximum number of stamps: as many as the server keeps.
 _MOST_WORKFLOWS = 10_000
 
-# The limit on their total size, which is needed because anyone who may publish can revoke.
+# The limit on their total size, needed because anyone who is allowed to publish can revoke tasks.
 _MOST_CHARS = 4_000_000
 
 
@@ -96,7 +96,7 @@ class Revoked:
         keep_s: float = _KEEP_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start empty; keep at most `most` ids and as many stamp values, for `keep_s` each."""
+        """Create an empty set of up to `most` ids and as many stamps, each kept for `keep_s`."""
         self._ids = _Aging(most, keep_s, clock)
         # Pairs of name and value.
         self._stamps = _Aging(most, keep_s, clock)

@@ -24,8 +24,8 @@ class WorkerState:
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended in each of these ways.
         tally: counts for metrics and the adaptive autoscaler; None if neither is on.
-        lease_until_s, lease_lost_s: until when the lease certainly holds, and when it was found to
-            have ended, in seconds of `now_s`.
+        lease_until_s, lease_lost_s: the time up to which the lease certainly holds, and the time
+            when it was found to have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
         paused: all paused queues of the cluster; each renewal of the lease updates them.
         revoked: which tasks must not run.
@@ -41,7 +41,7 @@ class WorkerState:
     def __init__(
         self, now_s: Callable[[], float] = boottime, *, revoked: Revoked | None = None
     ) -> None:
-        """Start empty, except for `revoked`."""
+        """Create a state that is empty except for `revoked`."""
         self.now_s = now_s
         self.paused: frozenset[str] = frozenset()
         self.reserved: dict[str, Request] = {}

@@ -1,7 +1,7 @@
 """Counts of runs: how tasks ended, how long they ran, and how long they waited.
 
 Counts are kept only for metrics and for the adaptive autoscaler. The hub updates them for every
-task, so an update is only a few additions; the reader computes the rest.
+task, so an update is only a few additions; sums are computed when they are read.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TaskTally:
     """
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Create an empty tally."""
         self.series: dict[tuple[str, str], Series] = {}
         self.failures: Counter[tuple[str, str, str]] = Counter()
 

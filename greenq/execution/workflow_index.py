@@ -46,7 +46,7 @@ _LETTERS = {
     REVOKED_STATE: REVOKED, RETRY: AGAIN,
 }  # fmt: skip
 
-# How many groups whose followers have been entered are remembered.
+# How many groups are remembered as those whose followers have been entered.
 _MOST_GROUPS = 1000
 
 
@@ -112,13 +112,13 @@ class WorkflowIndex:
         goes_on: bool = False,
         has_run: bool = True,
     ) -> Continuation | None:
-        """Return `workflow`, which may be None, with the end of a task if the task is in the index.
+        """Return `workflow`, with a note of a task's end if the task is in the index.
 
         Args:
             delivery: the task's message, which is kept if the task has failed.
             message: the decoded message.
             state: the task's state.
-            workflow: what the task's end sets in motion.
+            workflow: what the task's end sets in motion, or None.
             began_s: when the task began, unix seconds.
             children: the ids of the tasks that the task has sent.
             goes_on: whether the task runs again or is replaced.

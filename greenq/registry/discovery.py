@@ -25,11 +25,11 @@ class TaskModules:
     """The packages that an app searches for modules of tasks, and how these are imported."""
 
     def __init__(self) -> None:
-        """Start without packages."""
+        """Create an object that searches no packages yet."""
         self._places: list[tuple[Packages, str | None]] = []
 
     def add(self, packages: Packages, related_name: str | None) -> None:
-        """Add the packages that `packages` will return to those that are searched."""
+        """Also search these packages, or those that the function `packages` will return."""
         self._places.append((packages, related_name))
 
     def import_all(self, app: Any, settings: Mapping[str, Any]) -> None:

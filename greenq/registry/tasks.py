@@ -41,7 +41,7 @@ class TasksByName(dict[str, T], Generic[T]):
     """
 
     def __init__(self, app: RegistryApp, task_class: type[T]) -> None:
-        """Hold the tasks of an app; `task_class` is the class of the built-in ones."""
+        """Create an empty mapping for an app; `task_class` is the class of the built-in tasks."""
         super().__init__()
         self._app = app
         self._task_class = task_class
@@ -82,7 +82,7 @@ class AppTasks(Generic[T]):
         task_class: type[T],
         own_class: type[T] | None,
     ) -> None:
-        """Start without tasks; a task gets its app from `ready`, which annotates it."""
+        """Create an empty registry; a task gets its app from `ready`, which annotates the tasks."""
         self._app = app
         self._ready = ready
         self._task_class = task_class

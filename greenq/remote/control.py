@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
         matcher: the type of the pattern: ``glob`` or ``pcre``.
         reply: whether to wait for replies.
         timeout: seconds to wait.
-        limit: the most replies to wait for.
+        limit: the maximum number of replies to wait for.
         callback: called with each reply as it arrives.
     """
 
@@ -434,7 +434,7 @@ class Inspect:
     # --- tasks ------------------------------------------------------------------------------------
 
     def active(self, safe: bool | None = None) -> Any:
-        """Ask for the running tasks; with `safe`, their arguments as text."""
+        """Ask for the running tasks, with their arguments as text if `safe` is true."""
         return self.ask("active", safe=safe)
 
     def reserved(self, safe: bool | None = None) -> Any:

@@ -45,7 +45,7 @@ class ResultSet(ResultBase):
     parent: ResultBase | None = None
 
     def __init__(self, results: Iterable[Any] = (), app: Any = None) -> None:
-        """Hold `results`; `app` is the app of the results, by default that of the first one."""
+        """Store `results`; `app` is the app of the results, by default that of the first one."""
         self.results: Any = results if isinstance(results, Sequence) else list(results)
         self._app = self.own_app if app is None else app
 
@@ -188,7 +188,7 @@ class ResultSet(ResultBase):
             no_ack: accepted for compatibility with Celery; has no effect.
             on_message: called with each state that is announced, as for `AsyncResult.get`.
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
-            on_interval: called after each silence of `interval` (half a second by default).
+            on_interval: called when nothing has been announced for `interval` (by default 0.5 s).
 
         Raises:
             RuntimeError: a task is waiting for others, which may need the slot that it holds.
@@ -329,7 +329,7 @@ class ResultSet(ResultBase):
         self.backend.call_when_ended(list(handles), ended)
         return self
 
-    # --- all of them ------------------------------------------------------------------------------
+    # --- all results ------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Delete the stored results, and those of their parents."""

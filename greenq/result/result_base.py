@@ -245,7 +245,7 @@ def fulfil(
 
 
 def value_of(meta: ResultMeta, propagate: bool) -> Any:
-    """Return the value of a state; with `propagate`, raise the exception of a failed task."""
+    """Return the value of a state; if `propagate`, raise the exception of a failed task."""
     if propagate and meta.status in PROPAGATE_STATES and isinstance(meta.result, BaseException):
         raise meta.result from RemoteTraceback.of(meta.traceback)
     return meta.result

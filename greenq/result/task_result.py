@@ -219,12 +219,12 @@ class AsyncResult(ResultBase, Generic[R]):
         Args:
             timeout: the longest wait in seconds; None means no limit.
             propagate: raise the task's exception; if False, return it.
-            interval: also read the stored result after this many seconds of silence; normally
-                unnecessary, since the end of a task is announced.
+            interval: also read the stored result when nothing has been announced for this many
+                seconds; normally unnecessary, since the end of a task is announced.
             on_message: called with each state that is announced: task_id, status, result,
                 traceback, children.
             callback: called with the id and the returned value.
-            on_interval: called after each silence of `interval` (half a second by default).
+            on_interval: called when nothing has been announced for `interval` (by default 0.5 s).
             follow_parents: also raise the exception of an earlier task in the chain, since this
                 task may then never run.
             no_ack: accepted for compatibility with Celery; has no effect.
@@ -288,7 +288,7 @@ class AsyncResult(ResultBase, Generic[R]):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Prevent the task from running; with `terminate`, end it if it is running.
+        """Prevent the task from running; if `terminate` is true, end it even if it is running.
 
         Running workers are notified; workers that start later learn of the revocation.
 

@@ -94,9 +94,10 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
 def _fitter(
     parameters: Sequence[inspect.Parameter],
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], bool], int, int]:
-    """Return a function that tells whether arguments fit, and two numbers of arguments.
+    """Return a function that tells whether arguments fit, and two numbers.
 
-    From the first to the second number, arguments that are all positional certainly fit.
+    Arguments that are all positional certainly fit if there are as many as the first number, as the
+    second, or any number in between.
     """
     kinds = {each.kind for each in parameters}
     open_names = inspect.Parameter.VAR_KEYWORD in kinds

@@ -25,8 +25,8 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all the rest of it. Up to this size they are sent
-# in one push, since a workflow that a killed sender has sent only in part can never end.
+# The messages that begin a workflow may contain all that follows them. Up to this size they are
+# sent in one push, since a workflow that a killed sender has sent only in part can never end.
 _WHOLE_CHARACTERS = 8 << 20
 
 
@@ -34,7 +34,7 @@ class PushBatch:
     """The messages of one round of pushes, with one push for each destination."""
 
     def __init__(self, *, whole: bool = False) -> None:
-        """Start empty; with `whole`, a push ends only at the maximum count or at 8 MB."""
+        """Create an empty batch; if `whole`, a push ends only at the maximum count or at 8 MB."""
         self.count = 0
         self.tag_prefix = tag_prefix(time.time())
         self.events: list[Stamped] = []
@@ -82,7 +82,7 @@ class KnownPlans:
         plan_of: Callable[[str, Mapping[str, Any]], SendPlan],
         complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
-        """Start without plans; `complete` adds a task's and the sender's options to a call's."""
+        """Create an empty store; `complete` adds a task's and the sender's options to a call's."""
         self._router = router
         self._plan_of = plan_of
         self._complete = complete

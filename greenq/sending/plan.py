@@ -80,7 +80,7 @@ class Encoding(TypedDict):
 class SendPlan(NamedTuple):
     """The data common to all messages of a task that are sent with the same options.
 
-    With `broadcast`, the queue's messages are published instead of pushed. The template has been
+    If `broadcast` is true, the messages are published instead of pushed. The template has been
     created from `message`, `encoding` and `properties`.
     """
 

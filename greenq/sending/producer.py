@@ -82,7 +82,7 @@ class CallsCutOff(Exception):
     """
 
     def __init__(self, sent: int, unknown: int, reason: Exception) -> None:
-        """Keep all three values."""
+        """Store the two counts and the reason."""
         super().__init__(sent, unknown, reason)
         self.sent = sent
         self.unknown = unknown
@@ -397,8 +397,8 @@ class Producer:
         """Return the id and the text of one message, announced if there are receivers.
 
         Args:
-            new: an id created for this push alone; created here if not given. With `prefix`, it
-                also serves as the delivery tag, since a given task id may be used again.
+            new: an id created for this push alone; created here if not given. If `prefix` is given,
+                the id also serves as the delivery tag, since a given task id may be used again.
             chain: the rest of its chain, if that is not in the plan.
         """
         if not new:

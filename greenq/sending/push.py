@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """Pushes the messages of plans, each time within the time limit of one call."""
+    """Pushes the messages of plans; no push takes longer than the time limit of one call."""
 
     def __init__(self, broker: Broker) -> None:
         """Push through `broker`."""
@@ -77,7 +77,7 @@ class Pusher:
             new_ids: the messages' task ids if created for this push.
 
         Raises:
-            ConnectionLost: an answer was lost, so the messages may have arrived.
+            ConnectionLost: a reply was lost, so the messages may have arrived.
             OperationalError: the messages have not arrived.
         """
         began_s = time.monotonic()
@@ -138,7 +138,7 @@ class Pusher:
             raise error
         if may_be_there:
             raise ConnectionLost(
-                f"{what} may or may not have been sent to queue {queue!r}; the answer was lost: "
+                f"{what} may or may not have been sent to queue {queue!r}; the reply was lost: "
                 f"{error}"
             ) from error
         raise OperationalError(f"{what} could not be sent to queue {queue!r}: {error}") from error

@@ -145,7 +145,7 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge a caller's send options with a route's; the caller's win, and None means unset.
+        """Merge a caller's send options with a route's, which they override; None means unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
         alone goes with the route's exchange, or with the exchange of the route's queue; on a direct

@@ -97,7 +97,7 @@ class Workflow:
         return self.tree().critical_path()
 
     def left_s(self) -> float | None:
-        """Estimate how many seconds the workflow still takes; None if unknown. Switches: yes."""
+        """Estimate how many more seconds the workflow will take; None if unknown. Switches: yes."""
         return self.tree().left_s(time.time())
 
     def wait(self, timeout: float | None = None) -> str:
@@ -227,10 +227,11 @@ class Workflow:
     def _reopen_chords(
         self, tree: Tree, failed: Mapping[str, WorkflowTask], claims: dict[str, str]
     ) -> bool:
-        """Make the chords count their failed parts again; False if parts have ended meanwhile.
+        """Make the chords count their failed parts again; return False if parts have ended since.
 
-        `claims` are those that have refused earlier calls. If a chord's body was sent or has failed
-        before the tree was read, such a claim was left behind by its completion.
+        `claims` are the claims on chords because of which earlier calls were refused. If a chord's
+        body was sent or has failed before the tree was read, such a claim was left behind by the
+        completion of the chord.
         """
         # A cancelled body is revoked whether or not its chord was completed.
         unsure = (STATES[PLANNED], STATES[REVOKED])
@@ -276,7 +277,7 @@ class Workflow:
         ]
         return out, kept
 
-    # --- more of it -------------------------------------------------------------------------------
+    # --- additions --------------------------------------------------------------------------------
 
     def add(self, signature: Mapping[str, Any], **options: Any) -> Any:
         """Send a signature as a further part of the workflow; return its handle. Switches: yes."""

@@ -76,7 +76,7 @@ class WorkflowTask:
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return the run's duration, until `now_s` if it still runs; None if it has not begun."""
+        """Return the run's duration, up to `now_s` if it is running; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
@@ -88,8 +88,8 @@ class WorkflowGroup:
 
     Attributes:
         id: the group's id.
-        is_chord: whether a body waits for them; the body follows in the same line.
-        members: a line of steps for each member.
+        is_chord: whether a body waits for them; the body follows in the same sequence.
+        members: a sequence of steps for each member.
     """
 
     id: str
@@ -99,11 +99,11 @@ class WorkflowGroup:
 
 @dataclass(slots=True)
 class WorkflowStep:
-    """A task or a group in a line of steps that follow one another.
+    """A task or a group in a sequence of steps.
 
     Attributes:
         what: the task or the group.
-        others: further lines that follow it, such as callbacks and tasks that it sent.
+        others: further sequences that follow it, such as callbacks and tasks that it sent.
     """
 
     what: WorkflowTask | WorkflowGroup
@@ -116,7 +116,7 @@ class Tree:
     Attributes:
         tasks: the tasks by id.
         groups: the groups by id.
-        lines: a line of steps for each task or group that the workflow began with.
+        lines: a sequence of steps for each task or group that the workflow began with.
     """
 
     def __init__(self, tasks: Iterable[WorkflowTask]) -> None:
@@ -130,7 +130,7 @@ class Tree:
             for group in (*task.node.within, task.node.group)
             if group is not None
         }
-        # The line and the step of each task and each group.
+        # The sequence and the step of each task and each group.
         self._places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
         self._group_places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
         self._arrange()
@@ -195,7 +195,7 @@ class Tree:
     def _continued(
         self, before: str | None
     ) -> tuple[list[list[WorkflowStep]], list[WorkflowStep] | None]:
-        """Return the line that continues after a step, or None, and where to begin another line."""
+        """Return the list for a new sequence, and the sequence that ends with `before`, or None."""
         place = self._places.get(before or "") or self._group_places.get(before or "")
         if place is None:
             return self.lines, None
@@ -224,10 +224,11 @@ class Tree:
         return max(ended, key=_last_s, default=None)
 
     def left_s(self, now_s: float) -> float | None:
-        """Estimate how many seconds the workflow still takes; None until the first task has ended.
+        """Estimate the workflow's remaining time in seconds; None until the first task has ended.
 
-        A task is assumed to take as long as other tasks with its name. The rest takes at least as
-        long as its longest line, and is assumed to use as many slots as were busy so far.
+        A task is assumed to take as long as other tasks with its name. The workflow will take at
+        least as long as the longest remaining sequence of steps, and is assumed to use as many
+        slots as were busy so far.
         """
         took: dict[str, list[float]] = defaultdict(list)
         for task in self.tasks.values():
@@ -253,7 +254,7 @@ class Tree:
 
 
 def _longest_s(lines: Iterable[list[WorkflowStep]], left: Mapping[str, float]) -> float:
-    """Return how long the longest of these lines still takes."""
+    """Return how many more seconds the longest of these sequences will take."""
     longest = 0.0
     for line in lines:
         passed = 0.0
@@ -273,7 +274,7 @@ def _append(
     line: list[WorkflowStep] | None,
     what: WorkflowTask | WorkflowGroup,
 ) -> tuple[list[WorkflowStep], WorkflowStep]:
-    """Put a task or a group at the end of a line, or of a new one; return its place."""
+    """Put a task or a group at the end of a sequence, or of a new one; return its place."""
     if line is None:
         line = []
         lines.append(line)

@@ -202,7 +202,7 @@ def test_retried_receiver_is_called_until_it_succeeds(
     assert [response for _, response in signal.send()] == ["done"]
     assert len(tries) == 3
     assert len(pauses) == 2
-    assert "is called again in" in caplog.text
+    assert "will be called again in" in caplog.text
     signal.disconnect(signal.receivers[0].find())
     assert not signal.receivers
 

@@ -730,7 +730,7 @@ def test_an_answer_that_cannot_be_sent_is_an_error(node: Node, panel: Panel) -> 
     def opaque(_worker: Any) -> object:
         return object()
 
-    assert "the answer to opaque cannot be sent" in node.ask("opaque")["error"]
+    assert "the reply to opaque cannot be sent" in node.ask("opaque")["error"]
 
 
 def test_a_command_may_wait(node: Node, panel: Panel) -> None:

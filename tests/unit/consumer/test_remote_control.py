@@ -147,7 +147,7 @@ def test_an_answer_that_cannot_be_sent_is_logged(
 
     control.handle(asked("ping"))
 
-    assert "the answer to ping could not be sent" in caplog.text
+    assert "the reply to ping could not be sent" in caplog.text
 
 
 def test_what_is_urgent_is_answered_over_the_connection_that_is_given(
