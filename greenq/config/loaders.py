@@ -198,7 +198,7 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # If the module that the path names exists but imports a missing one, the error is its own.
+        # If the named module exists but imports one that is missing, its own error is raised.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise

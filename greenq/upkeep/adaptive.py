@@ -103,7 +103,7 @@ class Adaptive:
     """Finds the limit; see the module's docstring."""
 
     def __init__(self) -> None:
-        """Start without a limit and without measurements."""
+        """Create an object that has no limit and no measurements yet."""
         # The limit found, or None.
         self._cap: int | None = None
         # The mean duration of tasks in a pool that was not full.
