@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
     # ten thousand tasks in flight, this saves a sixth of a task's cost.
     gc.collect()
     gc.freeze()
-    # SIGHUP is ignored between the worker's end and its restart, until the new one handles it.
+    # SIGHUP is ignored between the worker's end and its restart, until the new worker handles it.
     hold_hangups()
     redirects = settings.worker_redirect_stdouts and not is_set_up_by_receivers
     try:

@@ -31,7 +31,7 @@ _REDIS_MAX_BYTES: Final = 512 * _MIB
 def _setting(
     kind: validators.Validator, default: object, doc: str, *, unit: str = "", none_ok: bool = False
 ) -> Any:
-    """Describe one setting; with `none_ok`, None (Celery's default) means `default`."""
+    """Describe one setting; if `none_ok`, None (Celery's default) means `default`."""
     if none_ok:
         kind = validators.or_default(kind, default)
     metadata = {"doc": doc, "unit": unit, "kind": kind}

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# In proportion to its size, a smaller pool would lose some of its rate; it is enough if it keeps
-# this fraction of that loss. A larger pool is worthwhile if it gains this fraction of the gain that
-# would be proportional to its size.
+# If rates were proportional to sizes, a smaller pool would lose some of its rate. It is enough if
+# it avoids this fraction of that loss. A larger pool is worthwhile if it achieves this fraction of
+# the corresponding gain.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 

@@ -101,7 +101,7 @@ class DemoInterrupt:
         self.again: Callable[[], object] | None = None
 
     def __call__(self) -> None:
-        """Ask."""
+        """Handle Ctrl-C."""
         if self.asked.is_set() and self.again is not None:
             self.again()
         self.asked.set()
