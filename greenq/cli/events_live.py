@@ -141,7 +141,10 @@ def _tasks(tasks: list[ObservedTask]) -> Table:
 
 
 def _table(headings: tuple[str, ...], *, right: str = "", narrow: str = "") -> Table:
-    """Return an empty table; `right` aligns columns right, `narrow` ones share the free width."""
+    """Return an empty table.
+
+    `right` names the columns that are right-aligned, `narrow` those that share the remaining width.
+    """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     for heading in headings:
         table.add_column(

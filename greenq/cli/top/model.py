@@ -29,7 +29,7 @@ _LAG_LOOKS: Final = 60
 # How long a worker stays on screen after it has stopped replying.
 _SILENT_S: Final = 60.0
 
-# How many tasks have their own line; a limit is needed since anyone may publish events.
+# How many tasks have their own line; a limit is needed since any client can publish events.
 _NAMES: Final = 1000
 _OTHERS: Final = "(others)"
 _UNKNOWN: Final = "(unknown)"

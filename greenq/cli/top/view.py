@@ -498,7 +498,7 @@ def _table(
         headings: the column headings.
         rows: their cells.
         width: the width of the lines.
-        left: columns aligned left; the others are aligned right.
+        left: the columns aligned left; all other columns are aligned right.
         optional: columns omitted if they are empty.
         flexible: the column that takes the remaining room.
         style: the style of the headings.
