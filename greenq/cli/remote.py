@@ -299,7 +299,7 @@ def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
     does = {
         "pause": f"it keeps taking from {queue}; cancel_consumer {queue} stops that",
         "resume": f"it takes from {queue} unless cancel_consumer has stopped that; "
-        f"add_consumer {queue} starts it again",
+        f"add_consumer {queue} undoes that",
         "drain": "it keeps taking messages; cancel_consumer stops that, queue by queue",
     }
     return f"a Celery worker: {does.get(method, 'it does not know this command')}"

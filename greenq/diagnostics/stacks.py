@@ -182,7 +182,7 @@ def describe(
     """
     waits: Counter[str] = Counter()
     running: list[tuple[float, str, Request, FrameType | None]] = []
-    # Reading a task's variables may run its code, which may end this task or begin another.
+    # Reading a task's variables may run its code, which may end or begin another task.
     for request in list(requests):
         own = request.greenlet
         if own is None:
