@@ -1,7 +1,7 @@
 """How many concurrent tasks are worthwhile: a limit found by comparing pool sizes.
 
 A slow database or an API that throttles does not answer more calls per second when there are more
-greenlets; each answer merely takes longer. So the autoscaler watches the mean duration of tasks
+greenlets; each call merely takes longer. So the autoscaler watches the mean duration of tasks
 while the pool is full and messages are waiting. When that duration is longer than it was in a pool
 that was not full, a smaller size is tried. If as many tasks end per second, the smaller size stays;
 otherwise the larger size is restored. Later, a larger size is tried in the same way. Durations
