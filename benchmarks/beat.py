@@ -133,7 +133,7 @@ class Tally(NamedTuple):
     Attributes:
         due: how many there were.
         once, missing, twice: how many were sent once, never, and more than once.
-        late_s: how late those that were sent were, ascending.
+        late_s: the delays of those that were sent, ascending.
     """
 
     due: int

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _STAGED = "bench.staged"
 _POLL_S = 0.01
-# How often to check whether a worker is still starting. It is if it uses more than a share of a
-# core, or has used hardly any CPU time.
+# How often to check whether a worker is still starting. It is starting if it uses more than the
+# share _BUSY of a core, or has used less CPU time than _START_CPU_S.
 _LOOK_S = 0.25
 _BUSY = 0.4
 _START_CPU_S = 0.08
@@ -129,7 +129,7 @@ class _Drain:
         }
 
     def _events(self, tasks: int) -> AbstractContextManager[None]:
-        """Check that the events of `tasks` tasks are published, if events are enabled.
+        """If events are enabled, check that this many tasks publish their events.
 
         This is used only during the warm-up, since a listener takes up the server's time.
         """

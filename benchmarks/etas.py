@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.peer import Peer
     from benchmarks.server import Server
 
-# How long before they are due the tasks are sent, so that workers can take all of them in time.
+# Tasks are sent this long before they are due, so that workers can take all of them in time.
 _LEAD_S = 5.0
 _TAKEN_A_SECOND = 4000
 _FAR = timedelta(hours=2)

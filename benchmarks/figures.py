@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NotMeasured(LookupError):
-    """A run does not have the figure that the text names."""
+    """A figure is missing from a run; the text names the figure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _SIZES = (1, 40)
 _IDLE_S = 20.0
-# How long to wait first, which is longer than a newly started worker listens to all heartbeats.
+# How long to wait first; a newly started worker listens to all heartbeats, but not for this long.
 _REST_S = 12.0
 _PUSHES = 100
 _BETWEEN_S = (0.02, 0.08)

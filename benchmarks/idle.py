@@ -67,7 +67,7 @@ def alone(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
 def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
     """Measure what a message costs the server when 50 workers wait, and when one waits.
 
-    The cost is all commands beyond the idle rate, including those inside scripts.
+    The cost is all commands above the idle rate, including those inside scripts.
     """
     one = _cost(server, peer, messages, 1)
     many = _cost(server, peer, messages, _FLEET)
@@ -75,7 +75,7 @@ def fleet(server: Server, peer: Peer, messages: int) -> dict[str, float]:
 
 
 def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
-    """Measure an idle worker that receives the heartbeats of 50 others for `seconds`.
+    """Measure an idle worker that receives the heartbeats of 50 other workers for `seconds`.
 
     The heartbeats are published from this process, not from the worker's.
     """
@@ -86,7 +86,7 @@ def heartbeats(server: Server, peer: Peer, seconds: int) -> dict[str, float]:
         time.sleep(_QUIET_S)
         idle_percent = idle.percent()
         beats = Heartbeats(client, _FLEET, _BEAT_S)
-        # Send one round first, so that the worker knows all the others.
+        # Send one round first, so that the worker knows all other workers.
         beats.send(_BEAT_S)
         heard = _Stretch(started)
         count = beats.send(seconds)
@@ -130,7 +130,7 @@ def _look(client: redis.Redis) -> _Look:
 
 
 def _carried_out(before: _Look, after: _Look) -> int:
-    """Count the commands between two looks; the first look did not count itself."""
+    """Count the commands between two readings; the first reading did not count itself."""
     return after.carried_out - before.carried_out - 1
 
 

@@ -29,7 +29,7 @@ class Workers:
     """The worker processes of one contender."""
 
     def __init__(self, peer: Peer, folder: Path) -> None:
-        """Start with no process; logs and counts go to the directory `folder`."""
+        """Create an empty set of processes; logs and counts go to the directory `folder`."""
         self.peer = peer
         self.processes: list[subprocess.Popen[bytes]] = []
         self._log = folder / "worker.log"
@@ -95,7 +95,7 @@ class Workers:
         """Check that all processes are running.
 
         Raises:
-            RuntimeError: one has ended; the error contains the end of its log.
+            RuntimeError: a process has ended; the error contains the end of its log.
         """
         if any(process.poll() is not None for process in self.processes):
             raise self.complaint("a worker has ended")

@@ -74,7 +74,7 @@ class Peer:
         released: further commands that its own sender would send when there is work.
         left: gauges that are zero when no task waits or runs.
         done: the gauge that grows by one with each result.
-        counts_done: whether there is such a gauge; if not, only `left` shows the end.
+        counts_done: whether there is such a gauge; if not, only `left` shows when all is done.
         packages: names of packages whose versions are recorded.
     """
 

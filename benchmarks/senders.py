@@ -51,7 +51,7 @@ def _celery() -> tuple[Callable[[int], object], Callable[[int], object]]:
 
 def _floor() -> tuple[Callable[[int], object], Callable[[int], object]]:
     client = redis.Redis.from_url(Surroundings.read().url)
-    # As long as the message of such a call.
+    # This is as long as the message of such a call.
     text = "x" * 850
 
     def one(count: int) -> None:

@@ -24,7 +24,7 @@ class Downstream(NamedTuple):
 
     Attributes:
         serves: how many calls at once it answers at full speed.
-        suffers: how much of its capacity each call beyond that number costs.
+        suffers: how much of its capacity each further call costs.
     """
 
     serves: int
@@ -65,7 +65,7 @@ class World:
         interval_s: float = 0.5,
         seed: int = 1,
     ) -> None:
-        """Start empty; a task takes what `duration` returns, or longer if the service is busy."""
+        """Create an idle world; a task takes what `duration` returns, longer on a busy service."""
         self.downstream = downstream
         self.queued = self.ended = 0
         self.ended_s = 0.0
@@ -215,7 +215,7 @@ def _draw(scenario: Scenario, x: int, y: int) -> list[str]:
 
 
 def svg() -> str:
-    """Return all charts as one picture."""
+    """Return all charts as one image."""
     rows = -(-len(SCENARIOS) // _COLUMNS)
     width, height = _WIDTH * _COLUMNS, _HEIGHT * rows
     lines = [

@@ -30,7 +30,7 @@ _PRIORITY = ("celery\x06\x163", "celery\x06\x166", "celery\x06\x169")
 _LISTS = (_MAIN, *_PRIORITY)
 _INBOX = "inbox"
 
-# How long a waiter blocks before it looks again; BRPOP and polling have their own intervals.
+# How long a waiter blocks before it checks again; BRPOP and polling have their own intervals.
 _LOOK_S = 2
 _BRPOP_S = 1
 _POLL_S = 0.01
@@ -73,22 +73,22 @@ class Wire:
         self.call("HELLO", 3)
 
     def call(self, *command: str | float) -> Any:
-        """Send one command and return its answer. Switches: yes."""
+        """Send one command and return its reply. Switches: yes."""
         return self.pipeline(command)[0]
 
     def pipeline(self, *commands: Sequence[str | float]) -> list[Any]:
-        """Send commands in one round trip and return their answers. Switches: yes."""
+        """Send commands in one round trip and return their replies. Switches: yes."""
         self.send(*commands)
         return [self.receive() for _ in commands]
 
     def send(self, *commands: Sequence[str | float]) -> None:
-        """Write commands without waiting for answers."""
+        """Write commands without waiting for replies."""
         # hiredis's stubs declare a tuple of one item only.
         packed = (hiredis.pack_command(tuple(each)) for each in commands)  # type: ignore[arg-type]
         self._socket.sendall(b"".join(packed))
 
     def receive(self, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Return the next answer; with `push`, return a push message if one comes first.
+        """Return the next reply; if `push` is true, return a push message if one comes first.
 
         Switches: yes.
 
@@ -233,7 +233,7 @@ class _Blmove(Waiter):
         return True
 
     def _unblock(self) -> None:
-        """End the BLMOVE from outside and read its answer, which may still be a message."""
+        """End the BLMOVE from outside and read its reply, which may still be a message."""
         while True:
             self._control.call("CLIENT", "UNBLOCK", self._client_id)
             try:
@@ -281,7 +281,7 @@ class Tracking(Waiter):
         return self.watch(_LISTS)
 
     def hear(self) -> bool:
-        """Read an announcement, which may have come with an earlier answer."""
+        """Read an announcement, which may have come with an earlier reply."""
         if not self.wire.noticed:
             try:
                 self.wire.receive(push=True, timeout_s=_LOOK_S)
@@ -413,7 +413,7 @@ def idle_rate(port: int, kind: type[Waiter], count: int) -> float:
 
 
 def after_kill(port: int, kind: type[Waiter]) -> str:
-    """Kill a waiter that has not read its answer; return where the message is."""
+    """Kill a waiter that has not read its reply; return where the message is."""
     control = Wire(port)
     control.call("FLUSHALL")
     waiter = kind(port, 0, Seen())

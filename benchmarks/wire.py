@@ -26,7 +26,7 @@ _QUEUE = "bench.template"
 class Messages:
     """Writes any number of messages of one task, each with its own id.
 
-    greenq's producer writes the first message; the others are copies of its text with other ids.
+    greenq's producer writes the first message; all further ones copy its text with other ids.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        """Start at zero, in the directory that the environment names."""
+        """Create a counter at zero, in the directory that BENCH_TALLY names."""
         # The file is not named after the process id, since a contender may fork after importing its
         # tasks.
         number, _ = tempfile.mkstemp(dir=os.environ["BENCH_TALLY"])

@@ -4,7 +4,7 @@ Start a worker that runs up to 500 fetches at once, with no more greenlets than 
 
     greenq worker -A fetch --autoscale 500,10
 
-In another terminal, send some URLs and print the answers:
+In another terminal, send some URLs and print the results:
 
     python fetch.py https://example.org https://www.python.org
 """
@@ -23,7 +23,7 @@ app = Greenq("fetch")
 
 
 class Page(TypedDict):
-    """The stored part of an answer."""
+    """The stored part of a response."""
 
     status: int
     bytes: int
@@ -32,7 +32,7 @@ class Page(TypedDict):
 
 @app.task
 def fetch(url: str, timeout: float = 10.0) -> Page:
-    """Fetch one page; raise on an error status, a refused connection or a slow answer."""
+    """Fetch one page; raise on an error status, a refused connection or a slow response."""
     began = time.monotonic()
     size = 0
     try:

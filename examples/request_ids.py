@@ -22,7 +22,7 @@ def take_along(headers: dict[str, Any], **_: Any) -> None:
 
 @task_prerun.connect
 def restore(task: Any, **_: Any) -> None:
-    """Set the id again where the task runs, for its code and all receivers after this one."""
+    """Set the id again where the task runs, for its code and the receivers called after this."""
     request_id.set(task.request.get("request_id", "-"))
 
 

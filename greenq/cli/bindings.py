@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def bindings(app: Greenq, *, within_s: float | None = None) -> list[BoundQueue]:
     """Scan all keys of the server and return all bindings of task queues, sorted.
 
-    With `within_s`, stop the scan after that time and return what it has found.
+    If `within_s` is given, stop the scan after that time and return what it has found.
     """
     ends_s = math.inf if within_s is None else time.monotonic() + within_s
     client, keys = app.transport.client, app.transport.keys

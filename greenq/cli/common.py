@@ -40,7 +40,7 @@ _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the options that select the app or the server, and ``--json``.
 
-    With `again`, the options keep the values that their first occurrence has set.
+    If `again` is true, the options keep the values that their first occurrence has set.
     """
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
@@ -85,7 +85,7 @@ def is_named(args: argparse.Namespace) -> bool:
 def opened(args: argparse.Namespace) -> Iterator[Greenq]:
     """Open the app that the command line names, and close it when the block ends.
 
-    With a server but no app, use a plain app without tasks.
+    If it names a server but no app, use a plain app without tasks.
 
     Raises:
         AppNotFound: neither an app nor a server is named, or the app cannot be imported.

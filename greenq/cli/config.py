@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings of the app or, without one, those of the environment.
+    """Print the settings of the app or, if none is named, those of the environment.
 
     Raises:
         UnknownSetting: a name or pattern matches no setting.

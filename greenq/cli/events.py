@@ -38,7 +38,7 @@ class Output(Protocol):
         """Add an event, in order of arrival."""
 
     def flush(self) -> None:
-        """Show all events added so far; called regularly, even when none has arrived."""
+        """Show all events added so far; called regularly, even if no event has arrived."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -56,7 +56,7 @@ class EventsDisplay:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """Leave the last picture on the screen and restore the terminal."""
+        """Leave the last table on the screen and restore the terminal."""
         self._live.update(self.picture(), refresh=True)
         self._live.stop()
 
@@ -141,7 +141,10 @@ def _tasks(tasks: list[ObservedTask]) -> Table:
 
 
 def _table(headings: tuple[str, ...], *, right: str = "", narrow: str = "") -> Table:
-    """Return an empty table; `right` columns are right-aligned, `narrow` ones share the rest."""
+    """Return an empty table.
+
+    `right` names the columns that are right-aligned, `narrow` those that share the remaining width.
+    """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     for heading in headings:
         table.add_column(

@@ -1,6 +1,6 @@
 """Where Celery's command line differs: the order of options, and options that greenq does not have.
 
-An option or command that only Celery has is answered with a sentence that says what to do instead.
+An option or command that only Celery has ends the program with advice on what to do instead.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def refused(argv: Sequence[str]) -> str | None:
 
 
 class _Instead(argparse.Action):
-    """A Celery option that is answered with a sentence."""
+    """A Celery option that ends the program with advice."""
 
     def __call__(
         self,

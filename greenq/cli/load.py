@@ -27,7 +27,7 @@ _SUBMODULES = ("greenq", "celery")
 def find_app(path: str | None) -> Greenq:
     """Import the app that ``-A`` names: ``module``, ``module:attribute`` or ``package``.
 
-    In a module the app is named ``app``, ``greenq`` or ``celery``, or is the only one there; in a
+    In a module the app is named ``app``, ``greenq`` or ``celery``, or is the only app there; in a
     package it may also be in the submodule ``greenq`` or ``celery``. The working directory is first
     on the import path.
 

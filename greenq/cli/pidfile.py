@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
-    """Keep this process's id in the file `path` during the block; with None, do nothing.
+    """Keep this process's id in the file `path` during the block; if `path` is None, do nothing.
 
     The lock shows that its owner is alive, so a file left behind by a crash does no harm.
 

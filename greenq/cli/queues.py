@@ -106,7 +106,7 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> TakersByQueue:
     """Combine the server's data about greenq's workers with the replies of other workers.
 
     Args:
-        roll: workers with a lease. A blocked or unresponsive worker still takes from its queues.
+        roll: workers with a lease. A blocked or unresponsive worker also counts as a consumer.
         replies: the replies to the command active_queues, by node, from Celery's workers and from
             greenq's workers that have not registered their queues yet.
     """

@@ -297,10 +297,10 @@ def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
     """Return how a Celery node reacts to one of greenq's own commands, which it does not know."""
     queue = show.printable(str(arguments.get("queue", "?")))
     does = {
-        "pause": f"it still takes from {queue} (cancel_consumer {queue} stops that)",
-        "resume": f"it takes from {queue} unless cancel_consumer has stopped that "
-        f"(add_consumer {queue})",
-        "drain": "it keeps taking messages (cancel_consumer stops that, queue by queue)",
+        "pause": f"it keeps taking from {queue}; cancel_consumer {queue} stops that",
+        "resume": f"it takes from {queue} unless cancel_consumer has stopped that; "
+        f"add_consumer {queue} undoes that",
+        "drain": "it keeps taking messages; cancel_consumer stops that, queue by queue",
     }
     return f"a Celery worker: {does.get(method, 'it does not know this command')}"
 

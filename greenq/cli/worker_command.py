@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
     # ten thousand tasks in flight, this saves a sixth of a task's cost.
     gc.collect()
     gc.freeze()
-    # SIGHUP is ignored between the worker's end and its restart, until the new one handles it.
+    # SIGHUP is ignored between the worker's end and its restart, until the new worker handles it.
     hold_hangups()
     redirects = settings.worker_redirect_stdouts and not is_set_up_by_receivers
     try:
@@ -224,7 +224,7 @@ def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
     names = sorted(name for name in app.tasks if not name.startswith("celery."))
     lines += ["", f"  {dim}tasks{plain}"] + [f"    {name}" for name in names[:_SHOWN_TASKS]]
     if not names:
-        lines.append("    none: is the module with the tasks imported? (see include, imports)")
+        lines.append("    none; check that include or imports names the module with the tasks")
     if len(names) > _SHOWN_TASKS:
         lines.append(f"    and {len(names) - _SHOWN_TASKS} more")
     return "\n".join(lines) + "\n\n"

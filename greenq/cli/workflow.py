@@ -263,7 +263,7 @@ def _drawn(
 
 
 def _is_well(line: list[WorkflowStep]) -> bool:
-    """Return whether all tasks directly in a line have succeeded."""
+    """Return whether a sequence of steps has only tasks, and all of them have succeeded."""
     return all(
         isinstance(step.what, WorkflowTask) and step.what.state == "SUCCESS" for step in line
     )

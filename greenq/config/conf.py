@@ -38,7 +38,7 @@ class Settings(Mapping[str, Any]):
         values: Mapping[str, Any],
         around: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """Begin with the defaults, overridden by the environment and then by `values`.
+        """Create settings with the defaults, overridden by the environment and then by `values`.
 
         On first use, the two functions in `around` are called: the first before everything is
         read, and the second after it has been read.
@@ -86,7 +86,10 @@ class Settings(Mapping[str, Any]):
     def read_later(
         self, load: Callable[[list[str]], Mapping[str, Any]], source: str = "code"
     ) -> None:
-        """Register `load` to read `source`'s settings on first use, given a list for its notes."""
+        """Register `load`, which reads the settings of `source` when they are first needed.
+
+        `load` appends a note to its argument for each name that it does not read.
+        """
         self._lazy.append((load, source))
         object.__setattr__(self, "built", None)
 
@@ -121,8 +124,8 @@ class Settings(Mapping[str, Any]):
     def warn(self, *, foreign: bool = True) -> None:
         """Log one warning for each name that is not read or that has no effect.
 
-        Without `foreign`, Celery settings that greenq does not need are not logged, because they
-        concern workers. In programs that only send, the warnings would be clutter.
+        If `foreign` is false, Celery settings that greenq does not need are not logged, because
+        they concern workers. In programs that only send, the warnings would be clutter.
         """
         config = self.config
         lines = [*self._unread]

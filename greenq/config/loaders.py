@@ -45,9 +45,10 @@ def settings_from_object(
     """Return the settings in `source`: a mapping, an object, or a name "module[:attribute]".
 
     From an object, the public lower-case attributes are read, except modules, functions and
-    classes. Attributes that are not settings are taken to be the module's own helpers. With a
-    `namespace`, such as "CELERY" in Django's settings, the upper-case names that begin with it and
-    an underscore are read instead, and the prefix is removed. The values are not checked yet.
+    classes. Attributes that are not settings are taken to be the module's own helpers. If a
+    `namespace` is given, such as "CELERY" in Django's settings, the upper-case names that begin
+    with it and an underscore are read instead, and the prefix is removed. The values are not
+    checked yet.
 
     Args:
         source: where to look.
@@ -198,7 +199,7 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # If the module that the path names exists but imports a missing one, the error is its own.
+        # If the named module exists but imports one that is missing, its own error is raised.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise

@@ -87,8 +87,8 @@ class Queue:
         expires: seconds after which the waiting messages are deleted if no worker takes from the
             queue and nothing is sent to it; None means never.
         max_length: sending more than this many waiting messages is refused; None means no limit.
-        weight: how many turns the queue gets for each turn of the others, 1 to 10; it has an effect
-            only if `queue_order_strategy` is ``round_robin``.
+        weight: how many turns the queue gets for each turn of a queue of weight 1, 1 to 10; it has
+            an effect only if `queue_order_strategy` is ``round_robin``.
 
     Raises:
         ValueError: a value is wrong; the error names it.
@@ -156,7 +156,7 @@ class Broadcast:
         """Check the names."""
         _name(self.name)
         _any_text(self.exchange)
-        # On Redis the key becomes a pattern for channels, and only its end may be open.
+        # On Redis the key becomes a pattern for channels, with a wildcard only at its end.
         if "#" in (self.routing_key or "")[:-1]:
             raise ValueError(
                 f"broadcast {self.name!r}: # may appear only at the end of its routing key"

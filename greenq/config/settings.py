@@ -31,7 +31,7 @@ _REDIS_MAX_BYTES: Final = 512 * _MIB
 def _setting(
     kind: validators.Validator, default: object, doc: str, *, unit: str = "", none_ok: bool = False
 ) -> Any:
-    """Describe one setting; with `none_ok`, None (Celery's default) means `default`."""
+    """Describe one setting; if `none_ok`, None (Celery's default) means `default`."""
     if none_ok:
         kind = validators.or_default(kind, default)
     metadata = {"doc": doc, "unit": unit, "kind": kind}
@@ -135,7 +135,7 @@ class TransportOptions(Section):
     socket_timeout: float = _setting(
         validators.seconds(zero_ok=False),
         3.0,
-        "Longest wait for the answer to a command. A call that sends or reads a result takes no "
+        "Longest wait for the reply to a command. A call that sends or reads a result takes no "
         "longer than the sum of this and `broker_connection_timeout`.",
         unit="s",
     )
@@ -153,8 +153,8 @@ class TransportOptions(Section):
     health_check_interval: float = _setting(
         validators.seconds(),
         2.0,
-        "Test a connection that waits for results after this much silence; 0 means 2. "
-        "(Celery: 25.)",
+        "Test a connection that waits for results after receiving nothing for this long; 0 means "
+        "2. (Celery: 25.)",
         unit="s",
     )
 
@@ -215,7 +215,7 @@ class BrokerConfig(Section):
         validators.whole(1),
         10,
         "Size of the connection pool for user code that sends. When all connections are in use, "
-        "callers wait for one as long as the server answers the others.",
+        "callers wait for a free one as long as the server replies on those in use.",
     )
     broker_connection_timeout: float = _setting(
         validators.seconds(zero_ok=False),
@@ -588,7 +588,8 @@ class WorkerConfig(Section):
         validators.flag(),
         False,
         "greenq's own. Remote control requests may select workers by a regular expression (matcher "
-        "pcre). Anyone who may publish can send one; expressions that could take long are refused.",
+        "pcre). Anyone who is allowed to publish can send one; expressions that could take long "
+        "are refused.",
     )
     worker_disable_rate_limits: bool = _setting(
         validators.flag(), False, "Start tasks regardless of their rate limits."
@@ -785,9 +786,9 @@ class SecurityConfig(Section):
     security_require_signatures: bool = _setting(
         validators.flag(),
         True,
-        "greenq's own. With a signing key, refuse unsigned data. Set this to False while signing "
-        "is being introduced: unsigned data is then accepted as well, but a wrong signature is "
-        "still refused.",
+        "greenq's own. If there is a signing key, refuse unsigned data. Set this to False while "
+        "signing is being introduced: unsigned data is then accepted as well, but a wrong "
+        "signature is still refused.",
     )
 
     def __post_init__(self) -> None:
@@ -906,7 +907,7 @@ def sift(settings: Mapping[str, object]) -> Sifted:
 
 
 def _sift(values: Mapping[str, object], foreign: Mapping[str, celery_names.Foreign]) -> Sifted:
-    """Remove from `values` the settings that only Celery has; `kept` contains the rest."""
+    """Remove from `values` the settings that only Celery has; `kept` contains all others."""
     notes, problems, rest = [], [], {}
     for name, value in values.items():
         about = foreign.get(name)

@@ -44,7 +44,7 @@ class HubTime:
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
-        # The class of the greenlets counted; None while counting is off, so that none are.
+        # The class of the greenlets counted; None, which matches none, while counting is off.
         self._counted: type[Any] | None = None
         self._hub = hub
         # How long the loop's own greenlet has run, and when that count started.
@@ -83,7 +83,7 @@ class HubTime:
     def times(self) -> tuple[float, float]:
         """Return the seconds since `start`, and for how many of them any greenlet ran.
 
-        For the rest of the time, the loop waited or checked for events. Only a single greenlet,
+        During the remaining time, the loop waited or checked for events. Only a single greenlet,
         which waits between calls, may call this. If no switch has been seen since the last call,
         another tracer has replaced this one, and the time since then counts as the loop's.
         """

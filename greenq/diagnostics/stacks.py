@@ -173,16 +173,16 @@ def describe(
         limit: how many requests, oldest first, are shown in detail, and how many kinds of wait are
             shown.
         now: monotonic time.
-        hub_s_of: returns how long a request has held the hub; without it, `hub_s` is None.
+        hub_s_of: returns how long a request has held the hub; if this is None, so is `hub_s`.
 
     Shape: {"running": count, "groups": [{"waits_on", "count"}], "greenlets": [{"id", "name",
       "age_s", "hub_s", "waits_on", "stack": ["file:line function"]}]}; the most frequent kind of
-      wait comes first, and kinds beyond `limit` are counted as "others"; the oldest greenlet comes
-      first; in a stack, the innermost frame comes last.
+      wait comes first, and kinds after the first `limit` are counted as "others"; the oldest
+      greenlet comes first; in a stack, the innermost frame comes last.
     """
     waits: Counter[str] = Counter()
     running: list[tuple[float, str, Request, FrameType | None]] = []
-    # Looking at a task's variables may run its code, and end or begin another.
+    # Reading a task's variables may run its code, which may end or begin another task.
     for request in list(requests):
         own = request.greenlet
         if own is None:
@@ -237,7 +237,7 @@ def _task_stack(frame: FrameType | None) -> list[str]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Return whether a frame's code is the worker's or gevent's; greenq's examples are not ours."""
+    """Return whether a frame's code is gevent's or greenq's own; the examples are user code."""
     package, _, module = _module(frame).partition(".")
     return package in {"gevent", "greenq"} and module.partition(".")[0] != "examples"
 
@@ -253,7 +253,7 @@ def _module(frame: FrameType) -> str:
 def waits_on(frame: FrameType | None) -> str:
     """Return what a greenlet is waiting for, judging by its innermost frame.
 
-    Without a frame, the text is "running".
+    If there is no frame, the text is "running".
 
     Sockets are shown with their address, and sleeps with their seconds. If nothing better is known,
     the waiting expression is shown as in the task's code, without arguments: `self.done.wait()`.

@@ -1,6 +1,6 @@
 """The backlog of the whole cluster, counted on the server for autoscalers and metrics.
 
-Every worker gives the same answer, so it does not matter which worker is asked. The backlog is
+Every worker returns the same figures, so it does not matter which worker is asked. The backlog is
 counted at most once a second, on a separate connection, by the thread that answers slow requests.
 """
 

@@ -1,8 +1,8 @@
 """An event listener of supervisord: restarts a worker that does not answer or uses too much memory.
 
 Workers are pinged, and the thread next to a worker's hub answers even while a task blocks the hub.
-So a silent worker is frozen: a call holds the GIL, the process is suspended, or it hung while
-starting.
+So a worker that does not answer is frozen: a call holds the GIL, the process is suspended, or it
+hung while starting.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Judge:
     """Finds unresponsive and large processes among those seen."""
 
     def __init__(self, *, mute_after_s: float, max_bytes: int | None) -> None:
-        """Choose processes that have been silent for `mute_after_s` or use over `max_bytes`."""
+        """Choose processes that do not answer for `mute_after_s` or use more than `max_bytes`."""
         self._mute_after_s = mute_after_s
         self._max_bytes = max_bytes
         # When each process became silent, by process id, and the processes that have answered at
@@ -89,7 +89,7 @@ class Judge:
         self._said: set[int] = set()
 
     def judge(self, now_s: float, seen: Collection[Seen]) -> Verdict | None:
-        """Return the process to restart, or None; the one that was silent longest comes first."""
+        """Return the process to restart, or None; the one silent for longest comes first."""
         self._note(now_s, seen)
         mute = [each for each in seen if self._is_mute(now_s, each)]
         if mute:
@@ -103,7 +103,7 @@ class Judge:
         return None
 
     def forgive(self) -> None:
-        """Start counting silence at the next check, since no worker could be asked."""
+        """Forget which processes were silent and since when, because no worker could be asked."""
         self._silent_since.clear()
 
     def _note(self, now_s: float, seen: Collection[Seen]) -> None:
@@ -126,8 +126,8 @@ class Judge:
             if each.pid not in self._said:
                 self._said.add(each.pid)
                 _log.warning(
-                    "%s has never answered a ping but holds its lease: it is not watched "
-                    "(--without-control, or worker_enable_remote_control = False)", each.name,
+                    "%s has never answered a ping but holds its lease: it is not watched; check "
+                    "for --without-control and worker_enable_remote_control = False", each.name,
                 )  # fmt: skip
             return False
         return True

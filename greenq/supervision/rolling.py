@@ -1,7 +1,7 @@
 """A rolling restart: the workers of a group are drained and restarted one after another.
 
-A worker that does not come up ends the rolling restart, and the others keep running the code that
-they have loaded.
+A worker that does not come up ends the rolling restart, and the workers after it keep running the
+code that they have loaded.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
 
 
 def lasted(samples: Sequence[GroupSample], holds: Callable[[GroupSample], bool]) -> float:
-    """Return for how many seconds a condition has held at the last sample; -1 if it does not."""
+    """Return how many seconds a condition has held up to the last sample; -1 if it fails there."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

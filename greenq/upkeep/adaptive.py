@@ -1,7 +1,7 @@
 """How many concurrent tasks are worthwhile: a limit found by comparing pool sizes.
 
 A slow database or an API that throttles does not answer more calls per second when there are more
-greenlets; each answer merely takes longer. So the autoscaler watches the mean duration of tasks
+greenlets; each call merely takes longer. So the autoscaler watches the mean duration of tasks
 while the pool is full and messages are waiting. When that duration is longer than it was in a pool
 that was not full, a smaller size is tried. If as many tasks end per second, the smaller size stays;
 otherwise the larger size is restored. Later, a larger size is tried in the same way. Durations
@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# In proportion to its size, a smaller pool would lose some of its rate; it is enough if it keeps
-# this fraction of that loss. A larger pool is worthwhile if it gains this fraction of the gain that
-# would be proportional to its size.
+# If rates were proportional to sizes, a smaller pool would lose some of its rate. It is enough if
+# it avoids this fraction of that loss. A larger pool is worthwhile if it achieves this fraction of
+# the corresponding gain.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 
@@ -103,7 +103,7 @@ class Adaptive:
     """Finds the limit; see the module's docstring."""
 
     def __init__(self) -> None:
-        """Start without a limit and without measurements."""
+        """Create an object that has no limit and no measurements yet."""
         # The limit found, or None.
         self._cap: int | None = None
         # The mean duration of tasks in a pool that was not full.

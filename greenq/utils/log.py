@@ -99,14 +99,14 @@ def setup(
     hijack_root: bool = True,
     style: Style = _PLAIN_STYLE,
 ) -> None:
-    """Send the log to `logfile`, or otherwise to `stream` (standard error).
+    """Send the log to `logfile` or, if that is None, to `stream` (by default, standard error).
 
     Args:
         level: the lowest level that is logged, in upper or lower case.
         logfile: the file that lines are appended to; its directory must exist.
         color: whether to colour lines; None means only if the log goes to a terminal and NO_COLOR
             is not set.
-        stream: where the log goes without a logfile.
+        stream: where the log goes if `logfile` is None.
         hijack_root: whether to replace the root logger's existing handlers.
         style: the format of its lines.
 

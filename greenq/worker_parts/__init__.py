@@ -1,7 +1,7 @@
 """What a worker consists of: its options, its parts, and the code that builds them.
 
-The worker, the command line, and what looks into a worker (its commands and monitoring) use this
-package.
+The worker, the command line, and the code that inspects a worker (its commands and monitoring) use
+this package.
 """
 
 from __future__ import annotations

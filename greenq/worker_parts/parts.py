@@ -38,7 +38,7 @@ class Life(Protocol):
     """A worker's life cycle, as seen by its parts."""
 
     def stop(self, why: str = "") -> None:
-        """Stop warm."""
+        """Shut down warm."""
 
     def restart(self, why: str = "") -> None:
         """Shut down warm, and restart the process."""

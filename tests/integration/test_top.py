@@ -204,7 +204,7 @@ def test_without_a_terminal_it_says_what_else_there_is(cluster: Server) -> None:
     ended = top(cluster.url)
 
     assert ended.returncode == 1
-    assert ended.stderr == ("greenq top: not a terminal: print one picture with --once or --json\n")
+    assert ended.stderr == "greenq top: not a terminal: print one snapshot with --once or --json\n"
 
 
 def test_missing_display_library_is_named_with_the_remedy(cluster: Server) -> None:

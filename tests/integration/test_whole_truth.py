@@ -166,7 +166,7 @@ def test_celery_s_workers_go_on_when_a_queue_is_paused_and_that_is_said(
     ):
         wait_until(lambda: len(client.control.ping(timeout=1)) == 2, WAIT_S)
         _code, out, _err = run("control", "pause", "celery")
-        assert "c@h: a Celery worker: it still takes from celery" in out
+        assert "c@h: a Celery worker: it keeps taking from celery" in out
         _code, out, _err = run("control", "resume", "celery")
         assert "c@h: a Celery worker: it takes from celery unless" in out
         # A shutdown says that they go, too.

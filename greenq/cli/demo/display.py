@@ -38,7 +38,7 @@ class DemoDisplay:
         self._rates: list[float] = []
 
     def __enter__(self) -> Self:
-        """Start the display; on a terminal it stays in place until the end."""
+        """Start the display; on a terminal it is redrawn in place until the demo ends."""
         if self._console.is_terminal:
             self._live.start()
         return self

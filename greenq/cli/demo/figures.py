@@ -130,9 +130,9 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
-    """Return the largest value in each of `width` equal spans; an empty span repeats the previous.
+    """Return the largest value in each of `width` equal spans; an empty one repeats the previous.
 
-    All values before the first sample are equal to it.
+    Spans before the first sample get that sample's value.
     """
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):

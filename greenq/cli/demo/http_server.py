@@ -23,20 +23,20 @@ _END_OF_REQUEST = b"\r\n\r\n"
 
 
 class DelayedAnswer(asyncio.Protocol):
-    """One connection, with one request and one delayed answer."""
+    """One connection, with one request and one delayed response."""
 
     def __init__(self) -> None:
-        """Start with nothing read."""
+        """Create a connection that has received nothing yet."""
         self._transport: asyncio.Transport | None = None
         self._read = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport for the answer."""
+        """Store the transport for the response."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer later, once the request's head is complete."""
+        """Schedule the response once the request's head is complete."""
         self._read += data
         if self._read.endswith(_END_OF_REQUEST):
             asyncio.get_running_loop().call_later(DELAY_S, self._answer)

@@ -51,7 +51,7 @@ _START_S = 10.0
 _STOP_S = 10.0
 # How long the pool is watched after the last fetch. It keeps its size for a second, then shrinks.
 _AFTER_S = 2.0
-# How many different reasons for failures are shown; the rest are counted together.
+# How many different reasons for failures are shown; all further ones are counted together.
 _REASONS = 8
 # The number of open files needed in addition to one socket for each fetch.
 _OTHER_FILES = 200
@@ -96,12 +96,12 @@ class DemoInterrupt:
     """What Ctrl-C does: end the demo; the second time, without waiting for running tasks."""
 
     def __init__(self) -> None:
-        """Start uninterrupted."""
+        """Create an interrupt that has not occurred yet."""
         self.asked = Event()
         self.again: Callable[[], object] | None = None
 
     def __call__(self) -> None:
-        """Ask."""
+        """Handle Ctrl-C."""
         if self.asked.is_set() and self.again is not None:
             self.again()
         self.asked.set()
@@ -389,7 +389,7 @@ def _working(
 ) -> Iterator[tuple[Worker, Greenlet]]:
     """Run a worker in this process; when the block ends, it finishes running tasks.
 
-    After a second Ctrl-C, it does not.
+    After a second Ctrl-C, it ends without finishing them.
     """
     worker = Worker(app, WorkerOptions(autoscale=limits))
     # `Worker.start` would suffice, but the demo must know when the worker has ended.

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--interval", type=argument_types.seconds, default=1.0, metavar="S",
         help="refresh every S seconds (default 1)")  # fmt: skip
-    add("--once", action="store_true", help="print one picture as text after one interval")
+    add("--once", action="store_true", help="print one snapshot as text after one interval")
     add("--filter", action="append", type=_filter, default=[], metavar="[TABLE:]TEXT",
         help=f"show only lines whose name contains this text, in one table ({', '.join(FILTERED)}) "
         "or in all; may be repeated")  # fmt: skip
@@ -49,7 +49,7 @@ def _filter(text: str) -> list[tuple[str, str]]:
 def run(args: argparse.Namespace) -> int:
     """Show the cluster until q is pressed; return 69 if no worker is running when this starts.
 
-    With --json, print one picture after one interval.
+    With --json, print one snapshot after one interval.
 
     Shape: {"workers": {node: {"state", "details", "ours", "running", "size", "waiting",
       "processed", "per_s", "lag_s", "lag_p99_s", "uptime_s"}}, "queues": {name: {"waiting",
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json and importlib.util.find_spec("rich") is None:
         raise GreenqError("rich is missing: pip install 'greenq[demo]', or use --json")
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise GreenqError("not a terminal: print one picture with --once or --json")
+        raise GreenqError("not a terminal: print one snapshot with --once or --json")
     with opened(args) as app, ExitStack() as parts:
         # `ask` is imported only here, since it loads the transport, which help does not need.
         asking = importlib.import_module("greenq.cli.top.ask")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(picture: Picture, app: Greenq, args: argparse.Namespace) -> None:
-    """Print one picture, as JSON or as text."""
+    """Print one snapshot, as JSON or as text."""
     if args.json:
         show.write_json(picture.as_json())
         return

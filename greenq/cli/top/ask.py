@@ -168,7 +168,7 @@ class Thread(Generic[T]):
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 

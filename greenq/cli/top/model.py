@@ -1,4 +1,4 @@
-"""The model of ``greenq top``: turns replies and events into pictures, without I/O."""
+"""The model of ``greenq top``: turns replies and events into a `Picture`, without I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAG_LOOKS: Final = 60
 # How long a worker stays on screen after it has stopped replying.
 _SILENT_S: Final = 60.0
 
-# How many tasks have their own line; a limit is needed since anyone may publish events.
+# How many tasks have their own line; a limit is needed since any client can publish events.
 _NAMES: Final = 1000
 _OTHERS: Final = "(others)"
 _UNKNOWN: Final = "(unknown)"
@@ -290,7 +290,7 @@ class Model:
     """Keeps samples and events for as long as rates and charts need them."""
 
     def __init__(self, only: Filter | None = None, order: str = ORDERS[0]) -> None:
-        """Start empty; pictures are filtered by `only`, and their tasks are sorted by `order`."""
+        """Create an empty model; `only` filters its pictures, and `order` sorts their tasks."""
         self._only = only or Filter()
         self._order = order
         self._looks: deque[ClusterSnapshot] = deque(maxlen=_RATE_LOOKS + 1)
@@ -469,7 +469,7 @@ class EventTally:
     """Counts task events by the task's name and by kind."""
 
     def __init__(self) -> None:
-        """Start at 0."""
+        """Create a tally with all counts at 0."""
         self._counts: dict[str, Counter[str]] = {}
         self._runtimes: dict[str, tuple[float, int]] = {}
         self._names: OrderedDict[str, str] = OrderedDict()

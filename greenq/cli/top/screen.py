@@ -31,7 +31,7 @@ _FILE_WIDTH: Final = 120
 
 
 def write(picture: Picture, address: str, order: str) -> None:
-    """Print one picture as text, in full."""
+    """Print one snapshot as text, in full."""
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(highlight=False, width=width)
     node = _chosen(picture, None)

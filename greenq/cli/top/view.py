@@ -27,7 +27,7 @@ _BAD: Final = "bold red"
 _DIM: Final = "bright_black"
 _STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
-# From this width on, there is room for charts side by side, and for the greenlets below the rest.
+# From this width on, there is room for charts, and for tables of greenlets, side by side.
 _WIDE: Final = 120
 _TALL: Final = 40
 
@@ -71,7 +71,7 @@ class View:
         time: the time of day.
         chosen: the worker whose greenlets are shown.
         greenlets: show them in place of queues and tasks.
-        paused: whether the picture is frozen.
+        paused: whether the display is frozen.
         order: how tasks are sorted.
         help: show help in place of everything below the workers.
         warning: the last warning.
@@ -498,7 +498,7 @@ def _table(
         headings: the column headings.
         rows: their cells.
         width: the width of the lines.
-        left: columns aligned left; the others are aligned right.
+        left: the columns aligned left; all other columns are aligned right.
         optional: columns omitted if they are empty.
         flexible: the column that takes the remaining room.
         style: the style of the headings.

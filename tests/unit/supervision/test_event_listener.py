@@ -81,7 +81,7 @@ def test_a_worker_that_takes_no_commands_is_left_alone(caplog: pytest.LogCapture
     assert [court.judge(now_s, [SILENT]) for now_s in (0, 100, 200)] == [None] * 3
 
     assert len(caplog.messages) == 1
-    assert "it is not watched (--without-control" in caplog.text
+    assert "it is not watched; check for --without-control" in caplog.text
 
 
 def test_a_large_worker_is_found_and_the_longest_silent_one_comes_first() -> None:
