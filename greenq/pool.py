@@ -154,6 +154,8 @@ class Pool(StartStopPart):
                 they are ended.
         """
         self.size = size
+        # How many requests it holds at most, including running ones.
+        self.capacity = size * prefetch_multiplier
         self.peak = 0
         self._run = run
         self._multiplier = prefetch_multiplier
@@ -169,13 +171,14 @@ class Pool(StartStopPart):
         gevent.timeout.getcurrent = _find_interruptible  # type: ignore[attr-defined]
         self._loop = gevent.get_hub().loop
         self._context = copy_context()
-        self._waiting: deque[Request] = deque()
+        # The requests without a slot.
+        self.queued: deque[Request] = deque()
         self._room = Event()
         # The running requests.
         self.active: set[Request] = set()
         # The waiters of idle greenlets, in the order in which they became idle. Each greenlet
         # removes itself when the pool ends. `_coming` is True while a greenlet is
-        # coming to take a request from `_waiting`.
+        # coming to take a request from `queued`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
@@ -193,12 +196,12 @@ class Pool(StartStopPart):
     @property
     def waiting(self) -> int:
         """The number of requests that are waiting for a slot."""
-        return len(self._waiting)
+        return len(self.queued)
 
     @property
     def room(self) -> int:
         """The number of further requests that may be taken; negative right after shrinking."""
-        return self.size * self._multiplier - len(self.active) - len(self._waiting)
+        return self.capacity - len(self.active) - len(self.queued)
 
     def wait_room(self, timeout_s: float | None = None) -> None:
         """Wait until `room` is positive or `wake` is called. Switches: yes."""
@@ -216,25 +219,26 @@ class Pool(StartStopPart):
 
     def submit(self, request: Request) -> None:
         """Run a request as soon as there is a slot. Switches: no."""
-        self._waiting.append(request)
+        self.queued.append(request)
         self._idle.clear()
         self._send_for_one()
 
     def resize(self, size: int) -> None:
         """Change how many requests may run at once, and wake callers that are waiting for room."""
         self.size = size
+        self.capacity = size * self._multiplier
         self._send_for_one()
         self._end_surplus()
         self._room.set()
 
     def unstarted(self) -> list[Request]:
         """Return the requests that are waiting for a slot, in order of arrival."""
-        return list(self._waiting)
+        return list(self.queued)
 
     def take_back(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
         """Remove and return, in order, the requests without a slot that satisfy `which`."""
         taken = self.withdraw(which)
-        if not self.active and not self._waiting:
+        if not self.active and not self.queued:
             self._idle.set()
         self._room.set()
         return taken
@@ -246,10 +250,10 @@ class Pool(StartStopPart):
         greenlet that would run it, removal is one atomic step of the interpreter.
         """
         taken = []
-        for request in list(self._waiting):
+        for request in list(self.queued):
             if which is None or which(request):
                 with suppress(ValueError):
-                    self._waiting.remove(request)
+                    self.queued.remove(request)
                     taken.append(request)
         return taken
 
@@ -273,7 +277,7 @@ class Pool(StartStopPart):
 
     def stop(self) -> None:
         """Wait for running requests, for at most the grace time; end any others. Switches: yes."""
-        if self.active or self._waiting:
+        if self.active or self.queued:
             self._leave.clear()
             self._leave.wait(self._grace_s)
         self._end_rest()
@@ -301,12 +305,12 @@ class Pool(StartStopPart):
             "implementation": "greenq.pool:Pool",
             "max-concurrency": self.size,
             "running": len(self.active),
-            "waiting": len(self._waiting),
+            "waiting": len(self.queued),
         }
 
     def _send_for_one(self) -> None:
         """Wake or start one greenlet, unless one is already coming or all slots are in use."""
-        if self._coming or not self._waiting or len(self.active) >= self.size:
+        if self._coming or not self.queued or len(self.active) >= self.size:
             return
         self._coming = True
         if self._resting:
@@ -329,7 +333,7 @@ class Pool(StartStopPart):
         while True:
             # This greenlet was woken, and now runs.
             self._coming = False
-            while self._waiting and len(self.active) < self.size and not self._ending:
+            while self.queued and len(self.active) < self.size and not self._ending:
                 # Tasks that never wait must not block the loop for all others. The loop's own clock
                 # does not help here, since starting a timer updates it.
                 if turn != self._loop.iteration:
@@ -346,7 +350,7 @@ class Pool(StartStopPart):
                     # `_replace` is called after the greenlet's locals have been cleaned up.
                     me.rawlink(self._replace)
                     return
-            if not self.active and not self._waiting:
+            if not self.active and not self.queued:
                 self._leave.set()
                 self._idle.set()
             if self._ending or len(self._greenlets) > self.size:
@@ -358,7 +362,7 @@ class Pool(StartStopPart):
     def _replace(self, _greenlet: PoolGreenlet) -> None:
         """Wake the next greenlet after one has ended and its locals have been released."""
         self._send_for_one()
-        if not self.active and not self._waiting:
+        if not self.active and not self.queued:
             self._leave.set()
             self._idle.set()
 
@@ -369,18 +373,18 @@ class Pool(StartStopPart):
 
     def put_back(self, requests: Iterable[Request]) -> None:
         """Queue withdrawn requests again, given newest first; any thread may call this."""
-        self._waiting.extendleft(requests)
+        self.queued.extendleft(requests)
         # The greenlet that was woken may have found no request and become idle.
         self._loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:
-        if self._waiting:
+        if self.queued:
             self._idle.clear()
         self._send_for_one()
 
     def _run_next(self, me: PoolGreenlet) -> None:
         try:
-            request = self._waiting.popleft()
+            request = self.queued.popleft()
         except IndexError:
             # The watchdog thread has just withdrawn the request.
             return

@@ -181,7 +181,8 @@ class Tasks(StartStopPart):
         if self._suspects.busy:
             self._suspects.wait_over(_LOOK_S)
             return
-        room = min(self._pool.room, _UNWRITTEN - len(self._outbox.entries))
+        outbox = self._outbox
+        room = min(self._pool.room, _UNWRITTEN - len(outbox.entries) - len(outbox.expected))
         if room <= 0:
             self._rest()
             return
@@ -189,14 +190,13 @@ class Tasks(StartStopPart):
         self.admission.goes_on = False
         # Ask for at most half the capacity, so that one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
-        room -= len(deliveries)
         self._admit_all(deliveries)
         if self.depth:
             self._left_behind()
-        if self.admission.goes_on and self._may_wait(room) and self._sends_more():
+        if self.admission.goes_on and self._may_wait() and self._sends_more():
             return
-        while self._may_wait(room) and not self._fetcher.wait():
-            room = self._pool.room
+        while self._may_wait() and not self._fetcher.wait():
+            pass
 
     def _sends_more(self) -> bool:
         """Return whether a take may find the tasks that follow those just taken. Switches: yes.
@@ -215,9 +215,12 @@ class Tasks(StartStopPart):
         self._outbox.pushed_to = None
         return found
 
-    def _may_wait(self, room: int) -> bool:
-        """Return whether this worker, with this much room, may wait idly for new messages."""
-        return self._may_take() and room > 0 and not (self.depth or self._suspects.busy)
+    def _may_wait(self) -> bool:
+        """Return whether this worker may wait idly for new messages."""
+        pool = self._pool
+        # Not `pool.room`, which would be a call for every message.
+        has_room = len(pool.active) + len(pool.queued) < pool.capacity
+        return has_room and self._may_take() and not (self.depth or self._suspects.busy)
 
     def _admit_all(self, deliveries: list[Delivery]) -> None:
         """Admit the taken messages, or requeue them if the worker stops or drains."""

@@ -217,7 +217,9 @@ class ChannelListener:
             wait_s = min(wait_s, _LINGER_S)
         heard, woken = connection.wait_for_either(wakeups, wait_s)
         if woken:
-            wakeups.recv(4096)
+            # A forked process that shares the socket pair may have been faster.
+            with suppress(BlockingIOError):
+                wakeups.recv(4096)
         if heard:
             self._hear(connection.receive("SUBSCRIBE"))
             while connection.has_read_ahead():

@@ -79,8 +79,8 @@ class Outbox(StartStopPart):
         self.until_s = 0.0
         # The entries not yet written, oldest first; other objects only count them.
         self.entries: list[Settlement] = []
-        # Tags of messages whose ending is still being prepared by another greenlet.
-        self._expected: set[str] = set()
+        # Tags of messages whose ending another greenlet is still preparing; others only count them.
+        self.expected: set[str] = set()
         self._filled = Event()
         self._empty = Event()
         self._empty.set()
@@ -127,8 +127,8 @@ class Outbox(StartStopPart):
 
     def put(self, entry: Settlement) -> None:
         """Queue an entry to be written soon. Switches: no."""
-        if self._expected:
-            self._expected.discard(entry.tag)
+        if self.expected:
+            self.expected.discard(entry.tag)
         if not self.entries:
             # If entries are left, the greenlet is awake already, and checks for more after writing.
             self._filled.set()
@@ -137,7 +137,7 @@ class Outbox(StartStopPart):
 
     def expect(self, tag: str) -> None:
         """Count a message as not written until an entry with its tag is put. Switches: no."""
-        self._expected.add(tag)
+        self.expected.add(tag)
         self._empty.clear()
 
     def unwritten(self) -> list[Settlement]:
@@ -147,11 +147,11 @@ class Outbox(StartStopPart):
     def tags(self) -> set[str]:
         """Return the tags of unwritten entries; any thread may call this."""
         tags = {entry.tag for entry in list(self.entries) if entry.tag}
-        return tags | self._expected.copy()
+        return tags | self.expected.copy()
 
     def __len__(self) -> int:
         """Count the entries that have not been written yet."""
-        return len(self.entries) + len(self._expected)
+        return len(self.entries) + len(self.expected)
 
     def wait_written(self, timeout_s: float) -> bool:
         """Wait until all entries are written; return False if time ran out. Switches: yes."""
@@ -165,7 +165,7 @@ class Outbox(StartStopPart):
             self._write_some()
             if self.entries:
                 self._filled.set()
-            elif not (self._filled.is_set() or self._expected):
+            elif not (self._filled.is_set() or self.expected):
                 self._empty.set()
 
     def _write_some(self) -> None:

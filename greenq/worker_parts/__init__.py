@@ -1,7 +1,6 @@
 """What a worker consists of: its options, its parts, and the code that builds them.
 
-The worker, the command line, and the code that inspects a worker (its commands and monitoring) use
-this package.
+The worker, its commands and monitoring, and the command line use this package.
 """
 
 from __future__ import annotations

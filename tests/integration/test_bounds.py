@@ -341,9 +341,7 @@ class FullOutbox(KeptOutbox):
     def __init__(self) -> None:
         super().__init__()
         self.rests = 0
-
-    def __len__(self) -> int:
-        return 2000
+        self.entries = [Settlement("")] * 2000
 
     def wait_written(self, _timeout_s: float) -> bool:
         self.rests += 1

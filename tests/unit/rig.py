@@ -112,6 +112,7 @@ class KeptOutbox(StartStopPart):
 
     def __init__(self) -> None:
         self.entries: list[Settlement] = []
+        self.expected: set[str] = set()
         self.pushed_to: set[str] | None = None
         self.gone: set[str] = set()
 
