@@ -285,9 +285,9 @@ class SimPool:
         self.worker = worker
         self.size = size
         self._run = run
-        self._prefetch = worker.world.scenario.prefetch
+        self.capacity = size * worker.world.scenario.prefetch
         self.active: dict[Any, Actor] = {}
-        self._waiting: list[Any] = []
+        self.queued: list[Any] = []
         self._room = SimEvent()
         self.empty = SimEvent()
         self.empty.set()
@@ -299,11 +299,11 @@ class SimPool:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.queued)
 
     @property
     def room(self) -> int:
-        return self.size * self._prefetch - len(self.active) - len(self._waiting)
+        return self.capacity - len(self.active) - len(self.queued)
 
     def wait_room(self, timeout_s: float | None = None) -> None:
         if self.room <= 0:
@@ -317,13 +317,13 @@ class SimPool:
         self._room.set()
 
     def submit(self, request: Any) -> None:
-        self._waiting.append(request)
+        self.queued.append(request)
         self.empty.clear()
         self._begin()
 
     def _begin(self) -> None:
-        while self._waiting and len(self.active) < self.size:
-            request = self._waiting.pop(0)
+        while self.queued and len(self.active) < self.size:
+            request = self.queued.pop(0)
             kernel = self.worker.world.kernel
             self.active[request] = kernel.spawn(self.worker, "task", self._work, request)
 
@@ -338,25 +338,25 @@ class SimPool:
             if not self.worker.world.kernel.closing:
                 self._begin()
                 self._room.set()
-                if not self.active and not self._waiting:
+                if not self.active and not self.queued:
                     self.empty.set()
 
     def unstarted(self) -> list[Any]:
-        return list(self._waiting)
+        return list(self.queued)
 
     def withdraw(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
-        taken = [each for each in self._waiting if which is None or which(each)]
+        taken = [each for each in self.queued if which is None or which(each)]
         for each in taken:
-            self._waiting.remove(each)
+            self.queued.remove(each)
         return taken
 
     def put_back(self, requests: list[Any]) -> None:
-        self._waiting[:0] = reversed(requests)
+        self.queued[:0] = reversed(requests)
 
     def take_back(self, which: Callable[[Any], bool] | None = None) -> list[Any]:
         taken = self.withdraw(which)
         self._room.set()
-        if not self.active and not self._waiting:
+        if not self.active and not self.queued:
             self.empty.set()
         return taken
 
@@ -374,7 +374,7 @@ class SimPool:
 
     def end_all(self) -> None:
         """Abandon running requests, and end them."""
-        self._waiting.clear()
+        self.queued.clear()
         requests = list(self.active.items())
         if requests:
             self.abandoned([request for request, _actor in requests])
