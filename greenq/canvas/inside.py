@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
     """Return the replacement of a message; its last task has the message's id.
 
-    What follows the message follows its replacement. The results of a group are gathered in a list.
+    The replacement takes over what follows the message. The results of a group are gathered in a
+    list.
     """
     if kind(signature) == "group":
         signature = gathered(signature)

@@ -371,7 +371,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         return self
 
     def __repr__(self) -> str:
-        """Show the members, unless they have not been read yet."""
+        """Show the members if they have been read."""
         if self.is_streamed():
             return "group(<generator>)"
         return f"group({self.tasks!r})" if self.tasks else "group(<empty>)"

@@ -1,4 +1,4 @@
-"""The queues of the settings, with their defaults filled in, for senders and workers to look up."""
+"""The queues defined in the settings, with their defaults, for senders and workers to look up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of tasks, as `task_routes` names them."""
+"""Task routes, as configured in `task_routes`."""
 
 from __future__ import annotations
 

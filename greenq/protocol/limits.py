@@ -300,7 +300,8 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 # An empty list, two characters and a comma, takes 80 bytes. So text can grow thirtyfold when it is
 # parsed, and no other task runs in the process in the meantime. Therefore the number of values is
 # also limited, to one per this many bytes of the maximum size. For 8 MiB the limit is 131,072
-# values, which take at most about 20 MB and 0.1 s. Smaller texts may have any density.
+# values, which take at most about 20 MB and 0.1 s. Texts of at most `DENSE_BYTES`
+# may have any number of values.
 _BYTES_EACH = 64
 
 DENSE_BYTES: Final = 10_000

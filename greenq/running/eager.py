@@ -130,7 +130,7 @@ def _message(
     retries: int,
     options: Mapping[str, Any],
 ) -> TaskMessage:
-    """Return the message that would have been sent, as far as the task can see it."""
+    """Return the message that would have been sent, with only the fields that the task can see."""
     parent = current_context.get()
     task_id = options.get("task_id") or new_id()
     ignored = options.get("ignore_result")

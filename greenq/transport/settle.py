@@ -304,7 +304,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
-    """Return the part of an entry that remains for the broker after its state has been stored."""
+    """Return what the broker must still do for an entry whose state has been stored."""
     if withheld:
         return Settlement(entry.tag, KEEP)
     workflow = None

@@ -134,7 +134,7 @@ class ChordClaim(NamedTuple):
 
 
 def claim_of(member: str) -> str:
-    """Return the value of a chord's claim if this member is the last."""
+    """Return the value that this member writes as the chord's claim if it is the last."""
     return f"greenq {member}"
 
 

@@ -88,7 +88,7 @@ class LeaseKeeper:
         """Renew the lease, over a new connection if necessary; return the server's reply.
 
         Raises:
-            OperationalError: the server could not be reached, or refuses.
+            OperationalError: the server could not be reached, or refused the renewal.
         """
         self._is_wanted = False
         asked_s = self._state.now_s()

@@ -192,7 +192,7 @@ def _charts(picture: Picture, width: int, height: int | None) -> list[Text]:
         texts = (f"{chart.name} {chart.value}" for chart in charts)
         return [_fitted(Text(f" {'   '.join(texts)}"), width)]
     if height < _HIGH:
-        # The workers' rows already show it.
+        # The workers' rows already show the lag.
         del charts[3:]
     rows = _CHART_ROWS if height >= _TALL else 1
     if width < _WIDE:

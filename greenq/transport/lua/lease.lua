@@ -22,7 +22,7 @@
 --        {1 if the beat leads, the number of changes, the leader}, or {} if there is no beat or the server refused,
 --        expired members, at most a hundred …}
 --
--- The challenge tells registrations from before a loss of data from later ones. A registration that was in transit
+-- The challenge distinguishes registrations before a loss of data from later ones. A registration that was in transit
 -- when the server lost its data does not know the messages taken in the meantime, and must not be accepted.
 -- An owner that has left does not get a lease again, because a call delayed for a long time must not revive it.
 local time = redis.call('TIME')
