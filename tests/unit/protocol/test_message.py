@@ -12,7 +12,6 @@ from greenq.protocol import serialize
 from greenq.protocol.compress import compress
 from greenq.protocol.envelope import Envelope
 from greenq.protocol.message import TaskMessage, decode, encode, parse_time
-from greenq.protocol.serialize import saferepr
 
 JSON = serialize.accepted(["json"])
 HEADERS = {"task": "t", "id": "i"}
@@ -282,83 +281,3 @@ def test_parse_time_gives_utc_and_takes_naive_text_as_utc(text, utc):
 def test_parse_time_refuses_what_is_no_moment(text):
     with pytest.raises(DecodeError, match="ISO 8601"):
         parse_time(text)
-
-
-class BrokenRepr:
-    def __repr__(self):
-        raise RuntimeError("no")
-
-
-class BrokenDict(dict):
-    def __iter__(self):
-        raise RuntimeError("no")
-
-
-class Point(tuple):
-    __slots__ = ()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ((), "()"),
-        ((1,), "(1,)"),
-        ([1, 2.5, None, True], "[1, 2.5, None, True]"),
-        ({"k": "v"}, "{'k': 'v'}"),
-        ("it's", r"'it\'s'"),
-        (b"ab", "b'ab'"),
-        (b"\xff\x00", "b'ff00'"),
-        ({1}, "{1}"),
-        (set(), "set()"),
-        (frozenset([1]), "frozenset({1})"),
-        (Point((1, 2)), "(1, 2)"),
-        ([[[[1]]]], "[[[[...]]]]"),
-        ({"a": {"b": {"c": {}}}}, "{'a': {'b': {'c': {...}}}}"),
-        (BrokenRepr(), "<unrepresentable BrokenRepr: RuntimeError>"),
-        ([BrokenRepr(), 1], "[<unrepresentable BrokenRepr: RuntimeError>, 1]"),
-        (BrokenDict(a=1), "<unrepresentable BrokenDict: RuntimeError>"),
-    ],
-)
-def test_saferepr_describes(value, text):
-    assert saferepr(value) == text
-
-
-def test_saferepr_ends_in_a_circle():
-    circle: list = [1]
-    circle.append(circle)
-    assert saferepr(circle) == "[1, [1, [1, [...]]]]"
-
-
-def test_saferepr_is_short_however_much_there_is():
-    assert saferepr(list(range(1000)), max_chars=20) == "[0, 1, 2, 3, 4, 5, 6, ...]"
-    assert saferepr("word " * 100, max_chars=12) == "'word word...'"
-    assert saferepr(b"x" * 100, max_chars=5) == "b'xxxxx...'"
-    assert len(saferepr([{"k": "x" * 500} for _ in range(1000)])) < 2 * 1024
-
-
-SIMPLE = (
-    VALUES | st.floats() | st.sampled_from(["it's", '"x"', "a\\b", "x" * 1030, "ü", "\n", "a b"])
-)
-
-
-@given(
-    st.lists(SIMPLE) | st.lists(SIMPLE).map(tuple) | st.dictionaries(SIMPLE, SIMPLE),
-    st.sampled_from([1, 20, 21, 40, 1024]),
-)
-def test_saferepr_says_of_simple_values_what_it_says_of_all(value, max_chars):
-    pieces = []
-    serialize._describe(value, pieces, max_chars, 3)
-    assert saferepr(value, max_chars) == "".join(pieces)
-
-
-@pytest.mark.parametrize("max_chars", range(1, 40))
-@pytest.mark.parametrize("value", [[None], ("x" * 20, 1), {1: "x" * 9, "k": None}, [1.5] * 6, ()])
-def test_saferepr_leaves_out_the_same_of_simple_values_as_of_all(value, max_chars):
-    pieces = []
-    serialize._describe(value, pieces, max_chars, 3)
-    assert saferepr(value, max_chars) == "".join(pieces)
-
-
-@given(st.recursive(VALUES | st.binary(), lambda inner: st.lists(inner) | st.tuples(inner, inner)))
-def test_saferepr_stays_near_its_limit(value):
-    assert len(saferepr(value, max_chars=64)) < 4 * 64
