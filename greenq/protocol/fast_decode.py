@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _JSON = "application/json"
 _NO_LIMITS = (None, None)
+_NO_KWARGS = "{}"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Celery's tag for a value of an extended type. A body may contain it anywhere, but the typed fields
@@ -148,7 +149,7 @@ def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMess
         headers.id if headers.root_id == headers.id else headers.root_id,
         headers.parent_id,
         headers.argsrepr,
-        headers.kwargsrepr,
+        _NO_KWARGS if headers.kwargsrepr == _NO_KWARGS else headers.kwargsrepr,
         headers.origin and intern(headers.origin),
         headers.ignore_result,
         headers.replaced_task_nesting or 0,
