@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -31,7 +32,8 @@ _log = logging.getLogger(__name__)
 # calls that function. There is no public way to look up a thread object without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# A greenlet whose tasks never wait yields to other greenlets after this time.
+# When the tasks that began in one iteration of the loop have taken this long, the next one waits for
+# another iteration.
 _TURN_S = 0.005
 # The interval at which the exception is thrown again into code that does not stop. After a
 # termination, the first interval is longer, for its `finally` blocks.
@@ -185,6 +187,9 @@ class Pool(StartStopPart):
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
+        # The loop's current iteration, and when its first task began.
+        self._turn = -1
+        self._turn_began_s = 0.0
         # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
         # Set while no request is running or waiting.
@@ -302,6 +307,10 @@ class Pool(StartStopPart):
         # GreenletExit is raised in each task, which then has a moment for its `finally` blocks.
         self._greenlets.kill(timeout=1.0)
 
+    def end_turn(self) -> None:
+        """Let no task begin before the loop has checked sockets and timers."""
+        self._turn, self._turn_began_s = self._loop.iteration, -math.inf
+
     def info(self) -> dict[str, object]:
         """Return the size and the load."""
         return {
@@ -332,18 +341,20 @@ class Pool(StartStopPart):
         _threads.pop(ident, None)
         if self._thread_size is None:
             self._thread_size = len(vars(threading.current_thread()))
-        turn, began_s = None, 0.0
         while True:
             # This greenlet was woken, and now runs.
             self._coming = False
             while self.queued and len(self.active) < self.size and not self._ending:
-                # Tasks that never wait must not block the loop for all others. The loop's own clock
-                # does not help here, since starting a timer updates it.
-                if turn != self._loop.iteration:
-                    turn, began_s = self._loop.iteration, time.monotonic()
-                elif time.monotonic() - began_s > _TURN_S:
+                # Many tasks must not block the loop one after another. The loop's own clock does
+                # not help here, since starting a timer updates it.
+                if self._turn != self._loop.iteration:
+                    self._turn, self._turn_began_s = self._loop.iteration, time.monotonic()
+                elif time.monotonic() - self._turn_began_s > _TURN_S:
+                    if self._coming:
+                        break
+                    self._coming = True
                     self._let_others_run()
-                    began_s = time.monotonic()
+                    self._coming = False
                     continue
                 self._run_next(me)
                 if (

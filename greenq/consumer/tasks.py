@@ -24,7 +24,7 @@ from greenq.execution.suspects import Suspects
 from greenq.hub import Event, let_others_run, sleep
 from greenq.protocol import envelope, fast_decode
 from greenq.protocol.event import NullEventSender
-from greenq.protocol.limits import KEY
+from greenq.protocol.limits import DENSE_BYTES, KEY
 from greenq.protocol.message import parse_time, part_of
 from greenq.protocol.rate import parse_rate
 from greenq.protocol.serialize import accepted
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from greenq.pool import Pool
     from greenq.protocol.event import EventSender
     from greenq.protocol.message import TaskMessage
-    from greenq.protocol.signer import Signer
     from greenq.timer import Timer
     from greenq.transport.client import Connection
     from greenq.transport.fetch import Delivery, Fetcher
@@ -69,7 +68,7 @@ _TURNS = 2
 
 # When reading messages has taken this long, all other greenlets get a turn before the next message
 # is read, since many expensive messages must not block the hub one after another.
-_TURN_S = 0.02
+_TURN_S = 0.005
 
 
 class Tasks(StartStopPart):
@@ -234,6 +233,7 @@ class Tasks(StartStopPart):
         for number, delivery in enumerate(deliveries, 1):
             admission.receive(delivery)
             if admission.read_s > _TURN_S and not self._suspects.busy:
+                self._pool.end_turn()
                 let_others_run()
                 admission.read_s = 0.0
                 if not self._may_take():
@@ -438,19 +438,21 @@ class Admission:
         self.goes_on = False
         # The body of the chord whose part was admitted last.
         self._body: Mapping[str, Any] | None = None
-        # How long reading the less common messages took; the caller resets it.
+        # How long reading large and less common messages took; the caller resets it.
         self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
         """Read and admit a delivery; a bug that one message triggers must not stop the others."""
         try:
-            if self._signer is None:
+            if self._signer is None and len(delivery.raw) <= DENSE_BYTES:
                 message = fast_decode.read(
                     delivery.raw, accept=self._accept, max_body_bytes=self._max_body_bytes
                 )
-                message = message or self._read_carefully(delivery)
+                message = message or self._timed(self._read_carefully, delivery)
+            elif len(delivery.raw) <= DENSE_BYTES:
+                message = self._read_thoroughly(delivery)
             else:
-                message = self._read_signed(self._signer, delivery)
+                message = self._timed(self._read_thoroughly, delivery)
             if message is not None:
                 self._admit(delivery, message)
         except Exception as exc:
@@ -606,26 +608,31 @@ class Admission:
         self._refusals.bury(delivery, error, message.id, sound)
         return False
 
-    def _read_signed(self, signer: Signer, delivery: Delivery) -> TaskMessage | None:
-        """Read a message if its signature is valid; otherwise bury it and return None."""
+    def _timed(
+        self, read: Callable[[Delivery], TaskMessage | None], delivery: Delivery
+    ) -> TaskMessage | None:
+        """Call `read`, and count how long it took; nested calls are counted once."""
+        before_s, began_s = self.read_s, time.monotonic()
         try:
-            raw = signer.open("message", delivery.queue, delivery.raw)
-        except SignatureError as exc:
-            # The id may be another task's, so it is omitted, and no result is stored under it.
-            self._refusals.bury(delivery, exc, None)
-            return None
+            return read(delivery)
+        finally:
+            self.read_s = before_s + time.monotonic() - began_s
+
+    def _read_thoroughly(self, delivery: Delivery) -> TaskMessage | None:
+        """Read any message; if its signature or its contents are invalid, bury it, return None."""
+        raw = delivery.raw
+        if self._signer is not None:
+            try:
+                raw = self._signer.open("message", delivery.queue, raw)
+            except SignatureError as exc:
+                # The id may be another task's, so it is omitted, and no result is stored under it.
+                self._refusals.bury(delivery, exc, None)
+                return None
         message = fast_decode.read(raw, accept=self._accept, max_body_bytes=self._max_body_bytes)
-        return message or self._read_carefully(delivery)
+        return message or self._timed(self._read_carefully, delivery)
 
     def _read_carefully(self, delivery: Delivery) -> TaskMessage | None:
         """Read a less common message; if it is not a valid task call, bury it and return None."""
-        began_s = time.monotonic()
-        try:
-            return self._read_and_check(delivery)
-        finally:
-            self.read_s += time.monotonic() - began_s
-
-    def _read_and_check(self, delivery: Delivery) -> TaskMessage | None:
         try:
             unwrapped = self.reader.unwrap(delivery.raw)
         except DecodeError as exc:

@@ -8,7 +8,6 @@ import ctypes
 import gc
 import json
 import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,9 +33,6 @@ RAN = "fuzz:ran"
 SETTLED_S = 60
 _KEPT_BYTES = 64 << 10
 STILL_S = 0.1
-
-# How often the same cases must cause a longer stop.
-_TRIES = 3
 GROWTH_BYTES = 20 << 20
 
 # What the worker says when something has happened that nobody has thought of.
@@ -69,21 +65,9 @@ class Rig:
     def run(self, cases: Sequence[Case]) -> str:
         """Send cases and wait for their ends; return what that has taken, in words.
 
-        The same work takes twice the processor time while other programs share the processor, so a
-        long stop counts only if the same cases cause it three times.
-
         Raises:
             Broken: a promise was.
         """
-        for _ in range(_TRIES):
-            took, stop = self._run_once(cases)
-            if not stop:
-                return took
-            sys.stderr.write(f"{cases[0].name}: {stop}; once more\n")
-        raise Broken(stop)
-
-    def _run_once(self, cases: Sequence[Case]) -> tuple[str, str]:
-        """Return what it has taken, and which stop was too long."""
         self.server.clear()
         before_bytes, own_bytes = _rss_bytes(self.worker.pid), _own_bytes()
         read_s = 0.0
@@ -101,12 +85,11 @@ class Rig:
         own_grown = _own_bytes() - own_bytes
         if own_grown > GROWTH_BYTES:
             raise Broken(f"the client has grown by {own_grown >> 20} MiB")
-        stop = ""
         if still_s > STILL_S:
-            stop = f"the hub stood still for {still_s:.3f} s of processor time"
-        elif read_s > STILL_S:
-            stop = f"reading a result took {read_s:.3f} s of processor time"
-        return f"{still_s * 1000:.0f} ms still, {grown / (1 << 20):+.1f} MiB", stop
+            raise Broken(f"the hub stood still for {still_s:.3f} s of processor time")
+        if read_s > STILL_S:
+            raise Broken(f"reading a result took {read_s:.3f} s of processor time")
+        return f"{still_s * 1000:.0f} ms still, {grown / (1 << 20):+.1f} MiB"
 
     def _send(self, case: Case) -> None:
         keys, client = self.app.transport.keys, self.server.client

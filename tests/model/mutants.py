@@ -116,6 +116,11 @@ MUTANTS: list[Mutant] = [
         "the last part of a chord sends no body", ("chord", "chord_alone"),
     ),
     Mutant(
+        "settle", "do lost[number] = true end\n    local list", "do end\n    local list",
+        "the failed last part of a chord is retried while its message is held", ("flow_retry",),
+        found="f11_last_part_retried_while_held",
+    ),
+    Mutant(
         "settle", "if not claim or claim == own then", "if not claim then",
         "a chord is completed only if the first answer arrives", ("chord_alone", "chord"), 3000,
     ),

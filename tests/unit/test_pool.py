@@ -20,6 +20,7 @@ import pytest
 from gevent.event import Event
 from gevent.local import local
 
+from greenq.hub import let_others_run
 from greenq.pool import Interrupt, Pool
 
 DEADLINE_S = 5.0
@@ -96,6 +97,36 @@ def test_no_more_run_than_the_size_says_and_the_rest_follow_in_order(work: Work)
 
     assert work.begun == ["a", "b", "c", "d"]
     assert (pool.running, pool.waiting, pool.peak) == (0, 0, 2)
+
+
+def test_tasks_that_hold_the_hub_before_they_wait_do_not_begin_in_one_iteration() -> None:
+    loop, iterations = gevent.get_hub().loop, []
+
+    def run(_request: object) -> None:
+        iterations.append(loop.iteration)
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 0.006:
+            pass
+        gevent.sleep(0)
+
+    pool = make_pool(run, 10)
+    for name in "abcd":
+        pool.submit(Name(name))  # type: ignore[arg-type]
+    assert pool.wait_empty(DEADLINE_S)
+
+    assert len(set(iterations)) == 4
+
+
+def test_no_task_begins_in_an_iteration_whose_turn_has_ended() -> None:
+    loop, iterations = gevent.get_hub().loop, []
+    pool = make_pool(lambda _request: iterations.append(loop.iteration), 10)
+
+    pool.submit(Name("a"))  # type: ignore[arg-type]
+    pool.end_turn()
+    ended = loop.iteration
+    assert pool.wait_empty(DEADLINE_S)
+
+    assert iterations[0] > ended
 
 
 @pytest.mark.parametrize(
@@ -1055,7 +1086,7 @@ class Chaos:
     def finish(self) -> None:
         while self.gates:
             self.gates.pop().set()
-        gevent.sleep(0)
+        let_others_run()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -370,7 +370,8 @@ end
 local function leave(ending)
   local tag = ending.tag
   if ending.what == 109 then -- MOVE
-    return move(tag, ending.is_stub, KEYS[5 + tonumber(ARGV[ending.move])], ARGV[ending.move + 1], ARGV[ending.move + 2])
+    local at_move = ending.move
+    return move(tag, ending.is_stub, KEYS[5 + tonumber(ARGV[at_move])], ARGV[at_move + 1], ARGV[at_move + 2])
   elseif ending.what == 97 and tag ~= '' then -- ACKNOWLEDGE
     if asks == 'own' then redis.call('SREM', begun, tag) end
     taken[tag] = true
@@ -551,6 +552,8 @@ if ARGV[at + 2 * news] then
     for i = 4, #reply do
       if type(reply[i]) == 'number' then lost[math.abs(reply[i])] = true end
     end
+    -- Until the chord's body has been sent, a retry must see its last part as running.
+    for _, number in ipairs(type(reply[#reply]) == 'table' and reply[#reply - 1] or {}) do lost[number] = true end
     local list, time = ARGV[at + 2 * news], redis.call('TIME')
     local now = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 

@@ -4,9 +4,9 @@
 -- ARGV  1 its size, 2 'z' (its parts are ordered: a zset) or 'l' (a list), 3 how many seconds it is kept, 0 for no
 --       limit, 4 the number of parts to remove, 5 a claim that was left behind, '' for none;
 --       their members and places; then the parts that stay, if the chord has ended: member, place and value of each
--- Reply '' if the chord is prepared. Otherwise nothing was done, and the reply is the claim by a part that is completing
---       it now, or 'done' if it has ended and these are not all of its parts, because another part has ended
---       since the caller read their states
+-- Reply '' if the chord is prepared. Otherwise nothing was done, and the reply is the claim by a part that is
+--       completing it now, or 'done' if it has ended and these are not all of its parts, because another part has
+--       ended since the caller read their states
 --
 -- If the results have their own server and the reply about the ending of the last part was lost, the claim remains.
 local name, ordered, first = KEYS[1], ARGV[2] == 'z', 6 + 2 * tonumber(ARGV[4])
