@@ -293,6 +293,9 @@ class SimPool:
         self.empty.set()
         self.abandoned: Callable[[list[Any]], None] = lambda _requests: None
 
+    def end_turn(self) -> None:
+        pass
+
     @property
     def running(self) -> int:
         return len(self.active)
