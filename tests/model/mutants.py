@@ -116,7 +116,7 @@ MUTANTS: list[Mutant] = [
         "the last part of a chord sends no body", ("chord", "chord_alone"),
     ),
     Mutant(
-        "settle", "do lost[number] = true end\n    local list", "do end\n    local list",
+        "settle", "not (is_failure and held_back[number])", "true",
         "the failed last part of a chord is retried while its message is held", ("flow_retry",),
         found="f11_last_part_retried_while_held",
     ),

@@ -552,8 +552,9 @@ if ARGV[at + 2 * news] then
     for i = 4, #reply do
       if type(reply[i]) == 'number' then lost[math.abs(reply[i])] = true end
     end
-    -- Until the chord's body has been sent, a retry must see its last part as running.
-    for _, number in ipairs(type(reply[#reply]) == 'table' and reply[#reply - 1] or {}) do lost[number] = true end
+    -- A retry must see the last part of a chord as running until its failure has reached the body.
+    local held_back = {}
+    for _, number in ipairs(type(reply[#reply]) == 'table' and reply[#reply - 1] or {}) do held_back[number] = true end
     local list, time = ARGV[at + 2 * news], redis.call('TIME')
     local now = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))
 
@@ -654,7 +655,8 @@ if ARGV[at + 2 * news] then
       local name, id, seconds, notes = ARGV[p], ARGV[p + 1], tonumber(ARGV[p + 2]), {}
       local last = p + 4 + 6 * (tonumber(ARGV[p + 3]) - 1)
       for q = p + 4, last, 6 do
-        if not lost[tonumber(ARGV[q])] then notes[#notes + 1] = q end
+        local number, is_failure = tonumber(ARGV[q]), string.find('fvFV', ARGV[q + 2], 1, true)
+        if not lost[number] and not (is_failure and held_back[number]) then notes[#notes + 1] = q end
       end
       if #notes > 0 then
         if redis.call('HEXISTS', name, 'since') == 0 then begin(name, id, ARGV[notes[1] + 4]) end
