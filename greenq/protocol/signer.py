@@ -17,6 +17,7 @@ no part of the message has to be exempt from the signature, and no canonical for
 
 from __future__ import annotations
 
+from binascii import hexlify
 from collections import Counter
 from functools import lru_cache
 from hashlib import sha256
@@ -142,7 +143,7 @@ class Signer:
         inner.update(content)
         outer = begin_outer()
         outer.update(inner.digest())
-        return outer.hexdigest()[:_MAC_DIGITS].encode()
+        return hexlify(outer.digest()[: _MAC_DIGITS // 2])
 
 
 def _name_of(key: bytes) -> bytes:
