@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 # calls that function. There is no public way to look up a thread object without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# When the tasks that began in one iteration of the loop have taken this long, the next one waits for
-# another iteration.
+# When the tasks that began in one iteration of the loop have taken this long, the next one waits
+# for another iteration.
 _TURN_S = 0.005
 # The interval at which the exception is thrown again into code that does not stop. After a
 # termination, the first interval is longer, for its `finally` blocks.
