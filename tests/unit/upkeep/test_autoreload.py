@@ -88,9 +88,12 @@ def waiting(folder: Path) -> Iterator[list[str | None]]:
 
 def touch_until(file: Path, text: str, done: object) -> None:
     """Write the file again and again: watching may begin after the first time."""
+    draft = file.with_suffix(".draft")
 
     def is_done() -> bool:
-        file.write_text(text)
+        # A file that has just been truncated would be whole.
+        draft.write_text(text)
+        draft.replace(file)
         return bool(done() if callable(done) else done)
 
     wait_until(is_done, 20)
