@@ -1,7 +1,8 @@
 """greenq: thousands of concurrent I/O-bound tasks, with Celery's wire protocol, on Redis or Valkey.
 
-Public names load on first use (PEP 562), so that ``import greenq`` costs next to nothing and loads
-neither redis nor gevent: gevent must be able to patch before anything imports ``ssl``.
+Public names are loaded on first use (PEP 562), so ``import greenq`` costs next to nothing. It loads
+neither redis nor gevent, because gevent must be able to patch the standard library before any
+module imports ``ssl``.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-# Celery's names that a ported module may import.
+# Celery's names that a ported module might import.
 _NOT_HERE = {
     "Celery": "the app's class is Greenq: from greenq import Greenq",
-    "current_app": "greenq has none yet: import your own app",
-    "current_task": "greenq has none yet: use @app.task(bind=True) and self.request",
+    "current_app": "import your own app",
+    "current_task": "use @app.task(bind=True) and self.request",
     "uuid": "use str(uuid.uuid4())",
 }  # fmt: skip
 
@@ -101,7 +102,7 @@ def __getattr__(name: str) -> Any:
 
 
 def why_not_here(name: str) -> str:
-    """Return the replacement for one of Celery's names that greenq does not have."""
+    """Return the error text for one of Celery's names that greenq does not have."""
     return f"greenq has no {name!r}: {_NOT_HERE[name]}"
 
 

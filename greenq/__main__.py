@@ -8,11 +8,11 @@ import sys
 
 
 def main() -> int:
-    """Run the command line as a separate process."""
+    """Run the command and return its exit code."""
     try:
         if sys.argv[1:2] == ["health"]:
-            # `health` is called every few seconds: skip the other commands, which take longer to
-            # load.
+            # `health` is called every few seconds, so do not load the other commands, which would
+            # take longer.
             code: int = importlib.import_module("greenq.utils.probe").main(sys.argv[2:])
         else:
             code = importlib.import_module("greenq.cli").main()

@@ -67,7 +67,7 @@ L = TypeVar("L", bound="Callable[[Any], object]")
 H = TypeVar("H", bound="Callable[[], object]")
 
 
-# All live apps, for the child of a fork.
+# All live apps, which `_after_fork` notifies in a forked child.
 _apps: weakref.WeakSet[Greenq] = weakref.WeakSet()
 
 
@@ -104,8 +104,8 @@ TaskRegistry = TasksByName[Task[Any, Any]]
 class Greenq:
     """An application: its tasks, its settings and its connection to the server.
 
-    Creating an app opens no connection and imports no module; sending the first task does. An app
-    is safe to share between threads, greenlets and forked processes.
+    Creating an app opens no connection and imports no module; sending the first task does both. An
+    app can safely be shared between threads, greenlets and forked processes.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Greenq:
         Args:
             main: the app's name, which stands for the module in the names of tasks defined in
                 ``__main__``.
-            broker: address of the server, ``broker_url``; none means the embedded one.
-            backend: address of the results server, ``result_backend``; none means the broker.
+            broker: the server's address, ``broker_url``; None means the embedded server.
+            backend: the results server's address, ``result_backend``; None means the broker.
             include: modules to import before a worker starts.
             config_source, namespace: see `config_from_object`.
             set_as_current: make shared tasks use this app from now on.
@@ -174,11 +174,11 @@ class Greenq:
         # The hooks that a worker calls after each task's code, in the task's own greenlet; see
         # `on_task_end`.
         self.task_end_hooks: list[Callable[[], object]] = []
-        # What `add_periodic_task` has added, by name, as in `beat_schedule`.
+        # The entries that `add_periodic_task` has added, by name, as in `beat_schedule`.
         self.periodic_tasks: dict[str, dict[str, Any]] = {}
         self._periodic: PeriodicTasks | None = None
         self._registry = AppTasks(self, self._ready, Task, task_cls)
-        # Not wrapped in a method, since each use of a shared task calls `take_shared`.
+        # Each use of a shared task calls `take_shared`, so it is not wrapped in a method.
         self.take_shared = self._registry.take_shared
         self._modules = TaskModules()
         self._lock = threading.Lock()
@@ -189,7 +189,7 @@ class Greenq:
             shared.app = self
 
     def set_default(self) -> None:
-        """From now on, use this app for shared tasks and for handles created without an app."""
+        """Make shared tasks, and handles created without an app, use this app from now on."""
         shared.app = self
 
     set_current = set_default
@@ -206,7 +206,7 @@ class Greenq:
     def config_from_object(
         self, source: object, *, force: bool = False, namespace: str | None = None
     ) -> None:
-        """Take settings from a module, its name, an object or a mapping when they are first used.
+        """Read the settings, on first use, from a module, a module's name, an object or a mapping.
 
         Args:
             source: where the settings are.
@@ -226,7 +226,7 @@ class Greenq:
     def config_from_envvar(
         self, variable: str, *, silent: bool = False, force: bool = False
     ) -> None:
-        """Take settings from the module that an environment variable names.
+        """Read the settings, on first use, from the module that an environment variable names.
 
         Args:
             variable: the name of the environment variable.
@@ -246,7 +246,7 @@ class Greenq:
 
     @property
     def tasks(self) -> TaskRegistry:
-        """All tasks by name, shared ones included, with their annotations."""
+        """All tasks by name, including shared ones, with their annotations applied."""
         registry = self._registry
         if not (self._finalized and registry.is_complete()):
             self.finalize()
@@ -330,7 +330,7 @@ class Greenq:
 
     @property
     def current_task(self) -> Any:
-        """The task that runs in this greenlet or thread; None outside a worker."""
+        """The task that is running in this greenlet or thread; None outside a worker."""
         context = current_context.get()
         return None if context is None else self.tasks.get(context.task)
 
@@ -341,11 +341,11 @@ class Greenq:
         return f"{self.main if module == '__main__' else module}.{name}"
 
     def leader(self, function: L) -> L:
-        """Register a function to be called in the one worker that wins an election under its name.
+        """Register a function for elections; the worker that is elected calls it.
 
-        ``app.control.election(id, "module.function", action)`` holds an election; the function
-        receives `action`, and runs in the worker's greenlet for events, so it should send a task
-        for longer work.
+        ``app.control.election(id, "module.function", action)`` holds an election, and the winner
+        calls the function with `action`. The function runs in the worker's greenlet for events, so
+        it should send a task for longer work.
         """
         module = self.main if function.__module__ == "__main__" else function.__module__
         self.leaders[f"{module}.{function.__name__}"] = function
@@ -356,9 +356,9 @@ class Greenq:
 
         The function is called without arguments after the task's code and the hooks of the task's
         class, in the same greenlet. Values that the task left in ``threading.local`` and in context
-        variables are still there, and the task's slot is still occupied. So this is the place to
-        close sessions and connections. The function may wait. Its exceptions are logged and do not
-        affect the task.
+        variables are still there, and the task's slot is still occupied. This makes the function
+        the right place to close sessions and connections. It may wait. Its exceptions are logged
+        and do not affect the task.
         """
         self.task_end_hooks.append(function)
         return function
@@ -393,7 +393,7 @@ class Greenq:
         set_up_framework(self)
 
     def import_task_modules(self) -> None:
-        """Import all modules that hold tasks: ``imports``, ``include``, and autodiscovered ones.
+        """Import all modules with tasks: ``imports``, ``include``, and autodiscovered modules.
 
         Raises:
             ConfigError: a module does not exist; exceptions raised by a module, or by a receiver of
@@ -414,13 +414,13 @@ class Greenq:
         fields: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """Let the beats that run this code send a task periodically; return the entry's name.
+        """Have the beats that run this code send a task periodically; return the entry's name.
 
         Args:
             schedule: seconds, a timedelta, a crontab or another schedule.
             sig: the task, its name, or a signature of it.
-            args, kwargs: the task's arguments; they are appended to those of a signature, or
-                override them.
+            args, kwargs: the task's arguments; for a signature, `args` are appended to its
+                arguments, and `kwargs` override its keyword arguments.
             name: the entry's name; by default the text of the call, so that another call of the
                 same task with the same arguments replaces the entry.
             fields: further fields of the entry, as in ``beat_schedule``: ``missed``, ``overlap``…
@@ -435,7 +435,7 @@ class Greenq:
 
     @property
     def periodic(self) -> PeriodicTasks:
-        """The periodic entries on the server: list, add, change, pause, run, remove."""
+        """Lists, adds, changes, pauses, runs and removes the periodic entries on the server."""
         if self._periodic is None:
             made = importlib.import_module("greenq.beat.periodic").PeriodicTasks(self)
             self._periodic = made
@@ -510,10 +510,11 @@ class Greenq:
         """Send a task by its name once for each pair of args and kwargs. Switches: yes.
 
         When the call returns, all tasks have been sent, in order, whether or not the handles are
-        ever used. Memory use does not grow with the number of calls: `calls` may be a generator,
-        and is read while sending, in pushes of at most 200 messages or 256 KB. A push arrives as a
-        whole or not at all, and is retried as a single send is. ``countdown`` and ``expires`` are
-        relative to the time of each push. `task_type` and the options are as for `send_task`.
+        ever used. Memory use does not grow with the number of calls: `calls` may be a generator; it
+        is read while the tasks are sent, in pushes of at most 200 messages or 256 KB. A push
+        arrives as a whole or not at all, and is retried like a single send. ``countdown`` and
+        ``expires`` are relative to the time of each push. `task_type` and the options are as for
+        `send_task`.
 
         If a running task sends these tasks, it is their parent, but they are not among its
         children.
@@ -526,7 +527,7 @@ class Greenq:
         if "task_id" in options:
             raise TypeError(f"task {name}: task_id is for a single task, not for many")
         if task_type is not None and self.config.task.task_always_eager:
-            # This result is also a sequence of handles.
+            # Like `AsyncResults`, this list is a sequence of handles.
             return [  # type: ignore[return-value]
                 self.apply_as_sent(task_type, *call, options) for call in calls
             ]
@@ -549,7 +550,7 @@ class Greenq:
         self.producer.send_calls(self._checked_calls(calls), complete, **options)
 
     def _checked_calls(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yield calls whose arguments fit, each with the name to show instead of its task's."""
+        """Check each call's arguments, and yield the call with its shadow name, if it has one."""
         tasks = self._registry.by_name
         for call in calls:
             task = tasks.get(call[0])
@@ -604,7 +605,7 @@ class Greenq:
         return task.send_options(options)
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Have `call` called when Django's open transaction commits, or now if none is open.
+        """Call `call` when Django's open transaction commits, or now if none is open.
 
         Raises:
             ConfigError: Django is not in use.
@@ -644,11 +645,11 @@ class Greenq:
         return AsyncResult(task_id, self.transport, app=self)
 
     def workflow(self, workflow_id: Any) -> Workflow:
-        """Return a workflow of the index, given by its id or by the handle of its last task."""
+        """Return a workflow from the index, given its id or the handle of its last task."""
         return Workflow(self, id_of_workflow(workflow_id))
 
     def workflows(self, limit: int = 100) -> list[Workflow]:
-        """Return the newest workflows of the index. Switches: yes."""
+        """Return the newest workflows in the index. Switches: yes."""
         return [found for found, _record in all_workflows(self, limit)]
 
     @functools.cached_property
@@ -721,15 +722,15 @@ class Greenq:
                 self._transport = self._producer = None
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the app."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close it."""
+        """Close the app."""
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the app's name and its settings, including passwords, but none of its tasks."""
+        """Pickle the app's name and settings, including passwords, but none of its tasks."""
         return _again, (type(self), self.main, self._folder, dict(self.conf))
 
     def __repr__(self) -> str:
@@ -769,8 +770,8 @@ def shared_task(
 ) -> Any:
     """Create a task that belongs to every app, for code that knows no app; see `Greenq.task`.
 
-    Each app creates its own task with its own task class; the returned object represents the task
-    of the app that is current when it is used.
+    Each app creates its own task with its own task class; the returned object stands for the task
+    of whichever app is current when the object is used.
     """
 
     def register(decorated: Callable[..., Any]) -> Any:

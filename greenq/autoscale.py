@@ -1,9 +1,9 @@
 """The autoscaler: the pool's size follows the backlog.
 
 The decision is a pure function of numbers (`decide`). It is made at every tick, and also
-immediately when a take leaves messages behind. The autoscaler only resizes the pool; the number of
-messages taken depends on the pool's size. If `worker_autoscale_adaptive` is on, slots that do not
-make more tasks end per second are not used (greenq/upkeep/adaptive.py).
+immediately when a take leaves messages in the queues. The autoscaler only resizes the pool; the
+number of messages taken depends on the pool's size. If `worker_autoscale_adaptive` is on, slots
+that do not raise the number of tasks finished per second are not used (greenq/upkeep/adaptive.py).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Load:
     """The input of a decision.
 
     Attributes:
-        size: current number of slots.
+        size: the current number of slots.
         running: the number of slots in use.
-        backlog: messages in the queues, plus those waiting in this worker for a slot.
+        backlog: the number of messages in the queues, plus those waiting in this worker for a slot.
         recent_need: the largest number of slots needed at any time within the keepalive.
-        least, most: the limits.
+        least, most: the limits of the size.
         lag_s: the hub's delay, in seconds.
     """
 
@@ -64,7 +64,7 @@ class NewSize(NamedTuple):
 
 
 class SizeRecord(NamedTuple):
-    """A decision as it was made; `at_s` is Unix time."""
+    """A decision in the history; `at_s` is when it was made, in Unix time."""
 
     at_s: float
     backlog: int
@@ -123,7 +123,7 @@ class Autoscaler(StartStopPart):
             keepalive_s: how long an unneeded size is kept.
             interval_s: seconds between ticks.
             backlog: returns the number of messages waiting here and in the queues; must not wait.
-            adaptive: finds out how many slots are worthwhile; None means that all slots needed are
+            adaptive: finds out how many slots are worthwhile; None means that all needed slots are
                 used.
             ended: returns how many tasks have ended, and their total duration.
             is_empty: returns whether this worker holds no messages; if so, and the pool has its
@@ -148,7 +148,7 @@ class Autoscaler(StartStopPart):
         self.resume()
 
     def stop(self) -> None:
-        """Leave the pool as it is."""
+        """Stop ticking, and leave the pool as it is."""
         self._runs = False
         self._rest()
 
@@ -163,7 +163,7 @@ class Autoscaler(StartStopPart):
             self._entry = None
 
     def set_limits(self, most: int, least: int) -> None:
-        """Change the limits; the pool is resized immediately."""
+        """Change the limits, and resize the pool immediately."""
         self.most, self.least = most, least
         self.tick()
 

@@ -19,11 +19,11 @@ def register(
     content_type: str,
     aliases: Iterable[str] = (),
 ) -> None:
-    """Add a compression; do so before naming it in settings.
+    """Add a compression; call this before a setting names it.
 
-    Data compressed by others is accepted only if ``accept_compression`` contains the compression,
-    or ``task_compression`` or ``result_compression`` is set to it. The size of the output is
-    checked only after `decoder` has returned, so `decoder` itself should limit it.
+    Data from other programs is accepted only if ``accept_compression`` contains its compression, or
+    ``task_compression`` or ``result_compression`` is set to it. The size of the output is checked
+    only after `decoder` has returned, so `decoder` itself should limit the size.
 
     Args:
         content_type: the identifier in messages; it must be the same in all programs.

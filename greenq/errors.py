@@ -1,6 +1,6 @@
 """All exceptions of greenq, in one tree.
 
-Each docstring says when the exception is raised. The facts are fields, and the message is built
+Each docstring says when the exception is raised. The facts are attributes, and the message is built
 from them. Exceptions with a counterpart in Celery travel on the wire under Celery's module and name
 (`CELERY_NAMES`), so that a Celery client sees the class it knows.
 """
@@ -21,7 +21,7 @@ class GreenqError(Exception):
 
 
 class Problem(NamedTuple):
-    """A single thing that is wrong with the settings."""
+    """A single problem in the settings."""
 
     field: str
     value: object
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(GreenqError):
-    """Settings are wrong; all problems are listed at once."""
+    """Settings are wrong; the message lists all problems."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         """Build the message from `problems`, one line each; values must be free of secrets."""
@@ -42,7 +42,7 @@ class UnknownSetting(ConfigError, AttributeError, KeyError):
     """A setting that does not exist was read, as an attribute or as a key."""
 
     def __init__(self, setting: str, reason: str) -> None:
-        """Build the message from the `setting`, and suggest the one that was probably meant."""
+        """Build the message from the setting's name and the `reason`."""
         super().__init__([Problem(setting, None, reason)])
         self.name = setting
         # No value was given, so none is shown.
@@ -71,14 +71,14 @@ class EmbeddedServerError(GreenqError):
 
 
 class SupervisorError(GreenqError):
-    """supervisord is missing, does not answer, or refuses a request."""
+    """supervisord is missing, does not respond, or refuses a request."""
 
 
 class ImportedTooEarly(GreenqError):
     """Modules had imported blocking functions of the standard library before gevent patched it."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        """Build the message from the `modules` that were imported too early."""
+        """Build the message from the names of these `modules`."""
         self.modules = tuple(modules)
         named = ", ".join(self.modules)
         super().__init__(
@@ -154,7 +154,7 @@ class AccessRefused(OperationalError):
 
 
 class Unroutable(OperationalError):
-    """No queue is bound to the message's exchange with its routing key, or no worker listens."""
+    """No queue is bound to the exchange with the routing key, or no worker listens to it."""
 
 
 class QueueFull(OperationalError):
@@ -200,7 +200,7 @@ _REFUSALS = {
     "MISCONF": "the server cannot save its data to disk, and accepts no writes until it can",
     "NOREPLICAS": "the server has too few replicas (min-replicas-to-write)",
     "FORGOTTEN": "the server has lost its data and this worker must register its messages again",
-    "LAPSED": "the lease of these messages' worker has ended, or the worker has renewed it",
+    "LAPSED": "the lease of the worker that held these messages has ended, or was renewed",
     "CLOSED": "this worker has left and takes no more messages",
     "TRYAGAIN": _CLUSTER,
     "CLUSTERDOWN": _CLUSTER,
@@ -211,10 +211,10 @@ _REFUSALS = {
 
 
 class ServerError(OperationalError):
-    """The server answered a command with an error.
+    """The server replied to a command with an error.
 
     Attributes:
-        command: its name, without arguments.
+        command: the command's name, without arguments.
         reply: the server's reply, starting with its code.
         passes: whether retrying the same command later can succeed.
     """
@@ -244,7 +244,7 @@ class AlreadyRegistered(GreenqError):
 
 
 class ResultTimeout(GreenqError, TimeoutError):
-    """``get(timeout=…)`` waited without success.
+    """``get(timeout=…)`` received no result in time.
 
     Attributes:
         task_id: the task's id.
@@ -266,11 +266,11 @@ class IncompleteStream(GreenqError):
 
 
 class ResultsDisabled(GreenqError):
-    """A result was asked for, but ``result_backend`` is ``disabled://``."""
+    """A result was requested, but ``result_backend`` is ``disabled://``."""
 
 
 class RemoteTraceback(GreenqError):
-    """The traceback of an exception raised in a worker, as the cause of the one raised here."""
+    """A worker's traceback, attached as the cause of the exception that is raised here."""
 
     @classmethod
     def of(cls, text: str | None) -> RemoteTraceback | None:
@@ -281,8 +281,8 @@ class RemoteTraceback(GreenqError):
 class RemoteError(GreenqError):
     """A stand-in for a task's exception that cannot be rebuilt here.
 
-    The original's class is not imported, or its constructor takes other arguments, or it is not an
-    `Exception` (but a `SystemExit`, for example).
+    The original exception's class is not imported here, its constructor takes other arguments, or
+    it is not an `Exception` (but a `SystemExit`, for example).
 
     Attributes:
         type: the module and the name of the class; for a builtin, only its name.
@@ -348,7 +348,7 @@ class TaskTerminated(BaseException):
 
 
 class TaskPredicate(GreenqError):
-    """The base of the exceptions that a task controls its worker with; none is a failure."""
+    """The base of the exceptions by which a task controls its worker; none of them is a failure."""
 
 
 class Retry(TaskPredicate):
@@ -357,14 +357,14 @@ class Retry(TaskPredicate):
     Attributes:
         message: the reason in words, or None.
         exc: the exception that made the task retry, or None.
-        when: the seconds until the retry, or its time as an aware datetime, or None.
+        when: the seconds until the retry, the retry's time as an aware datetime, or None.
         next_run: args, kwargs and send options of the next run; None if there is nothing to send.
     """
 
     def __init__(
         self, message: str | None = None, exc: BaseException | None = None, when: object = None
     ) -> None:
-        """Store the values; Celery's reader passes them in this order."""
+        """Store the values; Celery passes them in this order when it rebuilds the exception."""
         self.message = message
         self.exc = exc
         self.when = when
@@ -387,11 +387,12 @@ class Reject(TaskPredicate):
 
     Attributes:
         reason: the reason in words, or None.
-        requeue: True requeues the message; False drops it and stores FAILURE.
+        requeue: True requeues the message; False stores FAILURE and, unless the message was
+            acknowledged early, makes it a dead letter.
     """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
-        """Store both values; Celery's reader passes them in this order."""
+        """Store both values; Celery passes them in this order when it rebuilds the exception."""
         self.reason = reason
         self.requeue = requeue
         super().__init__(reason, requeue)

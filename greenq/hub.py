@@ -1,7 +1,7 @@
 """The gevent hub: patching, named greenlets with a crash handler, and the hub's lag.
 
-The rest of the worker gets its greenlets, events and sleeps from here. gevent itself is imported
-only in this module and in pool.py.
+All other modules of the worker get greenlets, events and `sleep` from here. gevent itself is
+imported only in this module and in pool.py.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def patch() -> None:
     if early:
         raise ImportedTooEarly(early)
     if "GEVENT_TRACK_GREENLET_TREE" not in os.environ:
-        # Recording where each greenlet was started would cost 0.7 KB and 2 µs.
+        # Recording where a greenlet was started would cost 0.7 KB and 2 µs for each greenlet.
         gevent.config.track_greenlet_tree = False
     gevent.monkey.patch_all()
 
@@ -112,8 +112,8 @@ def _imported_too_early() -> list[str]:
 def spawn(run: Callable[..., Any], *args: Any, name: str, lasts: bool = False) -> Greenlet:
     """Start a named greenlet; if it crashes, log the error and end this process's workers.
 
-    If `lasts` is true, the workers also end if the greenlet is killed, since its owner kills it
-    only when the workers are ending anyway.
+    If `lasts` is true, the workers also end if the greenlet is killed; its owner kills it only when
+    the workers are ending anyway.
     """
     greenlet: Greenlet = gevent.Greenlet(run, *args)
     greenlet.name = name
@@ -200,7 +200,7 @@ def poll_readable(descriptor: int, timeout_s: float) -> bool:
 class NativeThread:
     """A native thread alongside the hub, which keeps running while the hub is blocked.
 
-    Functions that it calls may use gevent's sockets and sleeps, which have a separate hub in this
+    Functions that it calls may use gevent's sockets and `sleep`, which use a separate hub in this
     thread.
     """
 
@@ -208,7 +208,7 @@ class NativeThread:
         """Start the thread; `run` gets this object, and must return once `wait` returns True."""
         self.name = name
         self.ended = False
-        # For use by the thread: True if the last wait timed out, False if the thread was woken.
+        # For the thread itself: True if the last wait timed out, False if the thread was woken.
         self.timed_out = False
         self._run = run
         self._stopping = self._woken = False
@@ -277,7 +277,7 @@ _LAGS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 
 
 class Lags:
-    """A histogram of how late the loop ran at each ping."""
+    """A histogram of the loop's lag at each ping."""
 
     def __init__(self) -> None:
         """Create an empty histogram."""
@@ -290,7 +290,7 @@ class Lags:
         self.max_s = max(self.max_s, lag_s)
 
     def quantile_s(self, share: float) -> float:
-        """Return the lag that this fraction of pings did not exceed, to a bucket's precision."""
+        """Return the lag that `share` of the pings did not exceed, to a bucket's precision."""
         wanted, seen = share * sum(self.counts), 0
         for upper_s, count in zip(_LAGS_S, self.counts, strict=False):
             seen += count
@@ -319,7 +319,7 @@ _WAITING = gevent.hub.Hub.run.__code__
 class Hub(StartStopPart):
     """The step for the event loop: its lag, signals, and crashes outside any greenlet.
 
-    1. Show other threads whether the loop runs, and with how much lag.
+    1. Show other threads whether the loop is running, and how late it is.
     2. Start greenlets for other threads.
     3. Log what gevent would print to stderr.
     4. Do nothing in a forked child, which must not continue its parent's work.
@@ -389,8 +389,8 @@ class Hub(StartStopPart):
     def forget(self) -> None:
         """Drop all waiting callbacks in a forked child; later waits use a new loop.
 
-        The child has copies of all the parent's greenlets. With the parent's loop, the copies would
-        take and run the parent's messages a second time.
+        The child has copies of all the parent's greenlets. If they kept the parent's loop, they
+        would take and run the parent's messages a second time.
         """
         # gevent has no public API for this.
         gevent._hub_local.set_hub(None)  # type: ignore[arg-type]  # noqa: SLF001
@@ -398,7 +398,7 @@ class Hub(StartStopPart):
         self._hub.loop.destroy()
 
     def _spawn(self, run: Callable[[], object], name: str) -> None:
-        # After the hub was blocked, the ping may be answered last; this start, too, shows that the
+        # After the hub was blocked, the ping may be answered last; this call already shows that the
         # loop is running.
         self.moved_s = time.monotonic()
         spawn(run, name=name)
@@ -463,7 +463,7 @@ class Signals:
         self.forget()
 
     def forget(self) -> None:
-        """Restore the default behaviour of all signals in a forked child."""
+        """Close the pipe; in a forked child, also restore the default behaviour of the signals."""
         if self._writer < 0:
             return
         signals.set_wakeup_fd(-1)

@@ -35,8 +35,8 @@ _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-d
 # When the tasks that began in one iteration of the loop have taken this long, the next one waits
 # for another iteration.
 _TURN_S = 0.005
-# The interval at which the exception is thrown again into code that does not stop. After a
-# termination, the first interval is longer, for its `finally` blocks.
+# The interval at which an exception is thrown again into code that does not stop. After a
+# termination, the first interval is longer, so that the code's `finally` blocks have time to run.
 AGAIN_S = 0.5
 _FINALLY_S = 1.0
 
@@ -55,8 +55,8 @@ class Interrupt:
 
     If `again_s` is given, it throws again after that time and then every half second until the code
     has ended, since the code may catch the exception. It uses a timer of the loop, which is freed
-    when cancelled; an entry of the worker's timer would stay until it is due, and time limits are
-    long.
+    when cancelled; an entry of the worker's timer would stay until it was due, and time limits can
+    be long.
     """
 
     __slots__ = ("_again_s", "_make", "_request", "_timer")
@@ -97,7 +97,7 @@ class Interrupt:
 
 
 def _find_interruptible() -> Any:
-    """Return the target of timeouts started in this greenlet: its request, not a later one."""
+    """Return the target of a timeout started in this greenlet: its request, not a later one."""
     current = gevent.getcurrent()
     request = current.request if type(current) is PoolGreenlet else None
     return current if request is None else request
@@ -112,9 +112,9 @@ class Pool(StartStopPart):
 
     1. `submit` never waits: a request queues here until a greenlet takes it. At most one greenlet
        at a time is *coming*, that is, woken but not running yet. When it runs, it takes the first
-       request, wakes the next greenlet if there are more, and runs its request. Thus a task that
-       waits costs one more switch, whereas tasks that never wait run one after another in the same
-       greenlet.
+       request, wakes the next greenlet if there are more requests, and runs its own. A task that
+       waits therefore costs one more switch, whereas tasks that never wait run one after another in
+       the same greenlet.
     2. A greenlet without work becomes idle; the last one to become idle is woken first. Greenlets
        are created only as needed, up to `size`.
     3. `resize` acts immediately. Growing starts queued requests and wakes callers waiting for room;
@@ -149,15 +149,15 @@ class Pool(StartStopPart):
         Args:
             size: how many requests may run at once.
             run: runs one request to its end, even if its code fails.
-            prefetch_multiplier: the pool holds this many times `size` requests, including running
-                ones.
+            prefetch_multiplier: the pool holds up to this many times `size` requests, including
+                running ones.
             grace_s: how long `stop` waits for running requests.
-            keep_locals: keep what tasks put into `threading.local` for later ones.
+            keep_locals: keep what a task puts into a `threading.local` for later tasks.
             abandoned: called with the requests that are still running after the grace time, before
                 they are ended.
         """
         self.size = size
-        # How many requests it holds at most, including running ones.
+        # The maximum number of requests in the pool, including running ones.
         self.capacity = size * prefetch_multiplier
         self.peak = 0
         self._run = run
@@ -168,7 +168,7 @@ class Pool(StartStopPart):
         self._thread_size: int | None = None
         self.abandoned = abandoned
         self._greenlets = gevent.pool.Pool(greenlet_class=PoolGreenlet)
-        # One bound method for all greenlets, since each evaluation of `self._work` makes another.
+        # One bound method for all greenlets, since each evaluation of `self._work` creates another.
         self._target = self._work
         # How long each running request has held the hub.
         self.hub_time = HubTime(PoolGreenlet, hub=gevent.get_hub())
@@ -181,8 +181,8 @@ class Pool(StartStopPart):
         self._room = Event()
         # The running requests.
         self.active: set[Request] = set()
-        # The waiters of idle greenlets, in the order in which they became idle. Each greenlet
-        # removes itself when the pool ends. `_coming` is True while a greenlet is
+        # The waiters of idle greenlets, in the order in which the greenlets became idle. Each
+        # greenlet removes its waiter when the pool ends. `_coming` is True while a greenlet is
         # coming to take a request from `queued`.
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
@@ -252,10 +252,10 @@ class Pool(StartStopPart):
         return taken
 
     def withdraw(self, which: Callable[[Request], bool] | None = None) -> list[Request]:
-        """Like `take_back`, but do not wake a greenlet; any thread may call this.
+        """Do the same as `take_back`, but wake no greenlet; any thread may call this.
 
-        A request belongs to the caller that removes it from the queue: both here and in the
-        greenlet that would run it, removal is one atomic step of the interpreter.
+        A request belongs to whoever removes it from the queue: both here and in the greenlet that
+        would run it, the removal is one atomic step of the interpreter.
         """
         taken = []
         for request in list(self.queued):
@@ -268,7 +268,7 @@ class Pool(StartStopPart):
     def end(self, request: Request, signum: str = "SIGTERM") -> None:
         """End a request's code: its `finally` blocks run, and its state is REVOKED. Switches: no.
 
-        If its code has not begun, it never does; if it has ended, nothing happens.
+        If the code has not begun, it never will; if it has ended, nothing happens.
         """
 
         def make_error() -> TaskTerminated:
@@ -331,18 +331,18 @@ class Pool(StartStopPart):
             self._greenlets.spawn(self._target)
 
     def _work(self) -> None:
-        """Run requests, and be idle when there are none; end with the pool or when it shrinks."""
+        """Run requests, or stay idle if there are none, until the pool ends or shrinks."""
         me = cast("PoolGreenlet", gevent.getcurrent())
         me.request = None
         # Each `threading.local` used in this greenlet adds a key to the greenlet's dict.
         attributes = me.__dict__
         untouched, ident = len(attributes), id(me)
-        # An ended thread with the same number may have left its thread object behind.
+        # An ended thread with the same ident may have left its thread object behind.
         _threads.pop(ident, None)
         if self._thread_size is None:
             self._thread_size = len(vars(threading.current_thread()))
         while True:
-            # This greenlet was woken, and now runs.
+            # This greenlet has been woken and is now running.
             self._coming = False
             while self.queued and len(self.active) < self.size and not self._ending:
                 # Many tasks must not block the loop one after another. The loop's own clock does

@@ -22,7 +22,7 @@ _MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 _NO_MOVE: Final = timedelta(0)
 
-# February 29 falls on a given weekday once in 28 years, and once in 40 years around the year 2100.
+# February 29 falls on a given weekday every 28 years, but only after 40 years around the year 2100.
 _YEARS: Final = 41
 
 _LEAST_EVERY: Final = timedelta(milliseconds=100)
@@ -83,10 +83,10 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Accept an interval; `nowfun` and `app`, known from Celery, have no effect.
+        """Accept an interval; `nowfun` and `app` exist for compatibility and have no effect.
 
         Raises:
-            ValueError: the interval is not a number of seconds, or shorter than 0.1 s.
+            ValueError: the interval is neither a number nor a timedelta, or is below 0.1 s.
         """
         if isinstance(run_every, (int, float)) and not isinstance(run_every, bool):
             if not math.isfinite(run_every):
@@ -153,7 +153,7 @@ class schedule(BaseSchedule):  # noqa: N801  Celery's name
 
 
 class _Event(NamedTuple):
-    """How ephem names an event, the sun's height in degrees, and whether its centre counts."""
+    """An event's method in ephem, the sun's height in degrees, and whether its centre counts."""
 
     method: str
     horizon: str = "0"
@@ -180,7 +180,7 @@ _SOLAR_DAYS: Final = 400
 class solar(BaseSchedule):  # noqa: N801  Celery's name
     """Due at an event of the sun, such as ``sunset``, at a place on earth; needs ``greenq[solar]``.
 
-    On days without the event, as happens near the poles, nothing is due.
+    Nothing is due on days without the event, which occur near the poles.
     """
 
     def __init__(
@@ -213,9 +213,10 @@ class solar(BaseSchedule):  # noqa: N801  Celery's name
             raise ImportError("solar() needs ephem: pip install 'greenq[solar]'") from exc
 
     def next_due(self, after: datetime, zone: tzinfo) -> datetime | None:
-        """Return the event's next time, in whole seconds, or None if there is none in a year."""
-        # Each calculation begins at midnight and is used for that day only. If begun at another
-        # moment, it may differ by a fraction of a second, and all beats need the same result.
+        """Return the event's next time, in whole seconds; None if there is none for over a year."""
+        # Each calculation begins at midnight and is used for that day only. If it began at another
+        # moment, the result could differ by a fraction of a second, but all beats need the same
+        # result.
         day = after.astimezone(UTC).date()
         for number in range(_SOLAR_DAYS):
             for due in self._due_on(day + timedelta(days=number)):
@@ -371,7 +372,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
         nowfun: object = None,
         app: object = None,
     ) -> None:
-        """Accept the fields; `nowfun` and `app`, known from Celery, have no effect.
+        """Accept the fields; `nowfun` and `app` exist for compatibility and have no effect.
 
         Raises:
             ValueError: a field is malformed.
@@ -394,7 +395,7 @@ class crontab(BaseSchedule):  # noqa: N801  Celery's name
 
     @classmethod
     def from_string(cls, text: str) -> crontab:
-        """Read ``minute hour day-of-month month day-of-week``, the order of a crontab file.
+        """Read ``minute hour day-of-month month day-of-week``, in the order of a crontab file.
 
         Raises:
             ValueError: there are not five fields, or one is malformed.
@@ -534,7 +535,7 @@ def _uneven_day(cron: crontab, zone: tzinfo, day: date) -> tuple[datetime, ...]:
 
 
 def maybe_schedule(value: object, relative: bool = False) -> Any:
-    """Create a schedule from seconds or a timedelta; other values are returned unchanged."""
+    """Create a schedule from seconds or a timedelta; return other values unchanged."""
     if isinstance(value, (int, float, timedelta)) and not isinstance(value, bool):
         return schedule(value, relative)
     return value

@@ -20,15 +20,15 @@ def register(
     content_type: str,
     content_encoding: str = "utf-8",
 ) -> None:
-    """Add a serializer; do so before naming it in settings.
+    """Add a serializer; call this before a setting names it.
 
-    Data serialized by others is accepted only if ``accept_content`` contains the serializer's name
-    or content type.
+    Data from other programs is accepted only if ``accept_content`` contains the name or content
+    type of its serializer.
 
     Args:
         name: the name for settings and options such as ``task_serializer``.
-        encoder: turns a value into bytes, or into text of this encoding.
-        decoder: turns the bytes into the value.
+        encoder: turns a value into bytes, or into text, which is encoded with `content_encoding`.
+        decoder: turns the bytes back into the value.
         content_type: the identifier in messages; it must be the same in all programs.
         content_encoding: the encoding in messages: ``binary``, or the text's encoding.
 

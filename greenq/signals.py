@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The pauses between calls of receivers that are called until they succeed (`retry`).
+# The pauses between calls of a receiver that is called until it succeeds (`retry`).
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 30.0
 
@@ -31,10 +31,10 @@ class _ConnectedReceiver:
     """The connection of a receiver to a signal.
 
     Attributes:
-        find: returns the receiver, or None if it has been collected.
-        sender: the only sender that it listens to; None means all.
+        find: returns the receiver, or None if it has been garbage-collected.
+        sender: the only sender that the receiver listens to; None means all.
         uid: the `dispatch_uid`, or None.
-        retry: whether to call it until it succeeds.
+        retry: whether to call the receiver until it succeeds.
     """
 
     __slots__ = ("find", "retry", "sender", "uid")
@@ -48,7 +48,7 @@ class _ConnectedReceiver:
         self.retry = retry
 
     def is_of(self, receiver: object, sender: object, uid: Hashable | None) -> bool:
-        """Return whether this connection has this receiver, or this uid, and this sender."""
+        """Return whether this connection has this sender and this uid, or receiver if no uid."""
         same = self.find() == receiver if uid is None else self.uid == uid
         return same and (self.sender is sender or bool(self.sender == sender))
 
@@ -60,9 +60,9 @@ class Signal:
     """An event in the program, and the functions that are called when it happens.
 
     Attributes:
-        name: the name that the signal is imported by, or ``app.name`` for a signal of an app.
+        name: the name under which the signal is imported, or ``app.name`` for a signal of an app.
         providing_args: the names of its arguments, apart from ``signal`` and ``sender``.
-        receivers: the connections in order; empty if there are none.
+        receivers: the connections, in the order in which they were made.
     """
 
     __slots__ = ("__weakref__", "_lock", "name", "providing_args", "receivers")
@@ -76,8 +76,9 @@ class Signal:
         # Each change replaces the list and never modifies it, so a `send` iterates over the list it
         # found.
         self.receivers: list[_ConnectedReceiver] = []
-        # A real lock, even in a patched process: any thread may connect, and a collected receiver
-        # is removed wherever the garbage collector runs. Nothing waits while the lock is held.
+        # A real lock, even in a patched process: any thread may connect a receiver, and a collected
+        # receiver is removed in whichever thread the garbage collector runs. Code that holds the
+        # lock never waits.
         self._lock = _thread.RLock()
 
     def connect(
@@ -93,11 +94,12 @@ class Signal:
         Args:
             receiver: a function that takes keyword arguments; omitted in a decorator with
                 arguments.
-            sender: call it only for this sender, compared with ``is`` and ``==``.
+            sender: call the receiver only for this sender, compared with ``is`` and ``==``.
             weak: keep only a weak reference, so a local function or a lambda soon disappears.
             dispatch_uid: connect only once under this id.
-            retry: if it raises an exception, call it again, with pauses, until it succeeds. The
-                code that sends the signal waits in the meantime; the reference is strong.
+            retry: if the receiver raises an exception, call it again, with pauses, until it
+                succeeds. The code that sends the signal waits in the meantime. The reference is
+                then never weak.
 
         Raises:
             ValueError: the receiver does not take keyword arguments.
@@ -217,7 +219,7 @@ class Signal:
 
 
 def _check(receiver: Any, signal: Signal) -> None:
-    """Raise an error if `receiver` cannot be a receiver."""
+    """Raise an error if `receiver` cannot be called with a signal's arguments."""
     if not callable(receiver):
         raise TypeError(f"a receiver of signal {signal.name} must be a function, not {receiver!r}")
     try:

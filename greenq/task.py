@@ -49,7 +49,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class TaskApp(Protocol):
-    """What a task needs from its app. The app of a user's task is a `greenq.app.Greenq`."""
+    """The part of an app that a task needs. The app of a user's task is a `greenq.app.Greenq`."""
 
     @property
     def config(self) -> Config:
@@ -69,7 +69,7 @@ class TaskApp(Protocol):
 
     @property
     def events(self) -> Events:
-        """Publishes events."""
+        """The object that publishes events."""
 
     def send_task(
         self,
@@ -105,7 +105,7 @@ class TaskApp(Protocol):
         """Run a task in this process."""
 
     def on_commit(self, call: Callable[[], object]) -> None:
-        """Make a call when Django's open transaction commits."""
+        """Call `call` when Django's open transaction commits."""
 
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:  # noqa: N802  Celery's name
         """Return the handle of a task."""
@@ -135,7 +135,7 @@ class ExceptionInfo:
 
     @property
     def tb(self) -> TracebackType | None:
-        """The traceback in Python's format."""
+        """The exception's traceback object; None if there is none."""
         return self.exception.__traceback__
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class ExceptionInfo:
 
 
 def classes(given: Any) -> tuple[type[BaseException], ...]:
-    """Return exception classes, given as a list, a set or one class, for `isinstance`.
+    """Convert one exception class, or an iterable of them, to a tuple for `isinstance`.
 
     Raises:
         TypeError: one of them is not an exception class.
@@ -163,7 +163,7 @@ def classes(given: Any) -> tuple[type[BaseException], ...]:
 
 
 class BaseTask(Generic[P, R]):
-    """A function that workers run: all of `greenq.app.Task` except its app's type.
+    """A function that workers run: everything in `greenq.app.Task` except the type of its app.
 
     Subclass `Task` and pass the class as ``base=`` to share options or hooks; the class's
     constructor is called without arguments. The options below can be set on the class or in the
@@ -243,7 +243,7 @@ class BaseTask(Generic[P, R]):
         `Greenq.register_task` completes. An option not in `OPTIONS` becomes an attribute.
 
         Raises:
-            TypeError: an option is probably misspelt; the nearest known one is named.
+            TypeError: an option is not supported, cannot be an attribute, or is probably misspelt.
             ValueError: the rate limit is invalid.
         """
         if app is not None:
@@ -318,7 +318,7 @@ class BaseTask(Generic[P, R]):
             raise ValueError(f"task {self.name}: {exc}") from None
 
     def _use_models(self) -> None:
-        """With the option ``pydantic``, call the code with pydantic models."""
+        """If the option ``pydantic`` is set, call the task's code with pydantic models."""
         if self.pydantic:
             self._models = Models(self.name, self.function, bound=self._bound)
             self.run = validating(
@@ -337,14 +337,14 @@ class BaseTask(Generic[P, R]):
 
     @functools.cached_property
     def argument_check(self) -> Check:
-        """Functions that raise a TypeError when arguments do not fit, unless ``typing=False``."""
+        """Functions that raise a TypeError if arguments do not fit, unless ``typing=False``."""
         if self.typing is False:
             return ACCEPT_ALL
         return checker(self.name, self.function, bound=self._bound)
 
     @property
     def is_bound(self) -> bool:
-        """True if its function's first parameter is the task itself."""
+        """True if the first parameter of the task's function is the task itself."""
         return self._bound
 
     @property
@@ -380,7 +380,7 @@ class BaseTask(Generic[P, R]):
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SendOptions],
     ) -> AsyncResult[R]:
-        """Send the task with options (`SendOptions`). Switches: yes. Raises: as for `delay`."""
+        """Send the task with options (`SendOptions`). Switches: yes. Raises what `delay` raises."""
         # This comes first, since accessing the app annotates the task.
         app = self.app
         check = self.argument_check
@@ -440,8 +440,8 @@ class BaseTask(Generic[P, R]):
         Retries follow immediately, ignoring their countdown.
 
         Args:
-            throw: raise the exception of a task that fails; None means whatever
-                ``task_eager_propagates`` says.
+            throw: raise the exception of a task that fails; None means the setting
+                ``task_eager_propagates``.
             retries: the number of earlier retries.
             logfile, loglevel: accepted for compatibility with Celery; have no effect.
             options: those of `apply_async`; options that concern the server have no effect.
@@ -526,7 +526,7 @@ class BaseTask(Generic[P, R]):
         return self.app.AsyncResult(task_id)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Publish a custom event about this run, such as ``task-progress``; its id is ``uuid``.
+        """Publish a custom event, such as ``task-progress``; its ``uuid`` is this run's task id.
 
         Raises:
             EncodeError: a field has no JSON form.
@@ -558,19 +558,19 @@ class BaseTask(Generic[P, R]):
         """End this run and let the task run again later; write ``raise self.retry(...)``.
 
         When the worker catches the `Retry`, it replaces this message with the new one in a single
-        step, so a crash neither loses nor duplicates it.
+        step, so a crash neither loses nor duplicates the task.
 
         Args:
             args, kwargs: different arguments for the next run; None keeps them.
-            exc: the reason; raised instead when no retries are left.
+            exc: the reason for the retry; raised instead of `Retry` when no retries are left.
             throw: if False, return the `Retry` instead of raising it. This run then continues; when
                 it ends, its outcome is stored and the next run is sent.
-            max_retries: overrides the task's maximum, where None means no limit.
+            max_retries: overrides the task's own maximum; None keeps that maximum.
             options: send options; without eta or countdown, the next run starts after
                 `default_retry_delay`. Options that are not given stay the same as for this run.
 
         Raises:
-            Retry: always, inside a worker, while retries are left and unless `throw` is False.
+            Retry: inside a worker, if retries are left and `throw` is not False.
             MaxRetriesExceededError: no retries are left and there is no `exc`.
             TypeError: an option is unknown or invalid.
             OperationalError: the queue of an `exchange` could not be looked up.
@@ -610,8 +610,8 @@ class BaseTask(Generic[P, R]):
     def replace(self, sig: Mapping[str, Any]) -> Any:
         """End this run and replace it with a signature; write ``return self.replace(sig)``.
 
-        The signature's last task gets this task's id, its place in a group or a chord, and whatever
-        follows it. The results of a group are gathered in a list. The worker sends the signature
+        The signature's last task gets this task's id, its place in a group or a chord, and its
+        successors. The results of a group are gathered in a list. The worker sends the signature
         and acknowledges this message in one step; nothing is stored for this run. In a task that is
         run by `apply`, the signature runs in this process, and its value is returned.
 
@@ -628,13 +628,13 @@ class BaseTask(Generic[P, R]):
         raise Ignore("Replaced by new task")
 
     def add_to_chord(self, sig: Mapping[str, Any]) -> Any:
-        """Add a task to the chord that this one belongs to, and return its handle.
+        """Add a task to the chord that this task belongs to, and return the added task's handle.
 
         The worker sends the added task when this run ends, unless the run fails. The chord's body
         then also waits for the added task, and gets its result after all others.
 
         Raises:
-            ValueError: this task belongs to no chord, or no worker runs it.
+            ValueError: this task belongs to no chord, or no worker is running it.
         """
         context = self.request
         if context.message is None:
@@ -654,7 +654,7 @@ class BaseTask(Generic[P, R]):
         """Return the seconds to wait before an automatic retry; None means the default."""
         if not self.retry_backoff:
             return None
-        # A message may claim any number of retries; above the limit, the longest wait applies.
+        # A message can claim any number of retries; above the limit, the longest wait applies.
         doubled = 2 ** min(max(retries, 0), _MOST_DOUBLINGS)
         # A factor below one second would keep the wait from ever growing.
         longest = min(max(1, int(self.retry_backoff)) * doubled, self.retry_backoff_max)
@@ -706,7 +706,7 @@ class BaseTask(Generic[P, R]):
     def shadow_name(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> str | None:
-        """Called for each send; override it to return a name to show instead of the task's."""
+        """Called for each send; override it to return a name to show instead of the task's name."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Delayed calls, from one heap and in one greenlet."""
+"""Delayed calls, kept in one heap and made in one greenlet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class TimerEntry:
 class Timer(StartStopPart):
     """Calls functions when they are due, one after the other, in one greenlet.
 
-    A call must be short and must not wait; for long work, it spawns a greenlet. Errors are logged.
+    A call must be short and must not wait; for longer work, it must spawn a greenlet. Errors are
+    logged.
     """
 
     name = "Timer"
@@ -69,7 +70,7 @@ class Timer(StartStopPart):
         return len(self._heap)
 
     def start(self) -> None:
-        """Start calling."""
+        """Start making calls."""
         self._greenlet = spawn(self._run, name="timer", lasts=True)
 
     def stop(self) -> None:

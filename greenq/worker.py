@@ -41,7 +41,7 @@ _DEFAULTS = WorkerOptions()
 
 
 def _terminals() -> set[int]:
-    """Return which of the three standard files are open terminals."""
+    """Return which of the three standard streams are open terminals."""
     return {number for number in (0, 1, 2) if os.isatty(number)}
 
 
@@ -52,10 +52,10 @@ def _forget(reference: weakref.ref[Worker]) -> None:
 
 
 def _end_child(entry: Settlement) -> None:
-    """End a forked child at the end of its parent's task, which only the parent settles."""
+    """End a forked child when the task's code ends, since only the parent settles the task."""
     sys.stderr.write(
-        f"process {os.getpid()} was forked in the task {entry.about or '?'} and ends with it here; "
-        "only the worker settles a task (end a forked child with os._exit)\n"
+        f"process {os.getpid()} was forked in the task {entry.about or '?'} and exits at its end, "
+        "since only the worker settles a task (end a forked child with os._exit)\n"
     )
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
@@ -160,15 +160,15 @@ class Worker:
         spawn(partial(self.run, signals=False), name="worker")
 
     def stop(self, why: str = "") -> None:
-        """Shut down warm: stop taking messages, let tasks finish in time, requeue the rest."""
+        """Shut down warm: take no more messages; requeue the tasks that do not finish in time."""
         if self._returns:
             self.exit_code, self.restarts = EXIT_OK, False
-            _log.info("asked to stop: this worker does not start again")
+            _log.info("asked to stop: this worker will not start again")
         self._stop(why)
 
     @property
     def _returns(self) -> bool:
-        """True if the process, or its successor, starts again after this stop."""
+        """True if the process restarts, or is replaced by a successor, after this stop."""
         return self.restarts or self.exit_code == EXIT_RECYCLED
 
     def _stop(self, why: str) -> None:
@@ -183,7 +183,7 @@ class Worker:
         if self._ended.is_set():
             return
         self.restarts = True
-        self._stop(f"{why}; then a restart")
+        self._stop(f"{why}; a restart follows")
 
     def recycle(self, why: str) -> None:
         """Shut down warm at a limit, so that a new worker can replace this one."""
@@ -196,7 +196,7 @@ class Worker:
             self._stop(why)
 
     def stop_cold(self) -> None:
-        """Stop now, requeueing everything unfinished."""
+        """Stop now, and requeue all unfinished tasks."""
         self.exit_code, self.restarts = EXIT_FAILED, False
         self._is_cold = True
         self.parts.outbox.until_s = 0.0
@@ -211,7 +211,7 @@ class Worker:
         _log.critical("the worker ends: %s", error)
 
     def crashed(self, what: str, error: BaseException) -> None:
-        """End because a part of the worker has failed; let running tasks finish if they can."""
+        """End the worker because a part of it has failed; let running tasks finish if they can."""
         if self._ended.is_set() and isinstance(error, GreenletExit):
             # The part was killed by the shutdown.
             return
@@ -229,7 +229,7 @@ class Worker:
         self.parts.outbox.put = _end_child  # type: ignore[method-assign]
 
     def info(self) -> dict[str, Any]:
-        """Return what all steps report, including the app's own steps."""
+        """Return the information from all steps, including the app's own steps."""
         return {**self.blueprint.info(), **self.consumer.blueprint.info()}
 
     def _on_stop_signal(self, sig: str) -> None:

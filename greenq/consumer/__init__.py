@@ -66,7 +66,7 @@ class Consumer(StartStopPart):
         """Build the blueprint.
 
         Args:
-            steps: its parts, `tasks` among them.
+            steps: the blueprint's parts, including `tasks`.
             worker: the worker, for the app's own steps.
             app: the app.
             hostname: the worker's node name.
@@ -90,14 +90,14 @@ class Consumer(StartStopPart):
         self._stopping = Event()
         self._outage = OutageLog(_log)
         self._greenlet: Greenlet | None = None
-        # Any thread may read the following: whether messages are taken, why not, and how many times
-        # the connection was lost.
+        # Any thread may read these: the progress, why no messages are taken, and how many times the
+        # connection was lost.
         self.has_started = self.is_stopping = self.is_consuming = False
         self.problem: Exception | None = None
         self.interruptions = 0
 
     def start(self) -> None:
-        """Start consuming, or trying to."""
+        """Start consuming; if the server cannot be reached, keep trying."""
         names = " > ".join(step.name for step in self.blueprint.steps)
         _log.info("consumer: %s > event loop", names)
         self._stopping.clear()
@@ -149,7 +149,7 @@ class Consumer(StartStopPart):
                 self.interruptions += self.is_consuming
                 self.problem, self.is_consuming = exc, False
                 if self.tasks.working:
-                    # The last connection had worked, so this is a new outage.
+                    # The last connection worked, so this is a new outage.
                     pauses.reset()
                     self._outage.recovered("another interruption")
                 self.blueprint.stop()

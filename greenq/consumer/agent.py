@@ -30,7 +30,7 @@ class Agent(StartStopPart):
         self.agent = _find(path)(worker)
 
     def start(self) -> None:
-        """Start the user's object; if it raises, the start fails."""
+        """Start the user's object; if it raises an exception, the start fails."""
         self.agent.start()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Connection: the server answers, the lease is held, and the queues are declared."""
+"""Connection: the server replies, the lease is held, and the queues are declared."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REGISTER_TIMEOUT_S = 5.0
 
 
 class ConnectionStep(StartStopPart):
-    """The first step of the consumer: no other step starts until the server answers."""
+    """The first step of the consumer: no other step starts until the server replies."""
 
     name = "Connection"
 
@@ -66,10 +66,10 @@ class ConnectionStep(StartStopPart):
         self._has_looked = False
 
     def start(self) -> None:
-        """Reach the server, declare the queues and subscribe to the broadcast queues.
+        """Connect to the server, declare the queues and subscribe to the broadcast queues.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses a command.
         """
         transport, watch = self._transport, self._watch
         transport.client.call("PING", timeout_s=_PING_TIMEOUT_S)
@@ -111,7 +111,7 @@ class ConnectionStep(StartStopPart):
             )
 
     def try_register(self) -> None:
-        """Register if the server can be reached; otherwise the next renewal asks for this again."""
+        """Register if the server can be reached; otherwise the next renewal asks for it again."""
         try:
             self.register()
         except OperationalError as exc:
@@ -137,8 +137,8 @@ class ConnectionStep(StartStopPart):
         owners = [Owner.parse(each.decode(errors="replace")) for each in leases]
         if any(self._is_twin(each) for each in owners):
             _log.warning(
-                "another worker is named %s, or was until a moment ago: two workers with one "
-                "name hide each other's replies; give each its own name with -n",
+                "another worker is named %s, or was until a moment ago: two workers with the same "
+                "name hide each other's replies; give each worker its own name with -n",
                 self._owner.node,
             )
 

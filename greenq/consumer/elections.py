@@ -1,4 +1,4 @@
-"""What gossip needs from the server and the app to hold elections."""
+"""The part of gossip's elections that needs the server and the app."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from greenq.transport.members import look_around
 if TYPE_CHECKING:
     from greenq.app import Greenq
 
-# How long the server remembers which worker acted for an election.
+# How long the server remembers which worker acted as the winner of an election.
 _ELECTED_S = 3600
 
 
@@ -32,14 +32,14 @@ class Elections:
         return nodes
 
     def claim(self, election_id: str) -> bool:
-        """Return whether this node is the first to act as the winner. Switches: yes."""
+        """Claim the win; return whether this node is the first to do so. Switches: yes."""
         transport = self._app.transport
         key = transport.keys.elected(election_id)
         set_now = transport.client.call("SET", key, self._hostname, "NX", "EX", _ELECTED_S)
         return set_now is not None
 
     def send(self, action: Any) -> None:
-        """Send the task that the election was about.
+        """Send the task for which the election was held.
 
         Raises:
             ConfigError: `action` is not the signature of a task.

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from greenq.protocol.signer import Signer
     from greenq.transport.outbox import Outbox
 
-# How many events go into one write, so that a script call stays short.
+# The maximum number of events in one write, which keeps a script call short.
 _BATCH = 1000
 
 # How many events, and how many bytes of the worker's own events, are kept while the server cannot
-# be reached; when there are more, the oldest are dropped.
+# be reached; beyond these limits, the oldest are dropped.
 _KEPT = 10_000
 _KEPT_BYTES = 16 * 1024 * 1024
 
@@ -87,11 +87,11 @@ class EventsStep(StartStopPart):
         """Queue an event for publication. Switches: no.
 
         Args:
-            kind: the type, such as ``task-failed``.
+            kind: the event's type, such as ``task-failed``.
             fields: the event's own fields, which must not change afterwards.
 
         Raises:
-            EncodeError: a field of a program's own event cannot be encoded as JSON.
+            EncodeError: a field of a custom event cannot be encoded as JSON.
         """
         event = self.writer.stamp(kind, fields)
         self._outbox.wake()

@@ -50,8 +50,8 @@ _LINGER_S = 120.0
 # How often to look for silent neighbours while subscribed to heartbeats.
 _CHECK_S = 5.0
 
-# How often to read the leases of a small fleet. Reading takes a long time in a large fleet, so it
-# is done less often: the pause is this many seconds for each member.
+# How often to read the leases of a small fleet. In a large fleet, reading takes a long time and is
+# done less often: the pause is `_LOOK_EACH_S` for each member.
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
@@ -103,9 +103,11 @@ class Neighbour:
 
 @dataclass(slots=True)
 class _Election:
-    """The votes in one election: a mapping from node to (clock, name, topic).
+    """An election in progress.
 
     Attributes:
+        deadline: ends the election even if votes are missing.
+        votes: the clock, name and topic in each node's vote.
         action: what this worker does if it wins.
         is_known: whether the leases have been read since the election began, so that all voters are
             known.
@@ -124,15 +126,16 @@ def _begin(run: Callable[[], object], name: str) -> None:
 class Gossip(StartStopPart):
     """Listens to the events of workers.
 
-    1. Keep the list of live neighbours. greenq's workers hold leases, which are read for each
-       election and at intervals (the workers leave their clocks there). So their heartbeats, whose
-       number grows with the fleet, are not needed.
+    1. Keep the list of live neighbours. greenq's workers hold leases, which are read, together with
+       the workers' clocks, for each election and at intervals. Their heartbeats, whose number grows
+       with the fleet, are therefore not needed.
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
        leases. Such workers are found by their reply to a starting worker's hello or by their
        events; to find any others, gossip listens at intervals.
     3. Hold elections. When an election is requested, each worker votes by publishing its clock. The
-       lowest clock wins; among equal clocks, the smallest name. Each worker decides by itself, with
-       the same result, as soon as it has the votes of all live neighbours, or after two seconds.
+       lowest clock wins; among equal clocks, the smallest name wins. Each worker finds the winner
+       by itself, with the same result, as soon as it has the votes of all live neighbours, or after
+       two seconds.
     """
 
     name = "Gossip"
@@ -156,7 +159,7 @@ class Gossip(StartStopPart):
         signer: Signer | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen for the node `hostname`.
+        """Listen on behalf of the node `hostname`.
 
         Args:
             accept: content types of events.
@@ -164,9 +167,9 @@ class Gossip(StartStopPart):
                 election's action.
             claim: claims the win of an election on the server; returns False if another worker has
                 claimed it.
-            leased: asks the server for the nodes that hold a lease, and for their clock; may
+            leased: asks the server for the nodes that hold a lease, and adopts their clock; may
                 switch.
-            greeted: returns the nodes that have answered this worker's hello.
+            greeted: returns the nodes that have replied to this worker's hello.
             begin: runs a function in a separate named greenlet.
             signer: checks the events; None accepts them unsigned.
         """
@@ -199,13 +202,13 @@ class Gossip(StartStopPart):
         self._is_looking = self._looks_again = False
         # How many messages on the event channels could not be read.
         self.ignored = 0
-        # The nodes that have answered this worker's hello, kept until it is known which of them
+        # The nodes that have replied to this worker's hello, kept until it is known which of them
         # hold a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start listening to events and reading the leases."""
         for channel in self._rare:
             self._subscriber.subscribe(channel, self.receive)
         self._strangers = set(islice(self._greeted(), _NEIGHBOURS))
@@ -243,7 +246,7 @@ class Gossip(StartStopPart):
                 raise ValueError(named(f"the election's {name}", wrong))
         if len(self._elections) >= _ELECTIONS:
             self._repeated.log(
-                "too many elections at once: no vote in %s", election_id, level=logging.ERROR
+                "too many elections at once: not voting in %s", election_id, level=logging.ERROR
             )
             return
         vote = {"id": election_id, "topic": topic, "action": action, "cver": _VERSION}
@@ -253,7 +256,7 @@ class Gossip(StartStopPart):
             self._events.send("worker-elect", vote)
 
     def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
-        """Vote after this worker was blocked, unless others have voted and may have decided."""
+        """Vote although this worker was blocked, unless others may already have decided."""
         if election_id not in self._elections and election_id not in self._decided:
             self._events.send("worker-elect", vote)
 
@@ -309,7 +312,7 @@ class Gossip(StartStopPart):
         self._decide_all()
 
     def _look_on(self) -> None:
-        """Read the leases, and again after a pause that grows with the number of neighbours."""
+        """Read the leases now, and again after a pause that grows with the number of neighbours."""
         self._look()
         pause_s = max(_LOOK_S, _LOOK_EACH_S * len(self.neighbours))
         self._timers[-1] = self._timer.call_after(pause_s, self._look_on)
@@ -330,7 +333,8 @@ class Gossip(StartStopPart):
                 # A node that joins during the call may be missing from the result.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
-                # Gossip was stopped during the call, and may have been started again.
+                # If gossip was stopped during the call, the result no longer counts, even if gossip
+                # has been started again.
                 if self._timers is timers:
                     self._follow(before, leased)
                     for election in begun:
@@ -343,7 +347,7 @@ class Gossip(StartStopPart):
             self._is_looking = False
 
     def _follow(self, before: set[str], leased: set[str]) -> None:
-        """Note which nodes hold a lease, and which no longer do."""
+        """Note which nodes hold a lease, and which ones no longer do."""
         for node in leased:
             neighbour = self.neighbours.get(node) or self._add(node, freq_s=math.inf)
             if neighbour is not None:
@@ -391,11 +395,11 @@ class Gossip(StartStopPart):
         if len(self.neighbours) >= _NEIGHBOURS or not KEPT_NAME.takes(node):
             return None
         neighbour = self.neighbours[node] = Neighbour(node, freq_s, self._now_s())
-        self._repeated.log("%s is there", node, level=logging.INFO)
+        self._repeated.log("%s joined", node, level=logging.INFO)
         return neighbour
 
     def _count(self, event: Mapping[str, Any]) -> None:
-        """Note a vote, acknowledge it, and check whether it was the last missing one."""
+        """Record and acknowledge a vote, and decide the election if no vote is missing."""
         election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
         takes = KEPT_NAME.takes
         if not takes(election_id) or not takes(topic) or not takes(node):
@@ -437,7 +441,7 @@ class Gossip(StartStopPart):
         election = self._elections.get(election_id)
         if election is None or not election.is_known:
             return
-        # The numbers are compared first, because comparing names takes long when there are many.
+        # Compare the numbers first, because comparing many names takes long.
         if len(election.votes) < len(self.neighbours):
             return
         # Even silent neighbours count: they may have voted while this worker was blocked.
@@ -448,14 +452,14 @@ class Gossip(StartStopPart):
         """Decide without the missing votes."""
         election = self._elections[election_id]
         if self._stood_still(election.deadline):
-            # After being blocked, this worker may have read only its own vote, and would become a
+            # After being blocked, this worker may have read only its own vote, and could become a
             # second leader.
             election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
         else:
             self._decide(election_id)
 
     def _stood_still(self, due: TimerEntry) -> bool:
-        """Return whether this worker was blocked and still has unread events from others."""
+        """Return whether this worker was blocked or still has unread events from others."""
         is_late = self._timer.clock() - due.due_s > _LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
@@ -488,7 +492,7 @@ class Gossip(StartStopPart):
         )
 
     def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless a worker that decided without this one's vote has done so."""
+        """Act as the winner, unless another worker, which lacked this one's vote, has done so."""
         try:
             if self._claim(election_id):
                 act()

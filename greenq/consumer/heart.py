@@ -31,7 +31,7 @@ _SYSTEM = platform.system()
 
 
 class Heart(StartStopPart):
-    """Sends worker-online, then heartbeats, and worker-offline at the end.
+    """Sends worker-online, then heartbeats, and finally worker-offline.
 
     The watchdog thread publishes the heartbeats, so a worker whose hub is blocked does not seem
     dead; its heartbeats name what blocks it.

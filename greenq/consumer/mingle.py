@@ -33,7 +33,7 @@ class Mingle(StartStopPart):
     requires = ("Events",)
 
     def __init__(self, mailbox: Mailbox, state: WorkerState, hostname: str) -> None:
-        """Ask over `mailbox`, which uses the worker's clock."""
+        """Send requests through `mailbox`, which uses the worker's clock."""
         self._mailbox = mailbox
         self._state = state
         self._hostname = hostname
@@ -53,7 +53,7 @@ class Mingle(StartStopPart):
             replies = self._mailbox.ask("hello", hello, timeout_s=_TIMEOUT_S)
         except (AccessRefused, ServerError) as exc:
             # A missing permission, or a server out of memory, must not keep tasks waiting.
-            _log.info("mingle: this worker cannot ask others: %s", exc)
+            _log.info("mingle: this worker cannot ask the others: %s", exc)
             return
         replies.pop(self._hostname, None)
         self.met = frozenset(replies)
@@ -68,7 +68,7 @@ class Mingle(StartStopPart):
 
 
 def revoked_ids(reply: object) -> Iterator[str]:
-    """Return the revoked ids in a reply; older workers send an object that includes the times."""
+    """Return the revoked ids in a reply; older workers send a mapping from ids to times."""
     ids = reply.get("revoked") if isinstance(reply, dict) else None
     if isinstance(ids, list | dict):
         yield from (task_id for task_id in ids if KEY.takes(task_id))

@@ -60,11 +60,11 @@ class QueueSet:
         self._watch = watch
         self._timer = timer
         self._strategy = strategy
-        # The entry fires repeatedly while the worker takes from a queue that expires.
+        # Renews the queues regularly while the worker takes from a queue that expires.
         self._renewal: TimerEntry | None = None
         # All queues added since the start, each of which has left a binding on the server.
         self._added: set[tuple[str, Binding]] = set()
-        # For each queue, the bindings that differ from those in the settings.
+        # The bindings that replace those in the settings, by queue.
         self._sources: dict[str, Binding] = {}
 
     @property
@@ -94,7 +94,7 @@ class QueueSet:
         binding = source or self.bindings_of(queue)[0]
         if (queue, binding) not in self._added and len(self._added) >= _MAX_ADDED:
             raise ValueError(
-                f"{_MAX_ADDED:,} queues, the maximum, were added to this worker since its start: "
+                f"{_MAX_ADDED:,} queues, the maximum, have been added since this worker started: "
                 "name its queues with -Q"
             )
         broker = self._transport.broker
@@ -144,7 +144,7 @@ class QueueSet:
         self._take_from()
 
     def keep(self) -> None:
-        """Renew the queues that expire, from now on and while this worker takes from them."""
+        """Keep the queues that expire alive for as long as this worker takes from them."""
         self.release()
         every_s = self._transport.broker.renewal_s(self.names)
         if every_s is not None:
@@ -152,7 +152,7 @@ class QueueSet:
             self._renew_soon()
 
     def release(self) -> None:
-        """Stop renewing the queues that expire; unless other workers renew them, they expire."""
+        """Stop renewing the queues that expire; they expire unless other workers renew them."""
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The property that another worker marks a message with if the message must not run.
+# The property with which another worker has marked a message that must not run.
 _REFUSED = b'"refused"'
 
 
@@ -95,7 +95,7 @@ class Refusals:
         self.sender: object = None
 
     def discard(self, request: Request, why: Literal["revoked", "expired"]) -> None:
-        """Settle a task that must not run; a caller that waits for its result gets the reason."""
+        """Settle a revoked or expired task; a caller waiting for its result gets the reason."""
         _log.info("Discarding %s task %s", why, request)
         if self._state.tally is not None:
             self._state.tally.discarded(request)
@@ -176,7 +176,7 @@ class Refusals:
     def _put(
         self, entry: Settlement, delivery: Delivery, message: TaskMessage | None, failure: Failure
     ) -> None:
-        """Settle a message and write the messages that follow it. Switches: no."""
+        """Settle a message, together with its continuation. Switches: no."""
         index = self._handover.index
         if message is not None and index is not None:
             index.adopt(message)
@@ -193,7 +193,7 @@ class Refusals:
         )
 
     def _put_with_successors(self, entry: Settlement, step: EndingStep, failure: Failure) -> None:
-        """Compute what follows; errbacks may run here. Switches: yes."""
+        """Settle a message after computing its continuation; errbacks may run. Switches: yes."""
         calls = failure.state == FAILURE
         try:
             entry.workflow = self._handover.failed(step, failure, calls=calls)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long a start waits for the server to confirm the subscription. After that time, the worker
+# How long the start waits for the server to confirm the subscription. After that time, the worker
 # runs anyway, and subscribes when it can.
 _HEARD_S = 2.0
 
@@ -74,7 +74,7 @@ class ControlStep(StartStopPart):
         looks_only: bool = False,
         signer: Signer | None = None,
     ) -> None:
-        """Answer for the node `hostname`.
+        """Answer requests on behalf of the node `hostname`.
 
         Args:
             commands: the commands.
@@ -85,7 +85,7 @@ class ControlStep(StartStopPart):
             hostname: the worker's node name.
             accept: the accepted content types of requests.
             accept_pcre: whether requests may select nodes by regular expressions.
-            looks_only: True refuses commands that change something.
+            looks_only: whether to refuse commands that change something.
             signer: checks requests; None accepts them unsigned.
         """
         self._commands = commands
@@ -106,7 +106,7 @@ class ControlStep(StartStopPart):
     def start(self) -> None:
         """Subscribe to requests. Switches: yes."""
         self._subscriber.subscribe(self._channel, self.handle, urgent=self.urgent)
-        # A worker that says that it is ready must receive the next request.
+        # A worker that has reported that it is ready must receive the next request.
         self._subscriber.wait_heard(_HEARD_S)
 
     def stop(self) -> None:
@@ -186,8 +186,8 @@ class ControlStep(StartStopPart):
             except RuntimeError as exc:
                 if connection is None or "changed size" not in str(exc):
                     raise
-                # The hub resumed, and changed a table that the watchdog thread was reading, so read
-                # it again.
+                # The hub resumed and changed a table while the watchdog thread was reading it, so
+                # run the command again.
                 return self._run(request.method, request.arguments)
         except Exception as exc:
             # A command may be user code, so its error goes to the sender of the request. Even

@@ -1,4 +1,4 @@
-"""Requeues the messages that this worker has not begun."""
+"""Requeues the messages that this worker has not begun to run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Returns:
             # its message before it begins.
             for request in requests:
                 request.taken_s = -math.inf
-            # The pool's waiting requests are in a deque, which any thread may change.
+            # The pool keeps waiting requests in a deque, which any thread may change.
             self._pool.put_back(requests)
             raise
         for request in requests:
@@ -89,5 +89,5 @@ def is_recorded(request: Request) -> bool:
 
 
 def _number(request: Request) -> int:
-    """Return the order in which a request was taken."""
+    """Return a number by which requests are sorted in the order in which they were taken."""
     return tag_number(request.delivery.tag)

@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 class Revokes(StartStopPart):
     """Shares revoked tasks with workers that start later, through the server.
 
-    So a revocation stays in force even when all workers that received it have ended, and a
-    revocation published while this worker had no connection still reaches it.
+    A revocation therefore stays in force even after all workers that received it have ended. A
+    revocation published while this worker had no connection also reaches it.
     """
 
     name = "Revokes"
@@ -36,7 +36,7 @@ class Revokes(StartStopPart):
         spawn_soon: Callable[..., None],
         discard: Callable[[], object],
     ) -> None:
-        """Keep `revoked` and `store` in agreement.
+        """Synchronize `revoked` with `store`.
 
         Args:
             store: the revoked tasks on the server.

@@ -55,15 +55,15 @@ _log = logging.getLogger(__name__)
 # How often a full worker reads the depth of its queues for the autoscaler.
 _LOOK_S = 0.5
 
-# A server that takes longer to return the depth is considered unreachable.
+# A server that takes longer than this to return the depth is considered unreachable.
 _ANSWER_S = 2.0
 
-# Taking pauses while this many outcomes are unwritten, so that messages that only pass through,
-# such as far ETAs, do not accumulate here.
+# No messages are taken while this many outcomes are unwritten, so messages that only pass through
+# this worker, such as those with a far ETA, do not accumulate here.
 _UNWRITTEN = 2000
 
 # How many turns other greenlets get before a wait. In the first turn, tasks run; in the second, the
-# outbox sends what follows those tasks.
+# outbox sends the successors of those tasks.
 _TURNS = 2
 
 # When reading messages has taken this long, all other greenlets get a turn before the next message
@@ -105,11 +105,11 @@ class Tasks(StartStopPart):
         Args:
             config, transport, registry, fetcher, outbox, pool, timer, state: those of the worker.
             hostname: its node name.
-            handover: computes what follows a task's end.
-            left_behind: called when a take leaves messages behind.
+            handover: computes the continuations of tasks.
+            left_behind: called when a take leaves messages in the queues.
             taken: called when this worker has received messages.
             events: receives the task events.
-            rate_limits: False lets tasks start without regard to their limits.
+            rate_limits: False lets tasks start regardless of their limits.
 
         Raises:
             ValueError: ``task_default_rate_limit`` is not a rate limit.
@@ -128,7 +128,7 @@ class Tasks(StartStopPart):
             rate_limits=rate_limits, returns=self._returns, handover=handover,
         )  # fmt: skip
         self._suspects = self.admission.suspects
-        # Only this object's own greenlet uses this.
+        # Used only in the hub's thread.
         self._stopping = False
         # The messages being admitted; any thread may read this.
         self._admitting: list[Delivery] = []
@@ -149,7 +149,7 @@ class Tasks(StartStopPart):
 
     @property
     def working(self) -> bool:
-        """True once the server has given messages, or accepted a wait, since the last start."""
+        """True if, since the last start, the server has returned messages or accepted a wait."""
         return self._fetcher.working
 
     def backlog(self) -> int:
@@ -158,7 +158,7 @@ class Tasks(StartStopPart):
 
     @property
     def is_empty(self) -> bool:
-        """Whether this worker holds no messages, not even any for later."""
+        """True if this worker holds no messages, not even any that wait for their ETA."""
         return self.admission.waiting.is_empty and not self._state.reserved
 
     def consume(self) -> None:
@@ -169,8 +169,8 @@ class Tasks(StartStopPart):
     def turn(self) -> None:
         """Take and admit messages once, or wait until there may be some. Switches: yes."""
         if self._fetcher.unsure:
-            # Take even without room, or while draining, since no other worker can take messages
-            # that may already be reserved here.
+            # Take even if there is no room or the worker drains: messages may already be reserved
+            # for this worker, and no other worker can take those.
             self._admit_all(self._fetcher.take(0).deliveries)
             return
         if self.draining:
@@ -187,7 +187,7 @@ class Tasks(StartStopPart):
             return
         self.admission.taken_s = self._state.now_s()
         self.admission.goes_on = False
-        # Ask for at most half the capacity, so that one half runs while the other is fetched.
+        # Ask for at most half of the slots, so that one half runs while the other is fetched.
         deliveries, self.depth = self._fetcher.take(min(room, (self._pool.size + 1) // 2))
         self._admit_all(deliveries)
         if self.depth:
@@ -198,11 +198,11 @@ class Tasks(StartStopPart):
             pass
 
     def _sends_more(self) -> bool:
-        """Return whether a take may find the tasks that follow those just taken. Switches: yes.
+        """Return whether a take may find successors of the tasks just taken. Switches: yes.
 
         If a step of a chain has ended without waiting, the push of the next step and this take are
-        under way at the same time, so the next step is taken without a notice. Otherwise each step
-        would need two round trips.
+        under way at the same time, so the next step is taken without waiting for a notification.
+        Otherwise, each step would need two round trips.
         """
         pushed = self._outbox.pushed_to = set()
         found = False
@@ -217,7 +217,7 @@ class Tasks(StartStopPart):
     def _may_wait(self) -> bool:
         """Return whether this worker may wait idly for new messages."""
         pool = self._pool
-        # Not `pool.room`, which would be a call for every message.
+        # `pool.room` is not used, since it would cost a call for every message.
         has_room = len(pool.active) + len(pool.queued) < pool.capacity
         return has_room and self._may_take() and not (self.depth or self._suspects.busy)
 
@@ -268,7 +268,7 @@ class Tasks(StartStopPart):
         self._interrupt()
 
     def leave(self) -> None:
-        """Put back messages that only this worker would find, as it is stopping. Switches: yes."""
+        """Put back the messages that only this worker would find. Switches: yes."""
         try:
             self._fetcher.leave()
         except OperationalError as exc:
@@ -317,13 +317,13 @@ class Tasks(StartStopPart):
         try:
             self._fetcher.wake()
         except OperationalError as exc:
-            _log.info("the server is away: %s", exc)
+            _log.info("the server cannot be reached: %s", exc)
             self._fetcher.close()
 
     # --- remote control ---------------------------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> None:
-        """Run a broadcast message, which the server has no record of. Switches: no."""
+        """Run a broadcast message, of which the server has no record. Switches: no."""
         if self._taken is not None:
             self._taken()
         self.admission.receive(delivery._replace(tag=""))
@@ -341,7 +341,7 @@ class Tasks(StartStopPart):
         return self.admission.waiting.scheduled()
 
     def waiting(self) -> list[Request]:
-        """Return the requests in this worker that await a slot or are held back by a rate limit."""
+        """Return the requests that wait here for a slot, a rate limit, or a time to run alone."""
         limited = self.admission.waiting.limited()
         return limited + self._suspects.waiting() + self._pool.unstarted()
 
@@ -365,7 +365,7 @@ class Tasks(StartStopPart):
             self._pool.end(request)
 
     def set_rate_limit(self, name: str, rate: str | float | None) -> None:
-        """Change a task's rate limit in this worker, also for its waiting requests.
+        """Change a task's rate limit in this worker, including for its waiting requests.
 
         Raises:
             NotRegistered: there is no such task.
@@ -379,8 +379,8 @@ class Admission:
 
     1. Messages that cannot run are settled: undecodable, unknown and refused messages are buried;
        revoked and expired ones are discarded.
-    2. Messages that may not run yet wait for their ETA or rate limit (`Waiting`), or until they can
-       run alone (`Suspects`).
+    2. Messages that must not run yet wait for their ETA or rate limit (`Waiting`), or until they
+       can run alone (`Suspects`).
     3. All other messages go to the pool.
     """
 
@@ -438,7 +438,7 @@ class Admission:
         self.goes_on = False
         # The body of the chord whose part was admitted last.
         self._body: Mapping[str, Any] | None = None
-        # How long reading large and less common messages took; the caller resets it.
+        # How long it took to read large and less common messages; the caller resets this.
         self.read_s = 0.0
 
     def receive(self, delivery: Delivery) -> None:
@@ -463,7 +463,7 @@ class Admission:
     def _admit(self, delivery: Delivery, message: TaskMessage) -> None:
         """Hand a message to the pool or the timer, or settle it if it cannot run.
 
-        Every task passes through here, so only what concerns few tasks is left to other functions.
+        Every task passes through here, so only work that few tasks need is left to other functions.
         """
         eta = expires = None
         # `has_successors` is not called here, to save a call for every task.
@@ -534,7 +534,7 @@ class Admission:
             self._hand_over(request)
 
     def _is_stopped(self, request: Request, expires: datetime | None) -> bool:
-        """Settle a request if it must not run, at least not now; return whether that was so."""
+        """Settle a request if it must not run, or not now; return whether it was settled."""
         if self._revoked.any and self._revoked.matches(request.message):
             self._refusals.discard(request, "revoked")
         elif self._index is not None and self._revoked.is_paused(request.message):
@@ -552,7 +552,7 @@ class Admission:
             self.suspects.add(request)
         elif self.suspects.alone and request.delivery.tag:
             # The request became due while a suspect was running alone, so another worker runs it,
-            # or this worker does so later.
+            # or this worker runs it later.
             self._returns.give_back([request])
         else:
             self._pool.submit(request)
@@ -586,7 +586,7 @@ class Admission:
             self._pool.submit(request)
 
     def _may_follow(self, delivery: Delivery, message: TaskMessage) -> bool:
-        """Check a message's successors, and bury the message if they are malformed."""
+        """Check a message's successors; if they are malformed, bury it and return False."""
         chord = message.chord
         if chord and chord == self._body:
             # The parts of a chord arrive together, each with a copy of the body; only one copy is
@@ -619,7 +619,7 @@ class Admission:
             self.read_s = before_s + time.monotonic() - began_s
 
     def _read_thoroughly(self, delivery: Delivery) -> TaskMessage | None:
-        """Read any message; if its signature or its contents are invalid, bury it, return None."""
+        """Read any message; if its signature or contents are invalid, bury it and return None."""
         raw = delivery.raw
         if self._signer is not None:
             try:
@@ -652,7 +652,7 @@ class Admission:
             return None
         reason = unwrapped.properties.get("refused")
         if type(reason) is str:
-            # Another worker has found that the message must not run; what follows it is computed
+            # Another worker has found that the message must not run; its continuation is computed
             # here.
             self._refusals.bury(delivery, WorkerLostError(reason), message.id, message)
             return None
@@ -660,7 +660,7 @@ class Admission:
 
 
 def _check_ids(message: TaskMessage) -> None:
-    """Refuse ids that are so long that they would fill the server.
+    """Refuse ids so long that they could fill the server.
 
     Raises:
         DecodeError: an id is too long.

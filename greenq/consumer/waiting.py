@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
 
-# The maximum number of tasks that wait in this worker for a near ETA, and of tasks held back by
-# their rate limit. Any more are parked like far ETAs, so each kind takes at most about 10 MB of a
-# worker, and messages behind them in the queues can run.
+# The maximum number of tasks that wait in this worker for a near ETA, and also of those held back
+# by their rate limit. Any more are parked like tasks with a far ETA, so each kind takes at most
+# about 10 MB in a worker, and messages behind them in the queues can run.
 _ETAS_HELD = 4000
 
 # A larger message always waits for its ETA on the server.
@@ -36,7 +36,7 @@ class Waiting:
 
     1. A task with a near ETA waits in the timer, reserved; one with a far ETA, or one that does
        not fit here, is parked on the server.
-    2. A task with a rate limit waits, reserved, in a queue for its task name.
+    2. A task with a rate limit waits, reserved, in the queue for its task name.
     3. A task that expires while it waits is discarded.
     """
 
@@ -59,8 +59,8 @@ class Waiting:
         Args:
             transport, registry, outbox, timer, state, refusals: those of the worker.
             eta_horizon_s: tasks with a later ETA wait on the server.
-            default_rate: the starts per second of a task without its own limit.
-            obeys_rates: False lets tasks start without regard to their limits.
+            default_rate: how many times per second a task without its own limit may start.
+            obeys_rates: False lets tasks start regardless of their limits.
             hand_over: called with a request whose time has come.
         """
         self._transport = transport
@@ -111,7 +111,7 @@ class Waiting:
             self._park(request, self.now() + timedelta(seconds=line.put_aside_s()))
 
     def set_rate_limit(self, name: str, rate: str | float | None) -> None:
-        """Change a task's rate limit, also for its waiting requests.
+        """Change a task's rate limit, including for its waiting requests.
 
         Raises:
             NotRegistered: there is no such task.
@@ -124,7 +124,7 @@ class Waiting:
             self._lines[name].set_rate(self._rate_of(task))
 
     def is_too_late(self, request: Request) -> bool:
-        """Discard a request that has expired while waiting here; return whether it has."""
+        """Discard a request if it has expired while waiting here; return whether it has."""
         expires = request.message.expires
         if expires is None or parse_time(expires) > self.now():
             return False
@@ -133,7 +133,7 @@ class Waiting:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no requests are waiting here."""
+        """True if no requests are waiting here."""
         return not self._scheduled and not any(map(len, self._lines.values()))
 
     def scheduled(self) -> list[tuple[datetime, Request]]:
@@ -167,7 +167,7 @@ class Waiting:
         return self._default_rate if task.rate_limit is None else parse_rate(task.rate_limit)
 
     def _park(self, request: Request, eta: datetime) -> None:
-        """Move a request to the server until its ETA, so that it takes no memory in this worker."""
+        """Move a request to the server until its ETA, to free its memory in this worker."""
         self._state.reserved.pop(request.delivery.tag, None)
         if request.settle():
             tag, queue, raw = request.delivery

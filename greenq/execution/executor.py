@@ -1,13 +1,13 @@
 """The whole life of a task, from a free slot to a stored state and an acknowledgement.
 
-    begin    skip revoked tasks; confirm an early acknowledgement, if wanted; store STARTED, if
-             tracked
+    begin    skip revoked tasks; acknowledge early, if wanted, and wait for the confirmation; store
+             STARTED, if tracked
     run      call hooks and user code; whatever they raise becomes an outcome
     settle   write state and notification, acknowledge or move the message: one outbox entry
     report   send one event, write one log line, call the hooks of the task's class
 
-Every way a task can end is one branch of `_call` or `_override`, and each branch settles the
-message.
+Each way in which a task can end is a branch of `_call` or `_override`, and after each branch the
+message is settled.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from greenq.transport.settle import Action, Move, StateWrite
     from greenq.transport.transport import Transport
 
-    # The outcome of a step, its state, and what follows its end.
+    # The outcome of a step, its state, and its continuation.
     _Handed = tuple[Outcome, StateWrite | None, Continuation]
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ _log = logging.getLogger(__name__)
 # The outcomes of a run that requested a retry and continued (``retry(throw=False)``).
 _WITH_NEXT_RUN = frozenset({SUCCESS, FAILURE, IGNORED})
 
-# The outcomes after which a message may go elsewhere and is not acknowledged.
+# The outcomes after which a message may be moved elsewhere instead of being acknowledged.
 _MAY_MOVE = frozenset({FAILURE, REJECTED})
 
 # How long to wait before asking the server again whether a message is still reserved here.
@@ -101,8 +101,8 @@ class Executor:
     ) -> None:
         """Run tasks with the parts of one worker.
 
-        `hostname` is the worker's node name, `handover` computes what follows a task's end,
-        `events` sends the task events, and `end_hooks` are called after each task.
+        `hostname` is the worker's node name, `handover` computes the continuations, `events` sends
+        the task events, and `end_hooks` are called after each task.
         """
         self._config = config
         self._broker = transport.broker
@@ -156,7 +156,7 @@ class Executor:
     # --- begin ------------------------------------------------------------------------------------
 
     def _begin(self, request: Request) -> bool:
-        """Acknowledge early if wanted, store STARTED, send the event. Switches: yes.
+        """Acknowledge early and store STARTED if wanted; send the event. Switches: yes.
 
         Return False if the task must not start because another worker now has its message.
         """
@@ -173,7 +173,7 @@ class Executor:
         return True
 
     def _is_still_ours(self, request: Request) -> bool:
-        """Return whether a message is still reserved here; ask the server until it answers."""
+        """Return whether a message is still reserved here; ask the server until it replies."""
         tag, broker = request.delivery.tag, self._broker
         if not tag:
             return True
@@ -183,7 +183,7 @@ class Executor:
                     return True
                 request.settle()
                 _log.warning(
-                    "%s does not start here: the lease expired, so it was requeued", request
+                    "%s does not start here: the lease expired, and the task was requeued", request
                 )
             except OperationalError as exc:
                 _log.debug(
@@ -194,10 +194,9 @@ class Executor:
         return False
 
     def _ack_early(self, request: Request) -> bool:
-        """Acknowledge before the code starts, and wait until the server has confirmed it.
+        """Acknowledge before the code starts, and wait until the server has confirmed this.
 
-        Return False if there was nothing left to acknowledge because another worker is running the
-        task.
+        Return False if there was nothing to acknowledge, because another worker has the message.
         """
         if not request.settle():
             # The message was requeued, unless it never had a reservation.
@@ -241,7 +240,7 @@ class Executor:
         killed = request.killed
         if killed is not None:
             return Outcome(REVOKED, killed.reason)
-        # Checked here, since a check in `time_limits` would need a call for every task.
+        # Check this here, since a check in `time_limits` would cost a call for every task.
         hard_s, soft_s = request.message.timelimit
         is_limited = (
             (hard_s or task.time_limit or config.task_time_limit)
@@ -257,8 +256,8 @@ class Executor:
     def _settle(self, request: Request, context: Context, outcome: Outcome) -> Outcome | None:
         """Write the outcome and acknowledge or move the message; return the final outcome.
 
-        Return None if the message has been requeued in the meantime, so that another run determines
-        the result.
+        Return None if the message has been requeued in the meantime, since then another run
+        determines the result.
         """
         move: Move | None = None
         workflow: Continuation | None = None
@@ -269,7 +268,7 @@ class Executor:
             outcome, result = self._results.write(request, outcome, children)
         else:
             outcome, result, move, workflow = self._conclude(request, context, outcome)
-        # A message acknowledged early has left a stub, and the outcome belongs to that stub.
+        # A message that was acknowledged early has left a stub, to which the outcome belongs.
         if tag and move is None and outcome.state in _MAY_MOVE:
             move = self._choose_move(request, outcome)
         if request.acks_late and not request.settle():
@@ -285,7 +284,7 @@ class Executor:
     def _conclude(
         self, request: Request, context: Context, outcome: Outcome
     ) -> tuple[Outcome, StateWrite | None, Move | None, Continuation | None]:
-        """Return the final outcome, its state, the move to the next run, and what follows."""
+        """Return the final outcome, its state, the move to the next run, and the continuation."""
         move: Move | None = None
         tag = request.delivery.tag
         if not tag and outcome.state in (RETRY, REJECTED):
@@ -306,7 +305,7 @@ class Executor:
     def _hand_over(
         self, request: Request, context: Context, outcome: Outcome, move: Move | None
     ) -> _Handed:
-        """Return the outcome of a step, its state, and what follows its end.
+        """Return the outcome of a step, its state, and its continuation.
 
         If something cannot be sent or stored, the step fails, along with everything that depends on
         it.
@@ -331,7 +330,7 @@ class Executor:
     def _hand_over_later(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a run after which a later run will send what follows."""
+        """Return the end of a run whose successors a later run will send."""
         result = None
         if outcome.state != REJECTED:
             outcome, result = self._results.write(request, outcome, _children(context))
@@ -353,7 +352,7 @@ class Executor:
     def _hand_over_failure(
         self, request: Request, context: Context, outcome: Outcome, step: EndingStep
     ) -> _Handed:
-        """Return the end of a step without a value to hand over; what waits for the step fails."""
+        """Return the end of a step that has no value to hand over; tasks that wait for it fail."""
         state = FAILURE if outcome.state == IGNORED else outcome.state
         failure = Failure(state, outcome.value, outcome.traceback)
         calls = outcome.state == FAILURE
@@ -371,7 +370,7 @@ class Executor:
         move: Move | None,
         workflow: Continuation | None,
     ) -> Continuation | None:
-        """Return what follows a task's end, with a note of this end for the index of workflows."""
+        """Return the continuation, with a note of the task's end for the index of workflows."""
         assert self._index is not None
         is_replaced = context is not None and context.replacement is not None
         goes_on = (
@@ -402,7 +401,7 @@ class Executor:
         try:
             return outcome, self._next_run(request, context, retry)
         except Exception as exc:
-            # The retry's options are invalid, so the task cannot run again, and has failed.
+            # The retry's options are invalid, so the task cannot run again; it has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, trace_of(exc)), None
 
@@ -413,7 +412,7 @@ class Executor:
         if outcome.state == REJECTED and outcome.value.requeue:
             return broker.requeue(tag, queue, raw, "last")
         if outcome.state != FAILURE or not request.acks_late:
-            # Likewise, a message acknowledged before its run does not become a dead letter.
+            # Even if it fails, a message that was acknowledged early does not become a dead letter.
             return None
         reason = None
         if isinstance(outcome.value, Reject):
@@ -433,7 +432,7 @@ class Executor:
         return self._config.task_acks_on_failure_or_timeout if own is None else own
 
     def _next_run(self, request: Request, context: Context, retry: Retry) -> Move | None:
-        """Return the move that replaces this message with the next run's."""
+        """Return the move that replaces this message with the next run's message."""
         if retry.next_run is None:
             return None
         written = self._retry_message(request, retry)
@@ -518,7 +517,7 @@ class Executor:
     def _report(self, request: Request, context: Context, outcome: Outcome) -> None:
         """Report a task's end: event, counts, log, the class's hooks and the signal. Switches: yes.
 
-        The message has been settled by now, so a failure here is only logged.
+        The message has already been settled, so an error here is only logged.
         """
         assert request.started_s is not None
         runtime_s = time.monotonic() - request.started_s
@@ -587,7 +586,7 @@ class Executor:
                 _log.exception("hook %r failed at the end of task %s", hook, request)
 
     def _send_event(self, request: Request, outcome: Outcome, runtime_s: float) -> None:
-        """Send the event of an outcome; an ignored task has none."""
+        """Send the event for an outcome; an ignored task has no event."""
         state, value, trace = outcome
         task_id, send = request.message.id, self._events.send
         if state == SUCCESS:
@@ -646,7 +645,7 @@ def _call(request: Request) -> Outcome:
 
 
 def _hears_success(task: BaseTask[..., Any]) -> bool:
-    """Return whether the task has a hook for its success, which few tasks have."""
+    """Return whether the task has a hook that is called on success; few tasks have one."""
     cls, own = type(task), vars(task)
     return (
         cls.on_success is not _NO_SUCCESS
@@ -657,7 +656,7 @@ def _hears_success(task: BaseTask[..., Any]) -> bool:
 
 
 def _forget_exceptions(*outcomes: Outcome | None) -> None:
-    """Let go of the frames that exceptions keep."""
+    """Release the frames that the exceptions of outcomes keep alive."""
     for outcome in outcomes:
         if outcome is not None and isinstance(outcome.value, BaseException):
             forget_runs(outcome.value)

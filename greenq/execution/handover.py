@@ -1,6 +1,6 @@
-"""What follows a task's end: links, errbacks, the next step, its part of a chord.
+"""The continuation of a task: its links, its errbacks, the next step, its part of a chord.
 
-All of it is computed here and written by the call that stores the state and acknowledges the
+The continuation is computed here and written by the call that stores the state and acknowledges the
 message (`greenq.transport.workflow`), so a crash neither loses nor repeats a step.
 
     succeeded    links and the next step are sent; the part of a chord is counted
@@ -58,12 +58,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The messages sent when a task ends may be this many times as large as the largest body. There is a
-# limit because a chord's body is written into each message of its header, so a small message could
-# ask for a huge push.
+# The messages sent when a task ends may be this many times as large as the largest body. A limit is
+# needed because a chord's body is written into each message of its header, so a small message could
+# cause a huge push.
 _MOST_BODIES = 16
 
-# The traceback of a failure is stored with each step that can no longer run, up to this much.
+# The traceback of a failure is stored with each step that can no longer run, unless all copies
+# together would be longer than this.
 _MOST_TRACEBACK_CHARS = 1 << 20
 
 # How many messages are written before other greenlets get a turn.
@@ -85,7 +86,7 @@ class Failure(NamedTuple):
 
 
 class EndingStep:
-    """An ending message of a workflow, and what it passes on.
+    """A workflow's message that is ending, with the options that its successors inherit.
 
     Attributes:
         delivery: the reserved message.
@@ -118,7 +119,7 @@ class EndingStep:
 
 
 class Handover:
-    """Computes what follows a task's end; one per worker, used by its hub."""
+    """Computes the continuations of one worker's tasks, in the worker's hub."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class Handover:
     # --- how a step ends --------------------------------------------------------------------------
 
     def succeeded(self, step: EndingStep, value: object) -> tuple[Continuation, list[Any]]:
-        """Return what follows a success, and the handles of the tasks sent.
+        """Return the continuation of a success, and the handles of the tasks that it sends.
 
         Raises:
             Exception: a message cannot be sent, for example because a value cannot be encoded.
@@ -177,7 +178,7 @@ class Handover:
         *,
         calls: bool = True,
     ) -> Continuation:
-        """Return what follows a failure. Switches: yes, if errbacks run here.
+        """Return the continuation of a failure. Switches: yes, if errbacks run here.
 
         Args:
             request: the run that failed, for errbacks.
@@ -194,7 +195,7 @@ class Handover:
         return self._finished(flow, step)
 
     def surely_failed(self, step: EndingStep, failure: Failure) -> Continuation:
-        """Return what follows a failure, without errbacks; if that also fails, return nothing."""
+        """Return the continuation of a failure, without errbacks; on an error, an empty one."""
         try:
             return self.failed(step, failure, calls=False)
         except Exception:
@@ -204,7 +205,7 @@ class Handover:
             return Continuation()
 
     def replaced(self, step: EndingStep, plan: WorkflowPlan) -> Continuation:
-        """Return the replacement of a message: a different task with the same id."""
+        """Return the continuation that replaces a message: a different task with the same id."""
         flow = _Flow()
         self._send(flow, plan)
         return self._finished(flow, step)
@@ -227,7 +228,7 @@ class Handover:
         workflow.written = [*workflow.written, *flow.written]
 
     def _counted(self, step: EndingStep, value: object) -> Continuation:
-        """Return what follows the success of most parts of a chord, which are only counted."""
+        """Return the continuation of a chord part that only has to be counted, as most do."""
         message = step.message
         refused = partial(self._refused, step)
         if not (message.group and self._transport.stores_results):
@@ -260,8 +261,8 @@ class Handover:
                 self._push(flow, message)
             if flow.bytes > self._most_bytes:
                 raise EncodeError(
-                    f"what follows takes more than {self._most_bytes:,} bytes in one call: send "
-                    "smaller groups, or raise task_max_body_bytes"
+                    f"the messages of the successors exceed {self._most_bytes:,} bytes in total: "
+                    "send smaller groups, or raise task_max_body_bytes"
                 )
             if number % _TURN == 0:
                 sleep(0)
@@ -342,7 +343,7 @@ class Handover:
                 return
 
     def _completion(self, step: EndingStep, bodies: _Bodies, first: Settlement) -> Settlement:
-        """Return the ending with the bodies of the chords that `first` completes."""
+        """Return the final settlement, with the bodies of the chords that `first` completes."""
         assert first.workflow is not None
         flow = _Flow.after(first.workflow)
         claims: dict[str, set[str]] = {}
@@ -389,7 +390,7 @@ class Handover:
         parts: list[tuple[str, str, Any]] | Exception,
         saved: Any,
     ) -> None:
-        """Add what follows the end of a chord's header: its body, or the body's failure."""
+        """Add the body of a chord whose header has ended, or the body's failure."""
         try:
             if isinstance(parts, Exception):
                 raise ChordError(f"Join error: {parts!r}") from parts
@@ -480,7 +481,7 @@ class Handover:
     def _refused(self, step: EndingStep, entry: Settlement, reason: str) -> None:
         """Settle a message whose outcome the server refuses: it becomes a dead letter.
 
-        The tasks that depend on it fail, unless the server refuses that as well.
+        The tasks that depend on it fail, unless the server refuses that, too.
         """
         _log.error("the tasks that follow task %s cannot be sent: %s", step.message.id, reason)
         move = self._transport.broker.bury(
@@ -495,11 +496,11 @@ class Handover:
 
 
 class _Flow(Continuation):
-    """A workflow that is being computed.
+    """A continuation that is being computed.
 
     Attributes:
         bodies: the bodies of the chords whose parts it contains.
-        bytes: the size of the messages so far.
+        bytes: the total size of the messages so far.
         never: the tasks that can no longer run, and their states.
     """
 
@@ -521,14 +522,14 @@ class _Flow(Continuation):
 
     @classmethod
     def after(cls, first: Continuation) -> _Flow:
-        """Return a flow that begins with a withheld ending, whose parts are already counted."""
+        """Return a flow that begins with a withheld continuation, whose parts were counted."""
         flow = cls()
         flow.add(first)
         flow.clears += first.clears
         return flow
 
     def add(self, other: Continuation) -> None:
-        """Add what another flow sends and stores."""
+        """Add everything that another continuation sends and stores."""
         self.states += other.states
         self.pushes += other.pushes
         self.seals += other.seals
@@ -553,7 +554,7 @@ def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
     """Return the results of a chord's header, nested as its groups were.
 
     Raises:
-        ChordError: a part has failed; the first one in order is named.
+        ChordError: a part has failed; the message names the first one in order.
     """
     for task_id, state, value in parts:
         if state in PROPAGATE_STATES:
@@ -565,7 +566,7 @@ def _values(parts: list[tuple[str, str, Any]], saved: Any) -> list[Any]:
     try:
         return [_arranged(each, {part[0]: part[2] for part in parts}) for each in saved[1]]
     except (KeyError, TypeError, IndexError, ValueError, RecursionError):
-        # The member was added later, or is not among the saved ones.
+        # A member was added later, or is not among the saved ones.
         return values
 
 
@@ -581,7 +582,7 @@ def _arranged(handle: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
-    """Yield each task that a signature, and what follows it, would have run."""
+    """Yield each task that a signature and its successors would have run."""
     for never in ids_of(signature):
         yield never
         for later in reversed(never.options.get("chain") or ()):
@@ -592,7 +593,7 @@ def _nevers(signature: Mapping[str, Any]) -> Iterator[Never]:
 
 
 def _beginnings(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a signature's first parts that can fail: tasks, and bodies of chords."""
+    """Yield the first parts of a signature that can fail: tasks, and bodies of chords."""
     what = kind(signature)
     errbacks = listed(signature["options"].get("link_error"))
     if what == "task":

@@ -40,11 +40,11 @@ class LostMessages:
     def bury(
         self, tag: str, queue: str, raw: bytes, reason: str, task_id: str | None
     ) -> Settlement:
-        """Return the entry that makes a message a dead letter and its task a failure.
+        """Return the settlement that makes a message a dead letter and its task a failure.
 
-        If other tasks depend on that task, a worker must compute which of them fail with it. The
-        message is then marked and moved to the inbox of its queue, which only greenq's workers take
-        from.
+        If other tasks depend on that task, a worker must compute which of them fail with it. In
+        that case, the message is marked and moved to the inbox of its queue, from which only
+        greenq's workers take.
         """
         transport = self._app.transport
         if self._is_awaited(raw):

@@ -48,7 +48,7 @@ def refuse_fork() -> None:
 
 
 def leave_process(code: int) -> NoReturn:
-    """End this process now, and the children that `multiprocessing` has started for it."""
+    """Kill the children that `multiprocessing` has started, and end this process now."""
     for child in list(getattr(multiprocessing.process, "_children", ())):
         with suppress(OSError, AttributeError):
             os.kill(child._popen.pid, signal.SIGKILL)  # noqa: SLF001

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from greenq.timer import Timer, TimerEntry
 
 
-# A request that finds no room is checked again after at most this long, since the limit may have
-# changed.
+# A request that finds no room is parked for at most this long, since the limit may change in the
+# meantime.
 _ASIDE_MOST_S = 600.0
 
 
 class TokenBucket:
-    """Holds at most one token, which is refilled at a steady rate.
+    """Holds at most one token; a taken token is replaced after a fixed time.
 
     Attributes:
-        every_s: seconds until a taken token is refilled; may be changed.
+        every_s: the seconds until a taken token is replaced; may be changed.
     """
 
     def __init__(self, a_second: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -59,7 +59,7 @@ class RateLimitedQueue:
         self._waiting: deque[Request] = deque()
         self._entry: TimerEntry | None = None
         self._bucket: TokenBucket | None = None
-        # The time at which the last parked request may begin.
+        # The time at which the last parked request can begin.
         self._aside_s = 0.0
         self._set(a_second)
 
@@ -91,7 +91,7 @@ class RateLimitedQueue:
         return taken
 
     def put_aside_s(self) -> float:
-        """Return how many seconds to park a request that finds no room here."""
+        """Return for how many seconds to park a request that finds no room here."""
         now_s = self._timer.clock()
         every_s = 0.0 if self._bucket is None else self._bucket.every_s
         self._aside_s = max(self._aside_s, now_s + len(self._waiting) * every_s) + every_s

@@ -1,4 +1,4 @@
-"""The careful message reader, for what the fast reader does not handle and for remote commands."""
+"""The careful reader, for messages that the fast reader cannot handle and for remote commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outcome of a task as a stored state: whether to store it, and its content."""
+"""The outcome of a task as a stored state: whether to store the state, and its content."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ STORED_CHARS = 4000
 
 
 class ResultWriter:
-    """Writes the outcomes of one worker's tasks as states for the results."""
+    """Converts the outcomes of one worker's tasks to states for the results."""
 
     def __init__(self, config: TaskConfig, transport: Transport, hostname: str) -> None:
-        """Write for the worker with the node name `hostname`."""
+        """Convert outcomes on behalf of the node `hostname`."""
         self._config = config
         # None if results are disabled.
         self._backend = transport.backend if transport.stores_results else None
@@ -32,7 +32,7 @@ class ResultWriter:
     def write(
         self, request: Request, outcome: Outcome, children: tuple[object, ...] = ()
     ) -> tuple[Outcome, StateWrite | None]:
-        """Return the outcome and the write of its state; an unstorable value becomes a failure.
+        """Return the outcome, or a failure if it cannot be stored, and the write of its state.
 
         `children` are the tasks that the task sent, in the form used in results.
         """

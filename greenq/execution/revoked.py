@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 _MOST = 50_000
 _KEEP_S = 10_800.0
 
-# The maximum number of stamps: as many as the server keeps.
+# The maximum number of stopped workflows: as many as the server keeps.
 _MOST_WORKFLOWS = 10_000
 
-# The limit on their total size, needed because anyone who is allowed to publish can revoke tasks.
+# The maximum total length of all ids, or of all stamps. A limit is needed because anyone who is
+# allowed to publish can revoke tasks.
 _MOST_CHARS = 4_000_000
 
 
@@ -38,7 +39,7 @@ class _Aging:
         self._chars = 0
 
     def add(self, *texts: str, age_s: float = 0.0) -> None:
-        """Keep some texts together as the newest entry, unless one of them is too long."""
+        """Add some texts, together, as the newest entry, unless one of them is too long."""
         if max(map(len, texts)) > KEY.most:
             return
         self.discard(*texts)
@@ -60,11 +61,11 @@ class _Aging:
         return added_s is not None and self._clock() - added_s < self._keep_s
 
     def all(self) -> list[tuple[str, ...]]:
-        """Drop expired entries and return the rest, oldest first."""
+        """Drop the expired entries and return all others, oldest first."""
         return [texts for texts, _age_s in self.aged()]
 
     def aged(self) -> list[tuple[tuple[str, ...], float]]:
-        """Return what `all` returns, each entry with its age."""
+        """Return the same entries as `all`, each with its age."""
         now_s = self._clock()
         # Among entries read from a file or the server, an older one may follow a newer one.
         for texts, added_s in list(self._added_s.items()):
@@ -76,12 +77,12 @@ class _Aging:
 class Revoked:
     """Ids and stamps of tasks that must not run: at most 50,000 of each, kept for a while.
 
-    Only explicit revocations are held. Expired messages are not added: they expire again when
+    Only explicit revocations are kept. Expired messages are not added: they expire again when
     redelivered, and any sender could use them to displace revocations, or to revoke another
     sender's task by its id.
 
     Attributes:
-        any: False until a task is revoked, so that messages need no check.
+        any: False until a task is revoked; until then, messages need no check.
         changes: the number of revocations so far.
         on_new: called after a revocation that `take_new` has not returned yet.
         workflows: the workflows, by root id, that are ``cancelled`` or ``paused``.
@@ -134,12 +135,12 @@ class Revoked:
         return self._ids.aged() + self._stamps.aged()
 
     def take_new(self) -> list[tuple[str, ...]]:
-        """Return the revocations since the last call, without those from `put`."""
+        """Return the revocations since the last call, except those from `put`."""
         new, self._new = self._new, self._new.emptied()
         return new.all()
 
     def return_new(self, new: list[tuple[str, ...]]) -> None:
-        """Make the next `take_new` return these as well."""
+        """Make the next `take_new` also return these revocations."""
         for texts in new:
             self._new.add(*texts)
 
@@ -155,7 +156,7 @@ class Revoked:
             self.add(task_id)
 
     def discard(self, task_id: str) -> None:
-        """Let a task run after all."""
+        """Withdraw the revocation of a task, so that the task can run after all."""
         self._ids.discard(task_id)
 
     def __contains__(self, task_id: str) -> bool:
@@ -203,6 +204,6 @@ def _nothing() -> None:
 
 
 def _texts(given: object) -> list[str]:
-    """Return the value or values of a stamp as strings, the form that the command line uses."""
+    """Return a stamp's value or values as strings, which is how the command line passes them."""
     several = given if isinstance(given, (list, tuple, set, frozenset)) else [given]
     return [str(value) for value in several]

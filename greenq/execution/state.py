@@ -24,13 +24,13 @@ class WorkerState:
         total: how many messages of each task were taken.
         succeeded, failed, retried: how many runs ended in each of these ways.
         tally: counts for metrics and the adaptive autoscaler; None if neither is on.
-        lease_until_s, lease_lost_s: the time up to which the lease certainly holds, and the time
-            when it was found to have ended, in seconds of `now_s`.
+        lease_until_s, lease_lost_s: the time until which the lease certainly holds, and the time
+            when it was last found to have ended, in seconds of `now_s`.
         now_s: a clock that keeps running while the machine is suspended.
         paused: all paused queues of the cluster; each renewal of the lease updates them.
         revoked: which tasks must not run.
         clock: the cluster's logical clock.
-        clock_offset_s: what to add to this machine's clock to get the server's.
+        clock_offset_s: the seconds to add to this machine's clock to get the server's time.
     """
 
     __slots__ = (
@@ -56,5 +56,5 @@ class WorkerState:
         self.tally: TaskTally | None = None
 
     def finished(self) -> int:
-        """Return how many of the messages taken have been settled or requeued."""
+        """Return how many of the taken messages have been settled or requeued."""
         return sum(self.total.values()) - len(self.reserved)

@@ -1,7 +1,7 @@
 """StateDB: a file that keeps revoked tasks and the cluster's clock across restarts of the worker.
 
-The file is JSON. It is replaced as a whole: written under another name, synced to disk, and
-renamed, so a crash leaves either the old file or the new one.
+The file is JSON. It is replaced as a whole: a new file is written under another name, synced to
+disk, and renamed, so a crash leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the file holds.
+    """The contents of the file.
 
     Attributes:
         clock: the logical clock.
-        revoked: ids, or pairs of a stamp's name and value, each with its unix time; oldest first.
+        revoked: ids, or pairs of a stamp's name and value, each with its Unix time; oldest first.
     """
 
     clock: int = 0
@@ -72,7 +72,7 @@ def save(path: Path | str, saved: Saved) -> None:
         file.flush()
         os.fsync(number)
     os.replace(new, path)
-    # The directory must also be synced, since the name in it now refers to another file.
+    # The directory must also be synced, since its entry now refers to another file.
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -81,7 +81,7 @@ def save(path: Path | str, saved: Saved) -> None:
 
 
 def load(path: Path | str) -> Saved:
-    """Read the file; a missing or empty file yields nothing.
+    """Read the file; a missing or empty file counts as an empty state.
 
     Raises:
         ConfigError: the file cannot be read, or `save` did not write it.
@@ -91,7 +91,7 @@ def load(path: Path | str) -> Saved:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         if _is_shelve(path):
-            # The database may be in files with suffixes of their own, such as .db.
+            # The database may be in files with additional suffixes, such as .db.
             raise _problem(path, _CELERYS) from None
         return Saved()
     except OSError as exc:
@@ -107,7 +107,7 @@ def load(path: Path | str) -> Saved:
 
 
 def _parse(found: Any) -> Saved:
-    """Read what `save` has written.
+    """Check and convert the contents that `save` has written.
 
     Raises:
         ValueError, TypeError, KeyError: `save` did not write it.
@@ -178,7 +178,7 @@ class StateDB(StartStopPart):
         self._written_s = now
 
     def start(self) -> None:
-        """Write the file for the first time, then whenever something has changed.
+        """Write the file now, and then whenever something has changed.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -191,14 +191,14 @@ class StateDB(StartStopPart):
         self._entry = self._timer.call_repeatedly(_LOOK_S, self._look)
 
     def stop(self) -> None:
-        """Write the file for the last time. Switches: yes."""
+        """Write the file one last time. Switches: yes."""
         if self._entry is not None:
             self._entry.cancel()
             self._entry = None
             self._write()
 
     def info(self) -> dict[str, object]:
-        """Return where the file is."""
+        """Return the file's path."""
         return {"path": self.path}
 
     def _look(self) -> None:

@@ -1,8 +1,8 @@
-"""Learns twice a second which workflows are cancelled or paused, if workflows are indexed.
+"""Learns about twice a second which workflows are cancelled or paused, if workflows are indexed.
 
-After this worker has put aside messages of a paused workflow, it asks immediately. If the workflow
-has been resumed in the meantime, the messages are back on their queue, and would otherwise be put
-aside again.
+When this worker has put aside messages of a paused workflow, it asks the server immediately. If the
+workflow has been resumed in the meantime, its messages are back on their queue, and a worker that
+did not know this would put them aside again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERVAL_S = 0.4
 
 
 class StoppedWorkflows(StartStopPart):
-    """Asks the server which workflows are stopped, and applies this to the worker's tasks."""
+    """Asks the server which workflows are stopped, and stops the worker's tasks accordingly."""
 
     name = "StoppedWorkflows"
     requires = ("Outbox", "Pool")

@@ -28,8 +28,8 @@ class Suspects:
 
     1. First wait, for a limited time, until all running tasks have ended; no messages are taken in
        the meantime.
-    2. Before the run, record on the server which message is about to run, so that a death of the
-       worker counts against this message only.
+    2. Before each run, record on the server which message is about to run, so that the worker's
+       death counts against this message only.
     3. After the last suspect, clear this record before other messages are taken.
     """
 
@@ -41,8 +41,8 @@ class Suspects:
         self._line: deque[Request] = deque()
         # True while a suspect is running alone, starting just before the server is informed.
         self.alone = False
-        # True from the first suspect until after the last; meanwhile, no other messages may be
-        # taken.
+        # True from the first suspect until after the last one; no other messages must be taken in
+        # the meantime.
         self.busy = False
         self._over = Event()
         self._over.set()

@@ -30,8 +30,8 @@ WAITS_S: Final = (
 # The states in which a run ends.
 STATES: Final = (SUCCESS, FAILURE, RETRY, REVOKED, REJECTED, IGNORED)
 
-# How many pairs of task and queue, and how many kinds of failures, are counted separately. Queues
-# may be added from outside, and a task's libraries choose the names of their exceptions.
+# How many pairs of task and queue, and how many kinds of failures, are counted separately. The
+# limit is needed because queues can be added from outside, and libraries name their own exceptions.
 MOST_SERIES: Final = 1000
 OTHER: Final = "other"
 
@@ -45,7 +45,7 @@ class Series:
     Attributes:
         received: how many messages were taken.
         ended: how many runs ended in each state.
-        runtime_s, wait_s: sums.
+        runtime_s, wait_s: the sums of all run times and all waits.
         runtimes, waits: the counts by bucket; the last bucket contains everything above.
         prefetch_s: how long the last message waited in this worker before its run started.
     """
@@ -92,8 +92,8 @@ class TaskTally:
         series.runtime_s += runtime_s
         series.runtimes[bisect_left(RUNTIMES_S, runtime_s)] += 1
         raw = request.delivery.raw
-        # The tag's time is extracted from the text, since parsing the envelope again would take
-        # longer than everything else.
+        # Extract the tag's time from the text, since parsing the envelope again would take longer
+        # than all other steps together.
         place = raw.rfind(_TAG) + len(_TAG)
         # Messages with an ETA wait intentionally.
         if raw[place + 14 : place + 15] == b"7" and request.message.eta is None:
@@ -114,12 +114,12 @@ class TaskTally:
         )
 
     def discarded(self, request: Request) -> None:
-        """Count a message that was revoked or has expired before its run."""
+        """Count a message that was revoked, or expired, before it could run."""
         key = request.task.name, request.delivery.queue
         (self.series.get(key) or self._new(key)).ended[REVOKED] += 1
 
     def label(self, task: str, queue: str) -> tuple[str, str]:
-        """Return the task and queue that runs are counted under; any thread may ask."""
+        """Return the task and queue under which runs are counted; any thread may call this."""
         return (task, queue) if (task, queue) in self.series else (OTHER, OTHER)
 
     def _new(self, key: tuple[str, str]) -> Series:

@@ -1,7 +1,7 @@
-"""Time limits: the soft one is raised in the task's code, once; the hard one ends it.
+"""Time limits: the soft one raises an exception in the task's code, once; the hard one ends it.
 
-`greenq.pool.Interrupt` throws them into the code; the pool also uses it to end revoked tasks. The
-executor checks whether a run has limits at all, since most do not.
+`greenq.pool.Interrupt` throws the exceptions into the code; the pool also uses it to end revoked
+tasks. The executor checks whether a run has limits at all, since most runs do not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_limited(request: Request, config: TaskConfig, run: Callable[[Request], O
 
 
 def limits_of(request: Request, config: TaskConfig) -> tuple[float | None, float | None]:
-    """Return a run's hard and soft limit: the call's, or else the task's, or else the app's."""
+    """Return a run's hard and soft limits: those of the call, else of the task, else of the app."""
     hard_s, soft_s = request.message.timelimit
     task = request.task
     return (

@@ -1,4 +1,4 @@
-"""What a worker enters into the index of workflows: when each of their tasks begins and ends.
+"""A worker's entries in the index of workflows: when each task of a workflow begins and ends.
 
 The calls that store states and results also write these entries (`greenq.transport.outbox`).
 """
@@ -46,7 +46,7 @@ _LETTERS = {
     REVOKED_STATE: REVOKED, RETRY: AGAIN,
 }  # fmt: skip
 
-# How many groups are remembered as those whose followers have been entered.
+# The maximum number of groups remembered as having their successors in the index.
 _MOST_GROUPS = 1000
 
 
@@ -57,17 +57,17 @@ class WorkflowIndex:
         """Write as the node `hostname`; the index keeps a workflow for `seconds`."""
         self._broker = broker
         self._revoked = revoked
-        # The node name comes last in a node's times and ends with a bar.
+        # The node name comes last in a node's times and is followed by a bar, so it contains none.
         self._hostname = hostname.replace("|", "/")
         self._seconds = seconds
         # Called when a message has been put aside.
         self.on_held: Callable[[bool], object] | None = None
-        # Clients' groups whose followers have been entered; the latest group comes last.
+        # Clients' groups whose successors have been entered; the latest group comes last.
         self._groups: OrderedDict[str, None] = OrderedDict()
 
     @staticmethod
     def adopt(message: TaskMessage) -> None:
-        """Set the root of a message from a client that gives the workflow no common root."""
+        """Set the root of a message whose sender has given its workflow no common root."""
         message.root_id = workflow_of(message) or message.root_id
 
     def is_cancelled(self, message: TaskMessage) -> bool:
@@ -75,7 +75,7 @@ class WorkflowIndex:
         return self._revoked.workflows.get(message.root_id or message.id) == CANCELLED
 
     def began(self, request: Request) -> Settlement | None:
-        """Return what to write when a task begins; None if the task belongs to no workflow."""
+        """Return the entry for a task that begins; None if the task belongs to no workflow."""
         message = request.message
         workflow = workflow_of(message)
         if workflow is None:
@@ -88,7 +88,7 @@ class WorkflowIndex:
         return Settlement(request.delivery.tag, KEEP, workflow=Continuation(index=items))
 
     def _is_new(self, message: TaskMessage) -> bool:
-        """Return whether what follows a client's message may be missing from the index."""
+        """Return whether the successors of a client's message may be missing from the index."""
         if not (message.chain or message.chord):
             return False
         if message.chain or message.group is None:
@@ -118,8 +118,8 @@ class WorkflowIndex:
             delivery: the task's message, which is kept if the task has failed.
             message: the decoded message.
             state: the task's state.
-            workflow: what the task's end sets in motion, or None.
-            began_s: when the task began, unix seconds.
+            workflow: the task's continuation, or None.
+            began_s: when the task began, in Unix time.
             children: the ids of the tasks that the task has sent.
             goes_on: whether the task runs again or is replaced.
             has_run: False if the message cannot run.
@@ -149,14 +149,14 @@ class WorkflowIndex:
         back = self._broker.requeue(*delivery, "next")
         key = self._broker.keys.workflow(message.root_id or message.id)
         move = Move(delivery.tag, f"{key}.held", "next", item(back.key, back.text))
-        # The note ensures that the list expires.
+        # This note makes the list expire.
         note = self._noted(message.root_id or message.id, of_message(message), WAITING, "")
         entry = Settlement.moving(move, workflow=Continuation(index=[note]))
         entry.written = self.on_held
         return entry
 
     def sent(self, calls: Iterable[Call]) -> list[Noted]:
-        """Return what to note about the calls that a task's end sends."""
+        """Return the notes about the calls that are sent when a task ends."""
         return [
             self._noted(call.options["root_id"], of_call(call), WAITING, "")
             for call in calls
@@ -164,7 +164,7 @@ class WorkflowIndex:
         ]
 
     def never(self, message: TaskMessage, tasks: Iterable[tuple[str, str]]) -> list[Noted]:
-        """Return what to note about tasks that can no longer run, given with their states."""
+        """Return the notes about tasks that can no longer run, given with their states."""
         name = message.root_id or message.id
         return [
             Noted(name, self._seconds, task_id, unrun(_LETTERS.get(state, FAILED)))

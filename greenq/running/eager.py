@@ -40,7 +40,7 @@ class EagerContext(Context):
     is_eager = True
 
     def __init__(self, message: TaskMessage, options: Mapping[str, Any], *, stores: bool) -> None:
-        """Show `message` as if it had been delivered; its states are written if `stores`."""
+        """Show `message` as if it had been delivered; if `stores` is true, states are stored."""
         info = {name: options.get(name) for name in ("exchange", "routing_key", "priority")}
         super().__init__(
             message,
@@ -70,14 +70,14 @@ def run_here(
     """Run a task with all its hooks and, without delay, its retries; return how it ended.
 
     Args:
-        throw: raise the exception of a task that fails; None means whatever
-            ``task_eager_propagates`` says.
+        throw: raise the exception of a task that fails; None means the setting
+            ``task_eager_propagates``.
         retries: the number of earlier retries.
         options: the send options that `Task.request` shows.
 
     Raises:
-        BaseException: an exception that is not an `Exception`, such as KeyboardInterrupt, is passed
-        on.
+        BaseException: the task raised an exception that is not an `Exception`, such as
+            KeyboardInterrupt.
     """
     app = task.app
     config = app.config.task
@@ -111,7 +111,7 @@ def run_as_sent(
 ) -> EagerResult[Any]:
     """Run a task in this process instead of sending it, but encode and decode its arguments.
 
-    As in a worker, the task must not wait for the results of others.
+    As in a worker, the task must not wait for the results of other tasks.
 
     Raises:
         EncodeError: an argument cannot be serialized.
@@ -175,7 +175,7 @@ def _run(task: BaseTask[..., Any], context: EagerContext, message: TaskMessage) 
 
 
 def _end(run: _EagerRun, context: EagerContext, outcome: Outcome, runtime_s: float) -> None:
-    """Call the hooks of the task's class, and send the signal of its end."""
+    """Call the hooks of the task's class, and send the signal for its end."""
 
     def tell(info: ExceptionInfo | None) -> None:
         if END_SIGNALS[outcome.state].receivers:
@@ -202,6 +202,6 @@ def _go_on(
 
 
 def _next_run(context: EagerContext, outcome: Outcome) -> tuple[Any, Any] | None:
-    """Return the arguments of the retry that the task has asked for, or None."""
+    """Return the arguments of the retry that the task has requested, or None."""
     retry = outcome.value if outcome.state == RETRY else context.retried
     return None if retry is None or retry.next_run is None else retry.next_run[:2]

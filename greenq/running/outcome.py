@@ -1,4 +1,4 @@
-"""How a run of a task ends: its code is called, and every possible ending becomes an `Outcome`."""
+"""Calls the code of a task, and turns every way in which it can end into an `Outcome`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def call(task: BaseTask[..., Any], task_id: str, args: Any, kwargs: Any) -> Outcome:
-    """Call the task, and turn every way it can end into an outcome."""
+    """Call the task, and turn every way in which it can end into an outcome."""
     try:
         if type(task).before_start is not _NO_START or "before_start" in vars(task):
             task.before_start(task_id, args, kwargs)
@@ -92,7 +92,7 @@ def _retry_by_itself(task: BaseTask[..., Any], exc: BaseException) -> Outcome:
         # No retries are left (`exc` itself or MaxRetriesExceededError), or one of the task's
         # options is invalid.
         return Outcome(FAILURE, last, trace_of(last))
-    # The task's class overrides `retry`, and its `retry` does not raise.
+    # The task's class overrides `retry` with a method that has raised nothing.
     return Outcome(FAILURE, exc, trace_of(exc))
 
 
@@ -142,10 +142,10 @@ def trace_of(exc: BaseException) -> str:
 
 
 def forget_runs(exc: BaseException) -> None:
-    """Drop the tracebacks of an exception that has been dealt with, and of those that led to it.
+    """Drop the tracebacks of an exception that has been handled, and of those that led to it.
 
     A traceback refers to the frames of the run, which in turn refer to the exception, so the task's
-    arguments would stay in memory until the garbage collector finds this cycle.
+    arguments would stay in memory until the garbage collector found this cycle.
     """
     seen: set[int] = set()
     todo: list[BaseException | None] = [exc]
@@ -164,7 +164,7 @@ def forget_runs(exc: BaseException) -> None:
 
 
 def text_of(exc: BaseException) -> str:
-    """Return an exception's text, or the name of its class if it has no text."""
+    """Return an exception's text, or the name of its class if reading the text fails."""
     try:
         return str(exc)
     except Exception:

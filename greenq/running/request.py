@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Request:
     """A reserved message on its way through the worker.
 
-    Its reservation is settled exactly once: the message is acknowledged, or moved elsewhere. Code
-    that settles it calls `settle` first, so a task that ends while shutdown requeues its message
-    is not settled twice. A broadcast message has no reservation and no tag: it is settled from the
+    It is settled exactly once: the message is acknowledged, or moved elsewhere. Code that settles
+    it calls `settle` first, so a task that ends while the shutdown requeues its message is not
+    settled twice. A broadcast message has no reservation and no tag: it is settled from the
     beginning.
 
     Attributes:
@@ -31,10 +31,10 @@ class Request:
         task: the task to call.
         acks_late: whether the message is acknowledged after the run, not before.
         is_step: whether the message has successors or belongs to a chord.
-        taken_s: the time just before the take, in seconds of the worker state's clock.
+        taken_s: the time just before the take, in seconds of the clock `WorkerState.now_s`.
         greenlet: the greenlet that runs it; None before and after the run.
-        started_s: monotonic time of the start; None until then.
-        hub_s: how many seconds its greenlet has held the hub, if counted.
+        started_s: when the run started, in monotonic seconds; None until then.
+        hub_s: how many seconds its greenlet has held the hub, if this is counted.
         in_code: None until the task's own code runs, True while it runs, and False afterwards.
         killed: the exception thrown into its code to end it, or to be thrown when the code begins;
             otherwise None.
@@ -77,12 +77,12 @@ class Request:
         return True
 
     def throw(self, *exc: Any) -> None:
-        """Interrupt the run, if still in progress; called by timeouts that it started."""
+        """Interrupt the run if it is in progress; called by timeouts that the run started."""
         if self.greenlet is not None:
             self.greenlet.throw(*exc)
 
     def interrupt(self, exc: BaseException) -> bool:
-        """Throw into the task's own code; return False if it is not running. For the hub only."""
+        """Throw `exc` into the task's own code; return False if that is not running. Hub only."""
         if not self.in_code or self.greenlet is None:
             return False
         if self.killed is None and isinstance(exc, TaskTerminated):
@@ -110,12 +110,12 @@ class Request:
         """The keyword arguments."""
         return self.message.kwargs
 
-    # Celery has two names for both the id and the name.
+    # Celery has two names each for the id and the name.
     task_id, task_name = id, name
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The properties of the message's envelope, parsed again since few tasks need them."""
+        """The properties of the message's envelope, parsed on each use; few tasks need them."""
         return unwrap(self.delivery.raw).properties
 
     @property

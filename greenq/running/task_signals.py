@@ -1,7 +1,7 @@
 """Sends the signals of a task's run and end; called only when they have receivers.
 
-When the signals are sent, the task has been settled, or its code has not run at all, so an error in
-a receiver is only logged.
+When a signal is sent, the task has already been settled, or its code has not run at all, so an
+error in a receiver is only logged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MessageRun(Run, Protocol):
         """Where the message was sent."""
 
 
-# The signal for each final state; it is sent after the matching hook of the task's class.
+# The signal for each of these outcomes; it is sent after the matching hook of the task's class.
 END_SIGNALS = {SUCCESS: task_success, RETRY: task_retry, FAILURE: task_failure}
 
 
@@ -79,8 +79,8 @@ def tell_end(
 def tell_postrun(request: Run, outcome: tuple[str, Any, str | None] | None) -> None:
     """Send task_postrun. Switches: if the receivers do.
 
-    Without an outcome, for example if another worker runs the task again, the value and the state
-    are None.
+    If there is no outcome, for example because another worker runs the task again, the value and
+    the state are None.
     """
     state, value, _trace = outcome or (None, None, None)
     message = request.message

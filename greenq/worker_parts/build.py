@@ -81,9 +81,9 @@ def build(
     Args:
         app: the app whose tasks to run; its task modules are imported.
         options: the options for this worker.
-        life: stops the worker.
+        life: lets the parts stop the worker.
         commands: the remote control commands.
-        given: parts to use instead of building them, by their names in `Parts`.
+        given: ready-made parts, by their names in `Parts`; these parts are not built.
 
     Raises:
         ConfigError: a queue is unknown, or all queues are excluded.
@@ -149,15 +149,15 @@ def build_blueprint(
 
 
 def stacks(pool: Pool) -> str:
-    """Return the stacks of all greenlets and threads. Thread-safe."""
+    """Return the stacks of all greenlets and threads; any thread may call this."""
     names = {each.greenlet: str(each) for each in pool.active if each.greenlet is not None}
     return all_stacks(names)
 
 
 class _Builder:
-    """Builds each part on first use, so that the order follows from their dependencies.
+    """Builds each part on first use, so the order follows from the parts' dependencies.
 
-    If two parts need each other, one gets a lambda that looks up the other when called.
+    If two parts need each other, one gets a lambda that looks up the other when it is called.
     """
 
     def __init__(self, app: Greenq, options: WorkerOptions, life: Life, commands: Commands) -> None:
@@ -241,7 +241,7 @@ class _Builder:
         )
 
     def _weights(self) -> dict[str, int]:
-        """Return the queues' weights if they take turns."""
+        """Return the weights of the queues; empty if the queues do not take turns."""
         if self.queue_order != "round_robin":
             return {}
         queues = declared(self.config.task).values()
@@ -304,8 +304,8 @@ class _Builder:
         )
 
     def _unsettled(self) -> tuple[set[str], int]:
-        """Return the tags that are not settled on the server, and the next tag. Thread-safe."""
-        # Read the number first, since a message taken after that has this number or a higher one.
+        """Return the unsettled tags and the next tag's number; any thread may call this."""
+        # Read the number first, since a message taken afterwards has this number or a higher one.
         first_unused = self.fetcher.first_unused
         return self.tasks.unfinished | self.outbox.tags(), first_unused
 
@@ -480,7 +480,7 @@ class _Builder:
         if self.options.processes is None:
             return None
         config, (most, least) = self.config.worker, self.options.processes
-        # The module is imported only here, since an XML-RPC client takes two megabytes of memory.
+        # Import the module only here, since an XML-RPC client takes two megabytes of memory.
         place: Membership = importlib.import_module("greenq.supervision.supervisor").membership()
         interval_s = config.worker_processes_interval
         store = GroupStore(
@@ -540,7 +540,7 @@ class _Builder:
         return StateDB(file_name(path, self.hostname), self.state, self.timer) if path else None
 
     def _left_behind(self) -> None:
-        """Tell the autoscaler at once that more messages are waiting than the pool has room for."""
+        """Have the autoscaler decide now if more messages wait than the pool has room for."""
         if self.autoscaler is not None and self.pool.room <= 0:
             self.autoscaler.tick()
 
@@ -621,7 +621,7 @@ class _Builder:
         )
 
     def _greeted(self) -> frozenset[str]:
-        """Return the nodes that have answered this worker's hello."""
+        """Return the nodes that have replied to this worker's hello."""
         return self.mingle.met if self.mingle is not None else frozenset()
 
     @cached_property

@@ -8,8 +8,8 @@ from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-# The exit code of a worker that has reached a limit (EX_TEMPFAIL). A supervisor starts the worker
-# again after any exit code except 0.
+# The exit code of a worker that has reached a limit (EX_TEMPFAIL). A supervisor restarts the worker
+# after any exit code except 0.
 EXIT_RECYCLED = 75
 
 
@@ -18,17 +18,17 @@ class WorkerOptions:
     """The options of one worker, from a program or the command line.
 
     Attributes:
-        queues: the queues to take from; empty means those of the settings.
+        queues: the queues to take from; empty means those in the settings.
         exclude_queues: queues not to take from.
         concurrency: the number of concurrent tasks; None means the setting.
         autoscale: (most, least) instead of a fixed concurrency.
-        processes: (most, least) processes of the supervisord group; None leaves the group alone.
+        processes: (most, least) processes of the supervisord group; None leaves it unchanged.
         hostname: the node name, ``greenq@host`` by default.
         task_events: whether to send task events; None means the setting.
         mingle, gossip, heartbeat: whether the consumer has these steps.
-        heartbeat_interval_s: seconds between heartbeats; None means two.
-        control: whether to answer remote control; None means the setting.
-        beat: whether to send periodic tasks as well.
+        heartbeat_interval_s: seconds between heartbeats; None means two seconds.
+        control: whether to accept remote control commands; None means the setting.
+        beat: whether to send periodic tasks, too.
         autoreload: whether to restart when a source file of the app has changed.
         step_options: values of the app's own command line options, for its own steps.
     """

@@ -53,7 +53,7 @@ class Life(Protocol):
         """End the worker because a part of it has failed."""
 
     def info(self) -> dict[str, Any]:
-        """Return what the worker's steps report for `stats`."""
+        """Return the information from the worker's steps for the command `stats`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +63,9 @@ class Parts:
     Attributes:
         app: the app whose tasks run.
         hostname: the node name.
-        owner: this incarnation of the worker as an owner of messages.
+        owner: this incarnation of the worker, as the owner of messages.
         started_s: when the worker was created, in seconds of the monotonic clock.
-        life: stops the worker.
+        life: lets the parts stop the worker.
         autoreloader, autoscaler, processes, beat, recycle, state_db, mingle, gossip, control,
             heart, stopped_workflows: None if switched off.
     """

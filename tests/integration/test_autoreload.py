@@ -86,7 +86,7 @@ def test_worker_runs_the_new_code_after_each_change(make: Callable[[], Rig]) -> 
         assert rig.version() == version
         rig.values.write_text(f"VERSION = {version + 1}\n")
     rig.wait_ready(4)
-    assert "mine_values.py has changed; then a restart" in rig.worker.text
+    assert "mine_values.py has changed; a restart follows" in rig.worker.text
     assert rig.worker.alive
     assert rig.worker.pid == pid
 

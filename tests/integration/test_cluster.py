@@ -253,7 +253,7 @@ def test_all_comes_back_after_a_restart_of_the_server() -> None:
     with valkey() as server, cluster_on(server) as cluster:
         workers = {name: cluster.worker(name) for name in ("a", "b")}
         for name, other in (("a", "b"), ("b", "a")):
-            workers[name].wait_text(f"{other}@host is there")
+            workers[name].wait_text(f"{other}@host joined")
 
         server.stop()
         for worker in workers.values():
@@ -271,7 +271,7 @@ def test_all_comes_back_after_a_restart_of_the_server() -> None:
 
             wait_until(both_beat, 10)
         for name, other in (("a", "b"), ("b", "a")):
-            wait_until(lambda w=workers[name], o=other: w.text.count(f"{o}@host is there") >= 2, 10)  # type: ignore[misc]
+            wait_until(lambda w=workers[name], o=other: w.text.count(f"{o}@host joined") >= 2, 10)  # type: ignore[misc]
         cluster.control.election("after", "cluster_app.lead", "on")
         wait_until(lambda: cluster.noted() == ["led on"], 10)
         assert cluster.send("add", 1, 2).get(timeout=WAIT_S) == 3
@@ -469,7 +469,7 @@ def test_each_election_has_one_winner(cluster: Cluster, size: int) -> None:
         cluster.ask(name, "ping")
         for other in names:
             if other != name:
-                worker.wait_text(f"{other}@host is there")
+                worker.wait_text(f"{other}@host joined")
 
     task = {"task": "cluster_app.mark", "args": ["elected task"], "kwargs": {}, "options": {}}
     for number in range(5):

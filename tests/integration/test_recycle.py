@@ -157,7 +157,7 @@ def test_a_stop_during_the_last_tasks_is_no_restart(server: Server, client: Gree
         result = client.send_task("ledger.wait", ("x",))
         worker.wait_text("recycled")
         worker.popen.terminate()
-        worker.wait_text("does not start again")
+        worker.wait_text("will not start again")
         server.client.set("gate", 1)
         assert worker.wait_exit() == 0
         assert result.get(timeout=1) == "x"

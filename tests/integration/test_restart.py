@@ -86,14 +86,14 @@ def test_it_finishes_what_runs_and_gives_back_the_rest(server: Server, client: G
         sent = [client.send_task("ledger.wait", (name,)) for name in ("a", "b", "c")]
         worker.wait_text(f"[{sent[1].id}] received")
         worker.send_signal(signal.SIGHUP)
-        worker.wait_text("SIGHUP; then a restart")
+        worker.wait_text("SIGHUP; a restart follows")
         # A second one while it stops changes nothing.
         worker.send_signal(signal.SIGHUP)
         wait_until(lambda: server.queued_ids() == [sent[1].id, sent[2].id], WAIT_S)
         server.client.set("gate", 1)
         assert [each.get(timeout=WAIT_S) for each in sent] == ["a", "b", "c"]
         assert server.client.llen("ledger") == 3
-        assert worker.text.count("SIGHUP; then a restart") == 1
+        assert worker.text.count("SIGHUP; a restart follows") == 1
 
 
 def test_a_stop_while_it_finishes_is_no_restart(server: Server, client: Greenq) -> None:
@@ -101,9 +101,9 @@ def test_a_stop_while_it_finishes_is_no_restart(server: Server, client: Greenq) 
         result = client.send_task("ledger.wait", ("a",))
         worker.wait_text("] received")
         worker.send_signal(signal.SIGHUP)
-        worker.wait_text("SIGHUP; then a restart")
+        worker.wait_text("SIGHUP; a restart follows")
         worker.send_signal(signal.SIGTERM)
-        worker.wait_text("does not start again")
+        worker.wait_text("will not start again")
         server.client.set("gate", 1)
         assert worker.wait_exit() == 0
         assert result.get(timeout=1) == "a"
@@ -193,7 +193,7 @@ def test_a_hangup_is_ignored_under_nohup(server: Server, client: Greenq, folder:
 def test_hangups_in_a_row_never_end_the_process(server: Server, client: Greenq) -> None:
     with greenq_worker(server.url, app="ledger_app") as worker:
         # They fall into each moment of a few restarts.
-        while worker.text.count("then a restart") < 4:
+        while worker.text.count("a restart follows") < 4:
             worker.send_signal(signal.SIGHUP)
             time.sleep(0.005)
             assert worker.alive, worker.text

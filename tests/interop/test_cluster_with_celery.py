@@ -106,7 +106,7 @@ def test_each_kind_notices_that_the_other_is_lost() -> None:
         nodes = [OURS, THEIRS, "lost1@host", "lost2@host"]
         wait_for_nodes(app, nodes)
         for node in nodes[1:]:
-            ours.wait_text(f"{node} is there", WAIT_S)
+            ours.wait_text(f"{node} joined", WAIT_S)
         for node in (OURS, *nodes[2:]):
             theirs.wait_text(f"{node} joined the party", WAIT_S)
         # The clock of one goes over to the other with its heartbeats: Celery's workers do not
@@ -140,7 +140,7 @@ def test_heartbeats_are_listened_to_while_there_is_a_celery_worker() -> None:
             # Another one starts beside it, which hears of it only by its heartbeats.
             late = stack.enter_context(worker_of("greenq", server, "late@host", "--without-mingle"))
             for worker in (*workers, late):
-                worker.wait_text(f"{THEIRS} is there", WAIT_S)
+                worker.wait_text(f"{THEIRS} joined", WAIT_S)
             wait_until(lambda: listeners() == len(nodes) + 1, WAIT_S)
             theirs.kill()
             for worker in (*workers, late):
@@ -198,7 +198,7 @@ def voters() -> Iterator[Voters]:
         wait_for_nodes(app, nodes)
         for node, worker in workers.items():
             for other in set(nodes) - {node}:
-                worker.wait_text(f"{other} is there", WAIT_S)
+                worker.wait_text(f"{other} joined", WAIT_S)
         yield Voters(server, app, workers)
 
 
@@ -286,7 +286,7 @@ def mixed() -> Iterator[Mixed]:
         worker_of("celery", server, THEIRS, "-l", "DEBUG", *seldom) as theirs,
     ):
         wait_for_nodes(app, [OURS, THEIRS])
-        ours.wait_text(f"{THEIRS} is there", WAIT_S)
+        ours.wait_text(f"{THEIRS} joined", WAIT_S)
         app.control.heartbeat()
         theirs.wait_text(f"{OURS} joined the party", WAIT_S)
         yield Mixed(server, app, ours, theirs)
