@@ -37,3 +37,11 @@ def test_map_is_read_by_folders() -> None:
         "x\n## Every module\n\n| `a.py` | does a |\n\n### `b/`\n\nHolds c.\n\n| `c.py` | does c |\n"
     )
     assert mapped(text) == {"a.py": "does a", "b/": "Holds c.", "b/c.py": "does c"}
+
+
+def test_contributing_names_every_folder() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Where things are\n")[2].partition("\n## ")[0]
+    first_cells = "\n".join(row.split("|")[1] for row in table.splitlines() if row.startswith("|"))
+    named = set(re.findall(r"`(?:greenq/)?(\w+)/`", first_cells))
+    assert named == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
