@@ -40,8 +40,8 @@ app.conf["timezone"]
 ```
 
 The names are Celery's. A setting described as "greenq's own" does not exist in Celery; where a
-default differs, Celery's is named. Unknown names and wrong values are refused, all at once. None is
-accepted for settings whose default in Celery is None.
+default differs, Celery's is named. Unknown names and wrong values are refused, and one error lists
+all of them. None is accepted for settings whose default in Celery is None.
 
 Settings come from a mapping, a module, an object or a Django settings file, and from the
 environment: `GREENQ_BROKER_URL` is `broker_url`, and so on. In the environment, truth values are
@@ -58,8 +58,8 @@ A name that looks like a setting is never silently ignored:
   such a name is almost that of a setting, it is refused. Variables that Kubernetes sets for a
   service called greenq are ignored.
 
-If `broker_url` is not set at all, an embedded server is used, one for each app's name and
-directory. A warning names this server if no terminal is attached.
+If `broker_url` is not set at all, greenq uses an embedded server. Each combination of an app's name
+and directory has its own. If no terminal is attached, a warning names this server.
 """
 
 FOREIGN = """\

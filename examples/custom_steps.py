@@ -1,11 +1,11 @@
-"""Custom parts of the worker: a health page, and a file that exists while it takes tasks.
+"""Custom parts of the worker: a health page, and a file that exists while tasks are taken.
 
     greenq worker -A custom_steps -l INFO --health-port 8090 --ready-file /tmp/ready
     curl localhost:8090             # in another terminal
     greenq graph -A custom_steps    # shows both parts among greenq's own
 
-The health page lives as long as the worker. The file's part restarts with each connection to the
-server: if you stop the server, the file is gone until the server is back.
+The health page lives as long as the worker. The part that creates the file restarts with each
+connection to the server: if you stop the server, the file is missing until the server is back.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ app.user_options["worker"].add(
     Option("--health-port", type=int, metavar="PORT", help="serve a health page")
 )
 app.user_options["worker"].add(
-    Option("--ready-file", type=Path, metavar="FILE", help="exists while tasks are taken")
+    Option("--ready-file", type=Path, metavar="FILE", help="create this file while tasks are taken")
 )
 
 

@@ -1,4 +1,4 @@
-"""Fetch web pages: the task of `greenq demo`, and a start for a crawler or a link checker.
+"""Fetch web pages: the task of `greenq demo`, and a starting point for a crawler or link checker.
 
 Start a worker that runs up to 500 fetches at once, with no more greenlets than the queue needs:
 
@@ -44,8 +44,7 @@ def fetch(url: str, timeout: float = 10.0) -> Page:
                 if time.monotonic() - began > timeout:
                     raise TimeoutError(f"not complete after {timeout:g} s")
     except urllib.error.HTTPError as exc:
-        # An HTTPError has no args, so if it were stored as it is, the result would not show the
-        # status.
+        # An HTTPError has no args, so a result that stored this error would not show the status.
         raise RuntimeError(f"answered {exc.code} {exc.reason}") from exc
     return {"status": answer.status, "bytes": size, "seconds": time.monotonic() - began}
 

@@ -2,7 +2,7 @@
 
 A bad address makes only its own task fail.
 
-A pause stands for the mail server; replace it with smtplib's calls.
+A pause stands in for the mail server; replace the pause with calls of smtplib.
 
     greenq worker -A newsletter --autoscale 200,1
     python newsletter.py 1000       # in another terminal: a thousand mails
@@ -30,7 +30,7 @@ def deliver(address: str, subject: str) -> str:
 
 @app.task
 def publish(subject: str, addresses: list[str]) -> list[str]:
-    """Send `deliver` for each address and return the ids, since a task must not wait for tasks."""
+    """Send `deliver` for each address; return the ids, since a task must not wait for others."""
     return [deliver.delay(address, subject).id for address in addresses]
 
 

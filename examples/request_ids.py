@@ -1,4 +1,4 @@
-"""Carry the id of the request that sends a task into the worker's log, by means of two signals."""
+"""Use two signals to show, in the worker's log, the id of the request that has sent a task."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 
 @before_task_publish.connect
 def take_along(headers: dict[str, Any], **_: Any) -> None:
-    """Put the id into a message, including messages that tasks send, and retries."""
+    """Put the id into each message, including retries and messages that tasks send."""
     headers["request_id"] = request_id.get()
 
 
 @task_prerun.connect
 def restore(task: Any, **_: Any) -> None:
-    """Set the id again where the task runs, for its code and the receivers called after this."""
+    """Set the id again in the worker, for the task's code and the receivers called after this."""
     request_id.set(task.request.get("request_id", "-"))
 
 
 @app.task
 def greet(name: str) -> str:
-    """Log the id of the request that led here."""
+    """Log the id of the request that led to this task."""
     log.info("request %s: hello, %s", request_id.get(), name)
     return request_id.get()
 

@@ -27,7 +27,7 @@ def call_service() -> str:
 
 @app.task(bind=True, max_retries=30)
 def patient(self: Any) -> str:
-    """Retry after half a second; `bind` passes the task itself, which knows this run."""
+    """Retry after half a second; `bind` passes the task itself, which describes the current run."""
     try:
         answer = call_service()
     except Busy as exc:

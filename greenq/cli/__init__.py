@@ -1,9 +1,9 @@
 """The command line: parse first, patch next, import the app last.
 
-The parser loads neither gevent nor an app, so ``greenq --help`` is quick. When a command is
-chosen, its options are read from its module or one next to it; such a module imports nothing heavy
-at its top level. A command's dependencies are imported when it runs, and after patching if it needs
-the hub.
+The parser loads neither gevent nor an app, so ``greenq --help`` is quick. A command's options are
+added only when that command is chosen, by its module or one next to it; such a module imports
+nothing heavy at its top level. The command's dependencies are imported when it runs, and after
+patching if it needs the hub.
 
 Only `greenq.__main__` imports this package.
 """
@@ -27,17 +27,17 @@ from greenq.utils.suggest import suggestion
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A shell's exit code for a program ended by SIGINT.
+# The exit code that shells report for a program ended by SIGINT.
 _INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that answers a wrong option or command by suggesting the nearest one.
+    """An `ArgumentParser` whose errors suggest the option or command that was probably meant.
 
     Attributes:
-        options: ``module:function`` that adds its options when they are first needed.
-        words: further suggestions for a wrong word.
-        mixed: whether options may appear between its words.
+        options: the ``module:function`` that adds the parser's options when they are first needed.
+        words: further words that an error may suggest.
+        mixed: whether options may appear between positional arguments.
     """
 
     def __init__(self, *args: Any, options: str | None = None, **kwargs: Any) -> None:
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line that gives the error and says where to find help; exit with 2."""
+        """Print the error and where to find help, and exit with code 2."""
         text = printable(message + self._hint(message))
         self.exit(2, f"{self.prog}: {text}\nSee: {self.prog} --help\n")
 
@@ -90,10 +90,10 @@ class _Subcommand:
         name: the name that the user types.
         text: a description for the list of commands.
         module: the module whose ``run(args)`` runs the command and returns the exit code.
-        options: ``module:function`` that adds the command's options to a parser.
+        options: the ``module:function`` that adds the command's options to a parser.
         patched: whether `module` needs the patched standard library.
         extended: whether an app may add its own options.
-        mixed: whether options may appear between its words.
+        mixed: whether options may appear between positional arguments.
     """
 
     name: str
@@ -116,19 +116,19 @@ _COMMANDS = (
     ),
     _Subcommand(
         "beat",
-        "send periodic tasks, or inspect them",
+        "send periodic tasks, or inspect and change their entries",
         "greenq.cli.beat",
         "greenq.cli.beat_options:add_options",
     ),
     # `greenq.__main__` runs `health` without loading this module, which would take longer.
     _Subcommand(
-        "health", "ask the worker on this machine whether it is well", "greenq.utils.probe"
+        "health", "check whether the worker on this machine is healthy", "greenq.utils.probe"
     ),
     _Subcommand("status", "show the state of each worker", "greenq.cli.status"),
-    _Subcommand("ping", "show which workers answer, and how fast", "greenq.cli.ping"),
+    _Subcommand("ping", "show which workers reply, and how fast", "greenq.cli.ping"),
     _Subcommand(
         "inspect",
-        "ask workers what they know",
+        "ask workers about their state and tasks",
         "greenq.cli.remote",
         "greenq.cli.remote:add_inspect_options",
     ),
@@ -219,7 +219,8 @@ def _run(command: _Subcommand, args: argparse.Namespace) -> int:
         code = run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe, so Python's flush at exit must not fail.
+        # The reader, such as `head`, has closed the pipe. Redirect stdout, since otherwise Python's
+        # flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

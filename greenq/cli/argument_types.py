@@ -1,6 +1,6 @@
 """Types of command line options and arguments: each function parses one kind of text.
 
-argparse calls them and shows the messages of their errors.
+argparse calls these functions and shows the messages of their errors.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def duration(text: str) -> timedelta:
 
 
 def lifetime(text: str) -> float:
-    """Read a time: ``30s``, ``10m``, ``2h``, ``7d``, or a number of seconds."""
+    """Read a duration: ``30s``, ``10m``, ``2h``, ``7d``, or a number of seconds."""
     try:
         return seconds(text)
     except argparse.ArgumentTypeError:
         found = duration(text).total_seconds()
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0")
     return found
 
 
@@ -115,7 +115,7 @@ def level(text: str) -> str:
 
 
 def server(text: str) -> str:
-    """Read a server's URL, or ``@FILE`` for a file that contains it, to hide it from ``ps``.
+    """Read a server's URL; ``@FILE`` reads it from a file, which hides it from ``ps``.
 
     The URL is checked later, as the value of its setting.
     """

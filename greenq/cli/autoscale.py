@@ -1,4 +1,4 @@
-"""``greenq autoscale``: the decisions of the running workers' autoscalers, with the reasons."""
+"""``greenq autoscale``: the decisions of the running workers' autoscalers, with their reasons."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _as_json(stats: object, log: object) -> dict[str, object]:
 
 
 def node_lines(node: str, stats: object, log: object, *, last: int, now_s: float) -> Iterator[str]:
-    """Format one worker's reply: its limits, a table and a plot."""
+    """Format one worker's reply: the pool's limits, a plot of its sizes, and a table."""
     pool, processes = show.part(stats, "autoscaler"), show.part(stats, "Processes")
     yield show.bold(show.printable(node))
     if pool is None and processes is None:

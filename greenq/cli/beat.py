@@ -117,7 +117,7 @@ def _run(app: Greenq, args: argparse.Namespace) -> None:
 def _pause(app: Greenq, args: argparse.Namespace) -> None:
     (name,) = _words(args, "NAME")
     app.periodic.pause(name)
-    show.write(f"{printable(name)} is paused until greenq beat resume")
+    show.write(f"{printable(name)} is paused; greenq beat resume ends the pause")
 
 
 def _resume(app: Greenq, args: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def _remove(app: Greenq, args: argparse.Namespace) -> None:
     (name,) = _words(args, "NAME")
     if not app.periodic.remove(name):
         app.periodic.get(name)
-        raise GreenqError(f"{name!r} is in the settings or the code: remove it there, or pause it")
+        raise GreenqError(f"{name!r} is defined in settings or code: remove it there, or pause it")
     show.write(f"{printable(name)} has been removed")
 
 
@@ -218,7 +218,7 @@ _ACTIONS: dict[str, Callable[[Any, Any], None]] = {
 def _words(args: argparse.Namespace, *wanted: str) -> Sequence[str]:
     words: Sequence[str] = args.words
     if len(words) != len(wanted):
-        takes = " ".join(wanted) or "no further word"
+        takes = " ".join(wanted) or "no arguments"
         raise GreenqError(f"greenq beat {args.action} takes {takes}")
     return words
 

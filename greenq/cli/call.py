@@ -14,25 +14,30 @@ from greenq.cli.common import add_app_options, opened
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add = parser.add_argument
-    add("name", metavar="NAME", help="the task's name; the app need not have such a task")
+    add("name", metavar="NAME", help="the task's name; the app need not know the task")
     add_app_options(parser)
     add("-a", "--args", dest="task_args", type=json_list, default=[], metavar="JSON",
-        help="its arguments, such as '[2, 2]'")  # fmt: skip
+        help="the task's arguments, such as '[2, 2]'")  # fmt: skip
     add("-k", "--kwargs", dest="task_kwargs", type=json_object, default={}, metavar="JSON",
-        help="its keyword arguments, such as '{\"x\": 2}'")  # fmt: skip
+        help="the task's keyword arguments, such as '{\"x\": 2}'")  # fmt: skip
     add("--queue", metavar="NAME", help="send to this queue")
     add("--priority", type=priority, metavar="0-9", help="0 is the most urgent")
     when = parser.add_mutually_exclusive_group()
     when.add_argument(
-        "--countdown", type=seconds, metavar="S", help="run this many seconds from now"
+        "--countdown", type=seconds, metavar="S", help="run the task S seconds from now"
     )
     when.add_argument(
         "--eta",
         type=moment,
         metavar="TIME",
-        help="do not run before this time, such as 2031-01-02T03:04",
+        help="do not run the task before this time, such as 2031-01-02T03:04",
     )
-    add("--expires", type=seconds_or_moment, metavar="S|TIME", help="do not run after this time")
+    add(
+        "--expires",
+        type=seconds_or_moment,
+        metavar="S|TIME",
+        help="do not run the task after this time",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None
     }
     with opened(args) as app:
-        # A task of the app is sent with its own options.
+        # If the app knows the task, the task's own options apply.
         task = app.tasks.get(args.name)
         if task is not None:
             sent = task.apply_async(args.task_args, args.task_kwargs, **options)

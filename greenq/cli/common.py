@@ -1,4 +1,4 @@
-"""What the commands share: the app, the options that name it, and requests to workers."""
+"""Code that the commands share: finding the app, common options, and requests to workers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ EX_TEMPFAIL: Final = 75
 # How long to wait for replies by default. Only a longer timeout also waits for blocked workers.
 TIMEOUT_S: Final = 1.0
 
-# The timeout for pinging workers that hold a lease and have not replied; even a blocked one answers
-# immediately.
+# The timeout for pinging workers that hold a lease but have not replied. Even a blocked worker
+# replies to a ping immediately.
 _PING_S: Final = 0.3
 
 _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
@@ -40,7 +40,7 @@ _BROKER_VARIABLE: Final = "GREENQ_BROKER_URL"
 def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the options that select the app or the server, and ``--json``.
 
-    If `again` is true, the options keep the values that their first occurrence has set.
+    If `again` is true, an option that is not given keeps the value that an earlier parser has set.
     """
     add = parser.add_argument
     unset = argparse.SUPPRESS if again else None
@@ -49,8 +49,9 @@ def add_app_options(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         help=f"the app: module or module:name (not needed with -b or {_BROKER_VARIABLE})",
     )  # fmt: skip
     add("-b", "--broker", type=argument_types.server, default=unset, metavar="URL",
-        help="instead of the app's broker_url; @FILE reads it from a file")  # fmt: skip
-    add("--json", action="store_true", default=unset or False, help="JSON instead of text")
+        help="the server's URL, instead of the app's broker_url; @FILE reads it from a "
+        "file")  # fmt: skip
+    add("--json", action="store_true", default=unset or False, help="print JSON instead of text")
 
 
 def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
@@ -62,8 +63,8 @@ def add_asking_options(parser: argparse.ArgumentParser, *, again: bool = False) 
         help="ask only these nodes")  # fmt: skip
     add("-t", "--timeout", type=argument_types.seconds, default=unset or TIMEOUT_S,
         metavar="S",
-        help="wait this long for replies (default 1); blocked workers are waited for "
-        "only if S is greater than 1")  # fmt: skip
+        help="wait S seconds for replies (default 1); wait for blocked workers only if S is "
+        "greater than 1")  # fmt: skip
 
 
 def nodes(text: str) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ def is_named(args: argparse.Namespace) -> bool:
 def opened(args: argparse.Namespace) -> Iterator[Greenq]:
     """Open the app that the command line names, and close it when the block ends.
 
-    If it names a server but no app, use a plain app without tasks.
+    If the command line names a server but no app, use a plain app without tasks.
 
     Raises:
         AppNotFound: neither an app nor a server is named, or the app cannot be imported.
@@ -139,10 +140,10 @@ def ask(
 
     Args:
         app: the app of the workers.
-        args: the command line, with the workers to ask and how long to wait.
+        args: the parsed command line, which says which workers to ask and how long to wait.
         method: the command.
-        arguments: its arguments.
-        destination: overrides the command line's.
+        arguments: the command's arguments.
+        destination: the nodes to ask, instead of those on the command line.
         on_reply: called with the node and its reply as each reply arrives.
     """
     nodes = list(destination or args.destination)
@@ -177,9 +178,9 @@ def silent(
 ) -> dict[str, str]:
     """Return the nodes that should have replied but have not, each with the likely reason.
 
-    The nodes that should have replied are those asked by name. If none were named, they are all
-    those that hold a lease according to `roll` (by default, the server is asked); only greenq's
-    workers hold a lease.
+    The nodes named on the command line should have replied. If none is named, all nodes that hold a
+    lease should have; only greenq's workers hold leases. `roll` lists them; if it is None, the
+    server is asked.
     """
     roll = roll or called_roll(app)
     nodes = [each for each in (args.destination or sorted(roll.living)) if each not in replies]
@@ -200,7 +201,7 @@ def called_roll(app: Greenq) -> Roll:
 
 
 def evicting(app: Greenq) -> str | None:
-    """Return a warning if the server may evict queues; None if it does not or this is unknown."""
+    """Return a warning if the server may evict queues; None if it cannot, or this is unknown."""
     module = importlib.import_module("greenq.transport.facts")
     try:
         warning: str | None = module.eviction_warning(module.server_facts(app.transport.client))
@@ -214,11 +215,11 @@ def _why(node: str, timeout_s: float, roll: Roll, pongs: Mapping[str, Any]) -> s
     text = f"no reply within {timeout_s:g} s"
     if node in pongs:
         blocked = show.part(pongs[node], "blocked")
-        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but it answers now"
+        return f"no reply: {blocked_text(blocked)}" if blocked else f"{text}, but it replies now"
     if node in roll.living:
         return (
-            f"{text}, but it holds its lease: it takes no commands (--without-control), has just "
-            "started, is frozen, or a call holds the GIL"
+            f"{text}, but it holds its lease: it takes no commands (--without-control), it has "
+            "just started, it is frozen, or a call holds the GIL"
         )
     if node in roll.ended:
         return f"{text}: its lease ended {roll.ended[node]:.0f} s ago"
@@ -245,7 +246,7 @@ def blocked_text(blocked: Any) -> str:
 
 
 def missing(app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any]) -> int:
-    """Print on stderr which nodes have not replied, and why; return the exit code.
+    """Print to stderr which nodes have not replied, and why; return the exit code.
 
     Returns:
         0: all have replied; 69: there is no worker; 75: a live worker has not replied.

@@ -30,13 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="show only these: names, parts of names, or patterns such as 'worker_*log*'",
+        help="show only settings that match a name, part of a name, or a pattern such as "
+        "'worker_*log*'",
     )
     parser.add_argument("--changed", action="store_true", help="show only settings that are set")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings of the app or, if none is named, those of the environment.
+    """Print the app's settings; if no app is named, print the defaults and the environment's.
 
     Raises:
         UnknownSetting: a name or pattern matches no setting.

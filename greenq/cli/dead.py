@@ -32,13 +32,13 @@ _HEADINGS = ("AGE", "QUEUE", "TASK", "ID", "REASON")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which dead letters to select; None selects all.
+    """Selects dead letters; an attribute that is None selects all.
 
     Attributes:
         task: the task's name; ``*`` and ``?`` stand for any text and any character.
         reason: a part of the reason; case does not matter.
-        id: the task's id, or what the list shows for a message that has no id.
-        after: select letters buried after this time.
+        id: the task's id, or the one that the list shows for a message without an id.
+        after: the time after which a letter was buried.
     """
 
     task: str | None = None
@@ -64,23 +64,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "delete letters")  # fmt: skip
     add_app_options(parser)
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="only from these queues (default: all queues with dead letters)")  # fmt: skip
-    add("--task", metavar="NAME", help="only letters of this task; * and ? match, as in 'mail.*'")
-    add("--reason", metavar="TEXT", help="only letters with this text in the reason")
+        help="only letters of these queues (default: all queues with dead letters)")  # fmt: skip
+    add("--task", metavar="NAME", help="only letters of this task; wildcards * and ? are allowed")
+    add("--reason", metavar="TEXT", help="only letters whose reason contains this text")
     add("--id", metavar="ID", help="only the letter with this id, as the list shows it")
     add(
         "--since",
         type=argument_types.duration,
         metavar="AGE",
-        help="only letters younger than 30s, 10m, 2h or 7d",
+        help="only letters younger than AGE, such as 30s, 10m, 2h or 7d",
     )
     add("--limit", type=argument_types.count, metavar="N",
         help="list the newest N (default 100), or replay the oldest N")  # fmt: skip
-    add("--yes", action="store_true", help="purge more than one letter; not needed with --json")
+    add("--yes", action="store_true", help="allow purging several letters; not needed with --json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action on the dead letters; `show` fails if there is no match."""
+    """Run the action on the dead letters; `show` fails if no letter matches."""
     now = datetime.now(UTC)
     wanted = Wanted(args.task, args.reason, args.id, now - args.since if args.since else None)
     with opened(args) as app:
@@ -157,7 +157,7 @@ def _purge(
 
 
 def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
-    """Print what was done, even if an error occurred halfway."""
+    """Print what was done, even if an error occurs halfway."""
     counts: Counter[str] = Counter()
     try:
         for letter in letters:
@@ -173,7 +173,7 @@ def _report(letters: Iterator[DeadLetter], done: str, *, as_json: bool) -> None:
 
 
 def fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return what the list shows about a letter, for JSON."""
+    """Return the fields of a letter that the list shows, for JSON."""
     return {
         "queue": letter.queue,
         "id": letter.id,
@@ -204,7 +204,7 @@ def total(counts: Counter[str], shown: int) -> str:
 def description(letter: DeadLetter) -> Iterator[str]:
     """Yield everything about a letter, line by line."""
     kept = (
-        f"; the first {len(letter.raw):,} are kept, so it cannot be replayed"
+        f"; only the first {len(letter.raw):,} are kept, so the message cannot be replayed"
         if letter.is_cut
         else ""
     )

@@ -65,10 +65,10 @@ def _add_writer(kinds: Any, what: str, text: str) -> None:
     add("-A", "--app", default=os.environ.get("GREENQ_APP"), type=plain,
         help="the app of the workers (default: GREENQ_APP)")  # fmt: skip
     add("--autoscale", type=argument_types.limits, metavar="MAX,MIN",
-        help=f"tasks at once in each process (default {_AUTOSCALE})")  # fmt: skip
+        help=f"limits on concurrent tasks in each process (default {_AUTOSCALE})")  # fmt: skip
     if what == "supervisord":
         add("--processes", type=argument_types.limits, metavar="MAX,MIN",
-            help=f"processes (default {_PROCESSES})")  # fmt: skip
+            help=f"limits on the number of processes (default {_PROCESSES})")  # fmt: skip
     if what == "systemd":
         add("--directory", type=plain, default=str(Path.cwd()), metavar="DIR",
             help="the directory that contains the app (default: this one)")  # fmt: skip
@@ -83,7 +83,7 @@ def _add_writer(kinds: Any, what: str, text: str) -> None:
     if what == "kubernetes":
         add("--image", type=plain, default="proj:latest", help="the image (default proj:latest)")
         add("--replicas", type=argument_types.count, default=2, metavar="N",
-            help="how many pods (default 2)")  # fmt: skip
+            help="the number of pods (default 2)")  # fmt: skip
 
 
 def _add_restart(kinds: Any) -> None:
@@ -93,14 +93,14 @@ def _add_restart(kinds: Any) -> None:
     add_app_options(parser)
     add("-c", "--configuration", metavar="FILE", type=Path,
         help="supervisord's configuration file (default: ./supervisord.conf)")  # fmt: skip
-    add("--url", metavar="URL", help="supervisord's address, instead of a configuration file: "
-        "unix:///path/supervisor.sock")  # fmt: skip
+    add("--url", metavar="URL", help="supervisord's address, instead of a configuration file; for "
+        "example, unix:///path/supervisor.sock")  # fmt: skip
     add("--group", default="greenq", metavar="NAME", help="the group (default greenq)")
     add("--drain", type=argument_types.seconds, default=600.0, metavar="S",
-        help="wait this long for a worker's running tasks (default 600); after that, they get "
-        "its worker_shutdown_grace")  # fmt: skip
+        help="wait S seconds for a worker's running tasks (default 600); after that, they have "
+        "its worker_shutdown_grace to finish")  # fmt: skip
     add("--ready", type=argument_types.seconds, default=60.0, metavar="S",
-        help="a restarted worker must answer within this time (default 60)")  # fmt: skip
+        help="a restarted worker must reply within S seconds (default 60)")  # fmt: skip
 
 
 def plain(text: str) -> str:
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         return _restart(args)
     sys.stdout.write(file(args.what, vars(args)))
     if args.app is None and args.what != "supervisord":
-        show.complain(f"greenq deploy: no app is named (-A, GREENQ_APP): the file says {_APP}")
+        show.complain(f"greenq deploy: no app is named (-A, GREENQ_APP), so the file names {_APP}")
     return 0
 
 
@@ -177,7 +177,7 @@ def _supervisord(text: str, app: str | None, processes: tuple[int, int] | None) 
 
 def _template(what: str) -> str:
     package = Path(greenq.__file__).parent
-    # The installed location, then the source tree.
+    # An installed package contains the files; in a checkout, they are next to the package.
     for folder in (package / "deploy", package.parent / "deploy"):
         path = folder / _FILES[what]
         if path.is_file():
@@ -245,8 +245,8 @@ def _supervisor(url: str | None, configuration: Path | None) -> Supervisor:
         url = section["serverurl"]
     except (OSError, configparser.Error, KeyError, UnicodeDecodeError) as exc:
         raise SupervisorError(
-            f"no address of supervisord in {path} ({exc}): name its configuration with -c, which "
-            "needs a [supervisorctl] section with serverurl, or the address with --url"
+            f"no address of supervisord in {path} ({exc}): give the address with --url, or name "
+            "supervisord's configuration with -c; it needs a [supervisorctl] section with serverurl"
         ) from None
     url = url.replace("%(here)s", str(path.resolve().parent))
     url = re.sub(r"%\(ENV_(\w+)\)s", lambda name: os.environ.get(name[1], ""), url)

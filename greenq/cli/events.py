@@ -1,4 +1,4 @@
-"""``greenq events``: shows the cluster's events, as a live table, as lines or as JSON."""
+"""``greenq events``: show the cluster's events as a live table, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenq.events.receiver import Receiver
 
-# The interval between redraws of the table; the timeout may be noticed late by up to this time.
+# The interval between redraws of the table. The timeout may be noticed up to this much late.
 _TURN_S = 0.25
 
 # How many task names are remembered, since most events of a task carry only its id.
@@ -35,7 +35,7 @@ class Output(Protocol):
     """Shows events."""
 
     def show(self, event: dict[str, Any]) -> None:
-        """Add an event, in order of arrival."""
+        """Add an event; events are added in order of arrival."""
 
     def flush(self) -> None:
         """Show all events added so far; called regularly, even if no event has arrived."""
@@ -45,15 +45,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     add_app_options(parser)
     add = parser.add_argument
-    add("--dump", action="store_true", help="print a line for each event, even to a terminal")
+    add("--dump", action="store_true", help="print a line for each event, even on a terminal")
     add(
         "-t",
         "--timeout",
         type=argument_types.seconds,
         metavar="S",
-        help="stop after this many seconds",
+        help="stop after S seconds",
     )
-    add("--limit", type=argument_types.count, metavar="N", help="stop after this many events")
+    add("--limit", type=argument_types.count, metavar="N", help="stop after N events")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def follow(receiver: Receiver, output: Output, timeout_s: float | None, limit: int | None) -> None:
-    """Show the received events until the timeout or the limit."""
+    """Show events as they arrive, until the timeout or the limit is reached."""
     receiver.open()
     output.flush()
     ends_s = None if timeout_s is None else time.monotonic() + timeout_s

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REDRAW_S = 0.25
 
 # The number of screen lines not used for workers and tasks: headings, rules, blank lines and the
-# last lines.
+# summary.
 _OTHER_LINES = 10
 
 # Columns whose contents would be useless if truncated.
@@ -88,7 +88,7 @@ class EventsDisplay:
             f"{len(state.tasks):,} tasks"
         )
         if not state.tasks:
-            text += "; workers send task events when started with -E, or by greenq control "
+            text += "; workers send task events if started with -E, or after greenq control "
             text += "enable_events"
         return Text(text, style="dim")
 

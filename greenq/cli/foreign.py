@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _VALUED: Final = ("-A", "--app", "-b", "--broker", "--result-backend", "--workdir")
 _PLAIN: Final = ("-q", "--quiet", "-C", "--no-color")
 _REFUSED: Final = {
-    "--config": "there is no --config: name the settings in the app, with config_from_object",
+    "--config": "there is no --config: load the settings in the app, with config_from_object",
     "--loader": "there are no loaders: the app reads its settings with config_from_object",
     "--skip-checks": "there are no Django checks to skip",
 }
@@ -83,7 +83,7 @@ _POOLS: Final = {
 
 
 def in_order(argv: Sequence[str]) -> list[str]:
-    """Move options from before the command, where Celery has them, to after it."""
+    """Move the options that Celery accepts before the command to after the command."""
     before: list[tuple[str, ...]] = []
     rest = list(argv)
     while rest and rest[0].startswith("-"):
@@ -149,24 +149,24 @@ class _Instead(argparse.Action):
 
 
 class _Ignored(argparse.Action):
-    """A Celery option whose effect is always on in greenq."""
+    """A Celery option that greenq accepts but ignores."""
 
     def __call__(self, *_arguments: Any, **_options: Any) -> None:
         """Do nothing."""
 
 
 def pool(text: str) -> str:
-    """Read the name of a pool; there is only one."""
+    """Read the name of a pool; greenq has only one pool."""
     if text not in _GREEN:
-        instead = _POOLS.get(text, "there is one pool, of gevent's greenlets: leave -P out")
+        instead = _POOLS.get(text, "the only pool runs gevent's greenlets: leave -P out")
         raise argparse.ArgumentTypeError(f"no pool {text!r}: {instead}")
     return text
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of Celery's worker to `parser`; help does not show them."""
+    """Add the options of Celery's worker to `parser`; help shows only ``-P``."""
     add = parser.add_argument
-    add("-P", "--pool", type=pool, metavar="POOL", help="gevent, the only one: greenlets")
+    add("-P", "--pool", type=pool, metavar="POOL", help="gevent, the only pool: greenlets")
     add("-O", "--optimization", action=_Ignored, help=argparse.SUPPRESS,
         choices=("default", "fair"))  # fmt: skip
     add("--events", dest="task_events", action="store_true", default=None,

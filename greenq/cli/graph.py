@@ -64,7 +64,7 @@ def text(graphs: Graphs) -> Iterator[str]:
 
 
 def dot(graphs: Graphs) -> Iterator[str]:
-    """Format the blueprints for Graphviz; arrows point from a requirement to what requires it."""
+    """Format the blueprints for Graphviz; an arrow leads from a step to a step that requires it."""
     yield "digraph greenq {"
     yield "  rankdir=LR; node [shape=box];"
     for name, nodes in graphs.items():

@@ -1,4 +1,4 @@
-"""Finding the app that ``-A`` names."""
+"""Finds the app that ``-A`` names, and imports its task modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_app(path: str | None) -> Greenq:
     on the import path.
 
     Raises:
-        AppNotFound: no app was found; the message lists what was tried and what to do.
+        AppNotFound: no app was found; the message says where greenq looked and what to do.
     """
     if not path:
         raise AppNotFound("no app named: name it, as in `greenq worker -A proj`")
@@ -62,8 +62,8 @@ def _none_found(module: ModuleType) -> str:
     for attribute, value in vars(module).items():
         if _is_celerys(value):
             return (
-                f"{message}; its {attribute!r} is a Celery app: make it a Greenq app, "
-                f"`from greenq import Greenq` and {attribute} = Greenq(...)"
+                f"{message}; its {attribute!r} is a Celery app: make it a Greenq app "
+                f"with `from greenq import Greenq` and `{attribute} = Greenq(...)`"
             )
     return f"{message}; name it, as in `-A {name}:myapp`"
 

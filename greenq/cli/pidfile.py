@@ -23,7 +23,7 @@ def pid_file(path: str | None, inherited: int = -1) -> Iterator[int]:
 
     Args:
         path: the path of the file.
-        inherited: a descriptor of the file that this process has locked before its restart.
+        inherited: a descriptor of the file, which this process locked before it restarted.
 
     Returns:
         The descriptor of the file; -1 if `path` is None.
@@ -80,7 +80,7 @@ def _lock(path: str) -> int:
             os.close(number)
             raise GreenqError(
                 f"pidfile {path}: process {holder} has locked it and is alive; stop that process "
-                "first, or use another file for this one"
+                "first, or use another file for the new process"
             ) from None
         except BaseException:
             os.close(number)

@@ -1,4 +1,4 @@
-"""``greenq ping``: which workers answer, and how fast."""
+"""``greenq ping``: which workers reply, and how fast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Ping the workers; return 69 if none of them replies."""
     took_ms: dict[str, float] = {}
     with opened(args) as app:
-        # Connect before the measurement starts, so as not to include the handshake.
+        # Connect before the measurement starts, so that it does not include the handshake.
         app.transport.client.call("PING")
         asked_at = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The user that a worker runs as: changes the user on request, and warns about root."""
+"""The user that a worker runs as: switching to another user, and a warning about root."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
         group: a name or a number; None for the user's own.
 
     Raises:
-        ConfigError: there is no such user or group, or this process may not switch to it.
+        ConfigError: there is no such user or group, or this process cannot switch to it.
     """
     if user is None and group is None:
         return
@@ -41,7 +41,7 @@ def drop_rights(user: str | None, group: str | None) -> None:
         return
     name, value = ("gid", group) if user is None else ("uid", user)
     if os.geteuid() != 0:
-        raise ConfigError([Problem(name, value, "only root may become another user or group")])
+        raise ConfigError([Problem(name, value, "only root can become another user or group")])
     try:
         if entry is None:
             os.setgroups([gid])

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_app_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="only from these queues (default: the app's)")  # fmt: skip
+        help="purge only these queues (default: the app's)")  # fmt: skip
     add("-f", "--force", "--yes", dest="yes", action="store_true", help="do not ask first")
 
 

@@ -1,4 +1,4 @@
-"""``greenq queues``: how many messages are waiting in each queue, its consumers and its growth."""
+"""``greenq queues``: each queue's waiting messages, its consumers and its growth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _APART_S: Final = 1.0
 
-# Sending a chord's header takes no longer than this unless its members are slow to produce.
+# Sending a chord's header takes no longer than this unless its members are produced slowly.
 UNSEALED_S: Final = 60.0
 _TOP_LEFT: Final = "\033[H\033[J"
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_asking_options(parser)
     add = parser.add_argument
     add("-Q", "--queues", type=argument_types.names, default=(), metavar="A,B",
-        help="show only these (default: all queues ever declared, and the app's)")  # fmt: skip
+        help="show only these queues (default: all ever declared, and the app's)")  # fmt: skip
     add("--rates", action="store_true", help="count twice, a second apart, and show the change")
     add("--watch", action="store_true", help="count every second until interrupted")
 
@@ -76,7 +76,7 @@ def _watch(app: Greenq, args: argparse.Namespace, names: Iterable[str]) -> None:
 
 
 def known_queues(app: Greenq, *, within_s: float | None = None) -> list[str]:
-    """Return all queues ever declared, and those of the app, by name.
+    """Return the names of all queues ever declared and of the app's queues, sorted.
 
     The search takes a long time on a server with millions of keys; `within_s` limits the time.
     """
@@ -106,7 +106,7 @@ def takers(roll: Roll, replies: Mapping[str, Any]) -> TakersByQueue:
     """Combine the server's data about greenq's workers with the replies of other workers.
 
     Args:
-        roll: workers with a lease. A blocked or unresponsive worker also counts as a consumer.
+        roll: the workers with a lease, including blocked and unresponsive ones.
         replies: the replies to the command active_queues, by node, from Celery's workers and from
             greenq's workers that have not registered their queues yet.
     """
@@ -137,7 +137,7 @@ def held(replies: Mapping[str, Any]) -> dict[str, int]:
 def _complete(
     app: Greenq, args: argparse.Namespace, names: Iterable[str], before: QueuesSnapshot | None
 ) -> QueuesSnapshot:
-    """Count the messages, and add the counts that only the workers know."""
+    """Count the messages, and add the facts that only the workers know."""
     roll = called_roll(app)
     replies = ask(app, args, "active_queues")
     absent = silent(app, args, replies, roll)
@@ -184,14 +184,14 @@ def never_sent(chord: Unsealed) -> str:
     """Return a sentence about a chord whose header was not sent completely."""
     since = datetime.fromtimestamp(chord.since, UTC).isoformat(timespec="seconds")
     return (
-        f"chord {show.printable(chord.group_id)}: its header has not been sent completely since "
+        f"chord {show.printable(chord.group_id)}: its header has been incomplete since "
         f"{since}; if its sender has died, its body {show.printable(chord.body)} "
         f"(id {show.printable(chord.body_id)}) will never run: send the chord again"
     )
 
 
 def headings(queues: Sequence[QueueCounts]) -> tuple[str, ...]:
-    """Return the column headings; there is one for each priority step."""
+    """Return the column headings, including one for each priority step."""
     steps = [f"P{step}" for step in queues[0].depth] if queues else []
     places = "INBOX", "PARKED", "HELD", "DEAD", "OLDEST", "CONSUMERS", "CHANGE/S", "DRAINED IN"
     return ("QUEUE", "WAITING", *steps, *places, "")

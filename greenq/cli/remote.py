@@ -48,7 +48,7 @@ class CommandRequest:
 
     Attributes:
         command: the command, known or not.
-        arguments: those that were given, by name.
+        arguments: the given arguments, by name.
     """
 
     command: RemoteCommand
@@ -71,7 +71,7 @@ def add_control_options(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser, group: str) -> None:
     add_asking_options(parser)
     _add_sending_options(parser, group)
-    parser.add_argument("name", metavar="CMD", help="the command, see below")
+    parser.add_argument("name", metavar="CMD", help="the command (see below)")
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; see CMD --help"
     )
@@ -134,7 +134,12 @@ def _refuse(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the command, and print the replies; return 69 without a reply, 1 if all are errors."""
+    """Send the command, and print the replies.
+
+    Returns:
+        The exit code: 69 if there is no worker, 75 if a live worker has not replied, 1 if all
+        replies are errors, and otherwise 0.
+    """
     request = read(args)
     with opened(args) as app:
         if request.command.silent:
@@ -162,8 +167,8 @@ def _tell(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> int
     """Send a command that has no reply, and print its receivers; return 69 if there are no workers.
 
     Raises:
-        GreenqError: the command would go to all nodes, and there is no terminal to ask for
-            confirmation on.
+        GreenqError: the command would go to all nodes, and without a terminal the user cannot be
+            asked for confirmation.
     """
     pongs = ask(app, args, "ping")
     absent = silent(app, args, pongs)
@@ -227,13 +232,13 @@ def _ask(app: Greenq, args: argparse.Namespace, request: CommandRequest) -> dict
 
 
 def _confirm(request: CommandRequest, args: argparse.Namespace, nodes: Sequence[str]) -> bool:
-    """Ask for confirmation before doing something irreversible to all nodes."""
+    """Return whether to send the command; if it would stop all nodes, ask the user first."""
     if not request.command.destructive or args.destination or args.yes:
         return True
     named = ", ".join(map(show.printable, nodes))
     if not sys.stdin.isatty():
         raise GreenqError(
-            f"this affects all nodes, Celery's too: {named}; add --yes to do so, or name "
+            f"this affects all nodes, including Celery's: {named}; add --yes to do so, or name "
             "some with -d"
         )
     return confirmed(f"{request.command.name} on all nodes ({named})?")
@@ -299,7 +304,7 @@ def _foreign(method: str, arguments: Mapping[str, Any]) -> str:
     does = {
         "pause": f"it keeps taking from {queue}; cancel_consumer {queue} stops that",
         "resume": f"it takes from {queue} unless cancel_consumer has stopped that; "
-        f"add_consumer {queue} undoes that",
+        f"add_consumer {queue} makes it take again",
         "drain": "it keeps taking messages; cancel_consumer stops that, queue by queue",
     }
     return f"a Celery worker: {does.get(method, 'it does not know this command')}"

@@ -21,8 +21,8 @@ class Parameter:
         name: its name in the request.
         text: its description.
         kind: a function that parses it from the command line.
-        how: ``one`` and ``some`` (one or more) are required; ``any`` (none or more) and
-            ``perhaps`` are not. An ``option`` is written ``--name VALUE``, a ``flag`` ``--name``.
+        how: ``one`` and ``some`` (one or more) are required; ``any`` (any number) and ``perhaps``
+            (at most one) are not. An ``option`` is written ``--name VALUE``, a ``flag`` ``--name``.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Parameter:
 
     @property
     def dest(self) -> str:
-        """The name of its value, which is distinct from those of the command line's own options."""
+        """The name of the parsed value, which no option of the command line itself uses."""
         return f"argument {self.name}"
 
 
@@ -120,8 +120,8 @@ _TASK_IDS: Final = Parameter("task_id", "id of a task", how="some")
 _TASK_NAME: Final = Parameter("task_name", "name of a task")
 _QUEUE: Final = Parameter("queue", "name of a queue")
 _N: Final = Parameter("n", "how many (default 1)", argument_types.count, "perhaps")
-_SIGNAL: Final = Parameter("signal", "for --terminate (default SIGTERM)", how="option")
-_TERMINATE: Final = Parameter("terminate", "end it if it is running", how="flag")
+_SIGNAL: Final = Parameter("signal", "the signal for --terminate (default SIGTERM)", how="option")
+_TERMINATE: Final = Parameter("terminate", "end the task if it is running", how="flag")
 _PAGE: Final = (
     Parameter("limit", "at most this many per node (default all)", argument_types.count, "option"),
     Parameter("offset", "start at this index, counted from 0", offset, "option"),
@@ -153,20 +153,20 @@ INSPECT: Final = (
     ),
     RemoteCommand(
         "registered",
-        "tasks a node knows",
+        "tasks that a node knows",
         (
             Parameter("taskinfoitems", "attributes to show, such as rate_limit", how="any"),
-            Parameter("builtins", "include those of greenq itself", how="flag"),
+            Parameter("builtins", "include greenq's own tasks", how="flag"),
         ),
         "dump_tasks",
     ),
     RemoteCommand("revoked", "ids of revoked tasks", (), "dump_revoked"),
-    RemoteCommand("active_queues", "queues a node consumes from"),
+    RemoteCommand("active_queues", "queues that a node consumes from"),
     RemoteCommand("stats", "counts, pool, connections, resources"),
     RemoteCommand(
         "conf",
         "settings, without secrets",
-        (Parameter("with_defaults", "include those at their defaults", how="flag"),),
+        (Parameter("with_defaults", "include settings at their defaults", how="flag"),),
         "dump_conf",
     ),
     RemoteCommand("report", "versions and settings, for a bug report"),
@@ -183,13 +183,13 @@ INSPECT: Final = (
         (
             Parameter("type", "name of the type (default Request)", how="perhaps"),
             Parameter("num", "how many objects", argument_types.count, "perhaps"),
-            Parameter("max_depth", "how many steps", argument_types.count, "perhaps"),
+            Parameter("max_depth", "how many steps to follow", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(
         "hello",
         "what nodes exchange when they start",
-        (Parameter("from_node", "who asks"),),
+        (Parameter("from_node", "name of the asking node"),),
     ),
     RemoteCommand(
         "greenlets",
@@ -213,7 +213,7 @@ CONTROL: Final = (
     RemoteCommand(
         "terminate",
         "end running tasks",
-        (Parameter("signal", "as SIGTERM"), _TASK_IDS),
+        (Parameter("signal", "such as SIGTERM"), _TASK_IDS),
     ),
     RemoteCommand(
         "revoke_by_stamped_headers",
@@ -244,15 +244,15 @@ CONTROL: Final = (
         "import modules",
         (
             Parameter("modules", "name of a module", how="any"),
-            Parameter("reload", "reload those already imported", how="flag"),
+            Parameter("reload", "reload modules that are already imported", how="flag"),
         ),
     ),
     RemoteCommand(
         "autoscale",
         "change the limits of the pool's size",
         (
-            Parameter("max", "maximum tasks at once", argument_types.count),
-            Parameter("min", "fewest", argument_types.count, "perhaps"),
+            Parameter("max", "maximum slots", argument_types.count),
+            Parameter("min", "minimum slots", argument_types.count, "perhaps"),
         ),
     ),
     RemoteCommand(
@@ -260,9 +260,9 @@ CONTROL: Final = (
         "start consuming from another queue",
         (
             _QUEUE,
-            Parameter("exchange", "its exchange", how="perhaps"),
+            Parameter("exchange", "the queue's exchange", how="perhaps"),
             Parameter("exchange_type", "direct or topic", how="perhaps"),
-            Parameter("routing_key", "its routing key", how="perhaps"),
+            Parameter("routing_key", "the queue's routing key", how="perhaps"),
         ),
     ),
     RemoteCommand("cancel_consumer", "stop consuming from a queue", (_QUEUE,)),

@@ -91,7 +91,7 @@ def server(app: Greenq) -> dict[str, Any]:
     wrong = [facts_of.eviction_warning(facts)]
     if abs(facts.skew_s) >= _SKEW_S:
         wrong.append(
-            "the clocks differ, which affects ETAs, expiry and ages; is NTP running on both?"
+            "the clocks differ, which affects ETAs, expiry and ages; is NTP running on both hosts?"
         )
     if facts.append_only is False and not facts.saved_s:
         wrong.append("all data is lost when the server restarts")

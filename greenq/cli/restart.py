@@ -18,7 +18,7 @@ _LEFT = "GREENQ_RESTARTED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """How this process was started, before the app changed any of it.
+    """The state in which this process was started, noted before the app could change it.
 
     Attributes:
         command: the program and its arguments.
@@ -34,7 +34,7 @@ class Origin:
 
     @classmethod
     def note(cls) -> Origin:
-        """Note how this process was started; call this before anything changes it."""
+        """Note how this process was started; call this before the environment can change."""
         left = os.environ.pop(_LEFT, "")
         number, _, handles_hangups = left.partition(",")
         if handles_hangups == "1":
@@ -53,7 +53,7 @@ class Origin:
         """Restart this process, keeping the pid file locked.
 
         Raises:
-            GreenqError: the new process could not be started; this one has nothing left to do.
+            GreenqError: the new process could not be started; all that is left is to exit.
         """
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -64,7 +64,7 @@ class Origin:
             if pid_file >= 0:
                 os.set_inheritable(pid_file, True)
             handles_hangups = hold_hangups()
-            # A signal that is ignored stays so across `execve`; one that has a handler does not.
+            # Across `execve`, an ignored signal stays ignored, but a handler does not survive.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             left = f"{pid_file},{int(handles_hangups)}"
             os.execve(self.command[0], self.command, {**self.environ, _LEFT: left})

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def namespace(app: Greenq) -> dict[str, Any]:
-    """Return the prompt's names: the app, its tasks by their short names, and greenq's names.
+    """Return the prompt's names: the app and its objects, and its tasks by their short names.
 
     A task whose short name is already taken is only in ``tasks``.
     """

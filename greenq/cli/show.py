@@ -23,7 +23,7 @@ def write(line: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error to stderr; it may contain text written by others."""
+    """Print an error to stderr; the error may contain text written by others."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
 
 
@@ -60,7 +60,7 @@ def table(
     color: bool = False,
     width: int | None = None,
 ) -> Iterator[str]:
-    """Align rows below their headings, cut to `width`; yield nothing if there are no rows."""
+    """Align rows below their headings, and cut lines to `width`; yield nothing without rows."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
@@ -88,7 +88,8 @@ def tree(value: object) -> Iterator[str]:
 
 def _branch(lead: str, item: object) -> Iterator[str]:
     lines = list(tree(item))
-    # A list item starts on the line of its dash; a key's value does so only if it fits on one line.
+    # A list item starts on the line of its dash; a key's value is on the key's line only if the
+    # value fits on that line.
     inline = (lead == "-") or (len(lines) == 1 and not (isinstance(item, (dict, list)) and item))
     if inline:
         yield f"{lead} {lines[0]}".rstrip()
@@ -110,7 +111,7 @@ def _scalar(value: object) -> str:
 
 
 def age(seconds: object) -> str:
-    """Format a duration as a number and a unit; ``-`` if it is not a number."""
+    """Format a duration as a number and a unit; return ``-`` if `seconds` is not a number."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         return "-"
     for unit, size_s in _UNITS:
@@ -120,14 +121,14 @@ def age(seconds: object) -> str:
 
 
 def number(value: object) -> str:
-    """Format a count with thousands separators; ``-`` if it is not a number."""
+    """Format a count with thousands separators; return ``-`` if `value` is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-"
     return f"{value:,}"
 
 
 def dot_quoted(words: str) -> str:
-    """Return text as a name or label for Graphviz."""
+    """Quote text as a name or label for Graphviz."""
     escaped = words.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

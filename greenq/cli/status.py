@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _left_alone(
     app: Greenq, args: argparse.Namespace, replies: Mapping[str, Any], roll: Roll
 ) -> list[str]:
-    """Return warnings about queues whose messages are certainly not taken by any worker."""
+    """Return a warning for each queue that has waiting messages but certainly no worker."""
     foreign = tuple(replies.keys() - roll.living.keys())
     named = ask(app, args, "active_queues", destination=foreign) if foreign else {}
     taking = takers(roll, named)
@@ -117,7 +117,7 @@ def row(node: str, reply: Any) -> tuple[str, ...]:
 def state(reply: Any) -> tuple[str, str]:
     """Return the state of a worker in one word, and the details.
 
-    A Celery worker's reply that it does not know the command counts as ok.
+    If a Celery worker replies that it does not know the command, its state is ok.
     """
     error = show.part(reply, "error")
     if error is not None:

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--group", default="greenq", metavar="NAME",
         help="the group of the workers in supervisord (default greenq)")  # fmt: skip
     add("--mute-after", type=argument_types.seconds, default=60.0, metavar="S",
-        help="restart a worker that has not answered a ping for this long (default "
+        help="restart a worker that has not answered a ping for S seconds (default "
         "60)")  # fmt: skip
     add("--max-memory", type=argument_types.memory, metavar="SIZE",
         help="restart a worker that uses more memory than this, such as 2G (default: no "
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
             f"a [unix_http_server] section ({_URL} is {'set' if url else 'not set'}): see the "
             "output of `greenq deploy supervisord`"
         )
-    # A TERM from supervisord must not end this process between the stop and the start of a worker,
-    # or the worker would stay stopped.
+    # A SIGTERM from supervisord must not end this process after it has stopped a worker and before
+    # it has started the worker again; otherwise, the worker would stay stopped.
     signal.signal(signal.SIGTERM, lambda *_signal: sys.exit(0))
     log.setup(args.loglevel)
     # The module is imported only here, since the parser must not load it.

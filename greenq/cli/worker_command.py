@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _GREEN, _DIM, _BOLD, _PLAIN = "\033[32m", "\033[2m", "\033[1m", "\033[0m"
 
-# A shell's exit code for a program ended by SIGINT.
+# The exit code that shells report for a program ended by SIGINT.
 _INTERRUPTED = 130
 
 # How many tasks the banner names; any others are only counted.
@@ -75,7 +75,7 @@ def _run_until_stopped(args: argparse.Namespace, node: str) -> int | None:
 
 
 def _wait_for_change(error: GreenqError) -> bool:
-    """Report why the worker could not start, and wait for a change; return False after Ctrl-C."""
+    """Report the error, and wait for a source file to change; return False after Ctrl-C."""
     lines = f"greenq worker: {error}".split("\n")
     sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
     sys.stderr.write("greenq worker: waiting for a source file to change\n")
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace, node: str) -> Worker:
     if setup_logging.receivers and not is_set_up_by_receivers:
         _log.warning(
             "a task module has connected a receiver to setup_logging, but the log is set up "
-            "before task modules are imported: connect it in the module of the app"
+            "before task modules are imported: connect it in the app's module"
         )
     worker = _worker(app, args, options)
     if not args.quiet:
@@ -137,7 +137,8 @@ def _set_up_log(
 ) -> None:
     """Let receivers of setup_logging set up the log; if there are none, set it up here.
 
-    In the second case, receivers of after_setup_logger and after_setup_task_logger are called.
+    If it is set up here, the receivers of after_setup_logger and after_setup_task_logger are called
+    next.
 
     Raises:
         ConfigError: there is no such level, or the file cannot be written. Errors raised by a
@@ -201,17 +202,17 @@ def _worker(app: Greenq, args: argparse.Namespace, options: dict[str, Any]) -> W
 
 
 def banner(app: Greenq, worker: Worker, *, color: bool) -> str:
-    """Return a summary of the starting worker, without any password."""
+    """Return a summary of the worker that is starting, without passwords."""
     green, dim, bold, plain = (_GREEN, _DIM, _BOLD, _PLAIN) if color else ("", "", "", "")
     transport = app.transport
     results = transport.result_address if transport.stores_results else "disabled"
     size, autoscaler = f"{worker.pool.size} greenlets", worker.parts.autoscaler
     if autoscaler is not None:
-        size = f"{autoscaler.least} to {autoscaler.most} greenlets, by queue depth"
+        size = f"{autoscaler.least} to {autoscaler.most} greenlets, depending on queue depth"
     processes = worker.parts.processes
     if processes is not None:
         limits = processes.rules
-        size += f", {limits.least} to {limits.most} processes, by their load"
+        size += f", {limits.least} to {limits.most} processes, depending on their load"
     rows = [
         ("app", app.main),
         ("transport", transport.broker_address),

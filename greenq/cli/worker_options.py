@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--result-backend",
         type=argument_types.server,
         metavar="URL",
-        help="instead of the app's result_backend; @FILE reads it from a file",
+        help="the results server's URL, instead of the app's result_backend; @FILE reads it from a "
+        "file",
     )
     add(
         "-I",
@@ -40,13 +41,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="task modules to import in addition to the app's",
     )
-    add("--workdir", metavar="DIR", help="change to this directory first")
+    add("--workdir", metavar="DIR", help="change to this directory before importing the app")
     add(
         "--uid",
         metavar="USER",
-        help="if started as root, become this user, with its groups, before anything is opened",
+        help="if started as root, become this user, with its groups, before any file is opened",
     )
-    add("--gid", metavar="GROUP", help="if started as root, use this group instead of the user's")
+    add("--gid", metavar="GROUP", help="if started as root, use this group, not the user's own")
     _add_work_options(parser.add_argument_group("tasks"))
     _add_restart_options(parser.add_argument_group("restarts"))
     _add_cluster_options(parser.add_argument_group("cluster"))
@@ -57,13 +58,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_graph_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``greenq graph`` to `parser`."""
     add = parser.add_argument
-    add("which", nargs="?", choices=("worker", "consumer"), help="show only this one")
+    add("which", nargs="?", choices=("worker", "consumer"), help="show only this blueprint")
     add("-A", "--app", default=os.environ.get("GREENQ_APP"), help="include this app's own steps")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "--dot", action="store_true", help="output for Graphviz: greenq graph --dot | dot"
+        "--dot", action="store_true", help="print a graph for Graphviz: greenq graph --dot | dot"
     )
-    form.add_argument("--json", action="store_true", help="JSON instead of text")
+    form.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def _add_work_options(group: argparse._ArgumentGroup) -> None:
@@ -82,9 +83,15 @@ def _add_work_options(group: argparse._ArgumentGroup) -> None:
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="consume from all of task_queues except for these",
+        help="consume from all queues in task_queues except these",
     )
-    add("-c", "--concurrency", type=argument_types.count, metavar="N", help="maximum tasks at once")
+    add(
+        "-c",
+        "--concurrency",
+        type=argument_types.count,
+        metavar="N",
+        help="run at most N tasks at once",
+    )
     add(
         "--autoscale",
         type=argument_types.limits,
@@ -123,7 +130,7 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "-S",
         "--statedb",
         metavar="FILE",
-        help="keep revoked tasks and the clock in this file; %%p is the node name",
+        help="store revoked tasks and the clock in this file; %%p is the node name",
     )
     add(
         "--max-tasks",
@@ -137,13 +144,13 @@ def _add_restart_options(group: argparse._ArgumentGroup) -> None:
         "--max-memory-per-child",
         type=argument_types.memory,
         metavar="SIZE",
-        help="end in the same way at this resident memory, such as 512M or 2G, or a number of KiB",
+        help="end in this way when resident memory reaches SIZE: 512M, 2G, or a number of KiB",
     )
     add(
         "--max-lifetime",
         type=argument_types.lifetime,
         metavar="TIME",
-        help="end in the same way after this time, such as 12h, or a number of seconds",
+        help="end in this way after TIME: 30m, 12h, or a number of seconds",
     )
 
 
@@ -172,20 +179,20 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         "--health",
         dest="health_address",
         metavar="ADDRESS",
-        help="serve health probes on this port, HOST:PORT or unix:PATH (see `greenq health`)",
+        help="serve health probes at this address: PORT, HOST:PORT or unix:PATH",
     )
     add(
         "--metrics-port",
         dest="metrics_address",
         metavar="[HOST:]PORT",
-        help="serve Prometheus metrics, and health probes, on this port (needs greenq[metrics])",
+        help="serve Prometheus metrics and health probes on this port (needs greenq[metrics])",
     )
     add(
         "--metrics-names",
         type=argument_types.names,
         default=(),
         metavar="A,B",
-        help="whose metric names to use: greenq (default), celery-exporter, flower",
+        help="whose metric names to serve: greenq (default), celery-exporter, flower",
     )
     without = {
         "mingle": "do not query the other workers at startup",
@@ -227,8 +234,8 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="write the process id to this file; a second worker with the same file does not start",
     )
-    add("-q", "--quiet", action="store_true", help="no banner")
-    add("--no-color", action="store_true", help="no colours")
+    add("-q", "--quiet", action="store_true", help="print no banner")
+    add("--no-color", action="store_true", help="use no colours")
 
 
 def read_custom(args: argparse.Namespace, options: Iterable[CustomOption]) -> dict[str, Any]:

@@ -48,11 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("action", choices=("list", *_ACTIONS),
         help="show: draw the tree; watch: draw it every second; retry: run failed tasks "
         "again")  # fmt: skip
-    add("id", nargs="?", help="the workflow: the id of its first task or group, as in the list")
+    add("id", nargs="?", help="the workflow's id, which is that of its first task or group")
     add_app_options(parser)
     add("--dot", action="store_true", help="with show: print a graph for Graphviz")
     add("--limit", type=argument_types.count, metavar="N",
-        help="list the newest N (default 100), or show N of a group (default 20)")  # fmt: skip
+        help="list the newest N workflows (default 100), or show N members of each group "
+        "(default 20)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
             _list(app, args)
             return 0
         if args.id is None:
-            raise GreenqError(f"which workflow? greenq workflow {args.action} ID; list shows them")
+            raise GreenqError(
+                f"no workflow named: give its id, as in greenq workflow {args.action} ID; "
+                "greenq workflow list shows the ids"
+            )
         _ACTIONS[args.action](app, app.workflow(args.id), args)
     return 0
 
@@ -120,12 +124,12 @@ def _watch(app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
 
 def _cancel(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
     count = workflow.cancel()
-    _report(args, {"revoked": count}, f"cancelled, {count:,} had not ended")
+    _report(args, {"revoked": count}, f"cancelled; {count:,} tasks had not ended")
 
 
 def _retry(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
     count = workflow.retry()
-    _report(args, {"sent": count}, f"{count:,} sent again")
+    _report(args, {"sent": count}, f"{count:,} tasks sent again")
 
 
 def _pause(_app: Greenq, workflow: Workflow, args: argparse.Namespace) -> None:
@@ -226,11 +230,11 @@ def text(
     yield ", ".join([head, ended, took, *([] if left_s is None else [f"{show.age(left_s)} left"])])
     yield ", ".join(f"{count:,} {state}" for state, count in counts.items())
     if record.counts.get("+"):
-        yield "it is still being sent; if its sender has died, cancel it, since it would stay open"
+        yield "it is still being sent; if its sender has died, cancel it, or it will never end"
     if record.left_out:
         yield f"{record.left_out:,} notes did not fit into the index"
     if record.error:
-        yield f"a call could not be sent when it ended: {printable(record.error)}"
+        yield f"a call could not be sent when the workflow ended: {printable(record.error)}"
     yield ""
     yield from _drawn(tree.lines, "", limit, now_s)
     path = tree.critical_path()
@@ -244,7 +248,7 @@ def text(
 def _drawn(
     lines: Sequence[list[WorkflowStep]], indent: str, limit: int, now_s: float
 ) -> Iterator[str]:
-    # Unfinished and failed tasks are what the user looks for; successful ones can be omitted.
+    # Users look for unfinished and failed tasks, so successful ones are omitted first.
     chosen = lines if len(lines) <= limit else sorted(lines, key=_is_well)[:limit]
     for line in chosen:
         mark = "- "
@@ -263,7 +267,7 @@ def _drawn(
 
 
 def _is_well(line: list[WorkflowStep]) -> bool:
-    """Return whether a sequence of steps has only tasks, and all of them have succeeded."""
+    """Return whether a sequence of steps consists of tasks that have all succeeded."""
     return all(
         isinstance(step.what, WorkflowTask) and step.what.state == "SUCCESS" for step in line
     )

@@ -1,4 +1,4 @@
-"""Checked arguments of remote control requests, which may come from anyone allowed to publish."""
+"""Checks of the arguments in remote control requests, which any client of the server can send."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = Whole(1, 1_000_000)
 PAGE = 1000
 """A list in a reply is at most this long unless the request asks for more."""
 
-# The maximum number of values in one request: as many task ids as a worker remembers as revoked.
+# The maximum number of values in one request; a worker remembers as many revoked task ids.
 _MAX_TEXTS = 50_000
 
 # Accepted numbers have fewer digits than this.
@@ -38,7 +38,7 @@ def texts(value: object) -> list[str]:
 
 
 def text(name: str, value: object, rule: Rule = KEY) -> str:
-    """Return an argument as text; a name may be given as a number.
+    """Return an argument as text; a name can also be given as a number.
 
     Raises:
         ValueError: `rule` does not accept the value, because it is too long or the server cannot
@@ -76,7 +76,7 @@ def checked(name: str, rule: Rule, value: Any) -> Any:
 
 
 def page_of(listed: list[Item], limit: int, offset: int) -> list[Item]:
-    """Return at most `limit` items from `offset` on.
+    """Return at most `limit` items, starting at `offset`.
 
     Raises:
         ValueError: `limit` or `offset` is not a number, or is negative.

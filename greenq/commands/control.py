@@ -27,7 +27,7 @@ def revoke(
     signal: object = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Discard arriving and waiting tasks in this worker; `terminate` also ends running ones."""
+    """Discard these tasks if they wait here or arrive later; `terminate` also ends running ones."""
     ids = set(texts(task_id))
     worker.state.revoked.update(ids)
     worker.tasks.revoke(ids=ids)
@@ -132,7 +132,7 @@ def time_limit(
     soft: float | None = None,
     **_ignored: Any,
 ) -> dict[str, object]:
-    """Change a task's own time limits (0: the settings' limits), except for running tasks."""
+    """Change a task's time limits for runs that start later; 0 means the limit in the settings."""
     hard, soft = (None if limit in (0, 0.0) else limit for limit in (hard, soft))
     if task_name not in worker.app.tasks:
         return error("unknown task")
@@ -182,7 +182,9 @@ def autoscale(
     most = scaler.most if max is None else number("max", max, SIZE)
     least = scaler.least if min is None else number("min", min, SIZE)
     if not 1 <= least <= most:
-        raise ValueError(f"max comes first, and min must be between 1 and max: not {most}, {least}")
+        raise ValueError(
+            f"max is {most} and min is {least}, but min must be between 1 and max; max comes first"
+        )
     scaler.set_limits(most, least)
     return ok(f"autoscale now max={most} min={least}")
 

@@ -71,7 +71,7 @@ def _megabytes(size_bytes: int) -> str:
 
 @inspect_command(urgent=True, args=[("limit", int)], signature="[limit=100]")
 def greenlets(worker: Parts, limit: int = 100) -> dict[str, Any]:
-    """Show what each running task waits for and, for the oldest, age, hub time and stack."""
+    """Show what running tasks are waiting for, and the age, hub time and stack of the oldest."""
     hub_s_of = worker.pool.hub_time.hub_s_of
     now = time.monotonic()
     return describe(worker.pool.active, limit=number("limit", limit), now=now, hub_s_of=hub_s_of)
@@ -95,9 +95,9 @@ def autoscale_log(worker: Parts) -> list[dict[str, object]]:
 
 @inspect_command()
 def records(worker: Parts) -> dict[str, object]:
-    """Compare the messages that the server holds for this worker with those that the worker knows.
+    """Compare this worker's messages on the server with the messages that the worker knows.
 
-    While no messages are being taken or settled, both sets are the same. ``held`` and ``known`` are
+    While no messages are being taken or settled, the two sets are equal. ``held`` and ``known`` are
     the numbers of messages. ``unknown`` lists tags that only the server has. ``missing`` lists ids
     of tasks that only the worker knows, since they were given to other workers.
     """

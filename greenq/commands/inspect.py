@@ -47,7 +47,7 @@ _SHOWN = frozenset(
 
 @inspect_command(urgent=True)
 def ping(worker: Parts, **_ignored: Any) -> dict[str, object]:
-    """Answer ``pong``; if the hub is blocked, name what blocks it."""
+    """Reply ``pong``; if the hub is blocked, also say what blocks it."""
     blocker = worker.watch.blocking_now()
     return {"ok": "pong"} if blocker is None else {"ok": "pong", "blocked": asdict(blocker)}
 
@@ -56,7 +56,7 @@ def ping(worker: Parts, **_ignored: Any) -> dict[str, object]:
 def status(worker: Parts) -> dict[str, object]:
     """Summarize the worker's state.
 
-    ``held`` is, for each queue, the number of messages that are waiting in this worker for their
+    ``held`` maps each queue to the number of messages that are waiting in this worker for their
     ETA, a retry's countdown, a rate limit or a slot.
     """
     held = dict.fromkeys(worker.queues.names, 0)
@@ -84,7 +84,7 @@ def status(worker: Parts) -> dict[str, object]:
 
 @inspect_command(urgent=True)
 def report(worker: Parts) -> dict[str, object]:
-    """Return a text about the software, the machine and the settings."""
+    """Describe the software, the machine and the settings as text."""
     config = worker.app.config
     lines = [
         f"software -> greenq:{__version__} py:{platform.python_version()}",
@@ -210,7 +210,7 @@ def active(worker: Parts, safe: bool = False, **_ignored: Any) -> list[dict[str,
 def reserved(
     worker: Parts, limit: int = PAGE, offset: int = 0, **_ignored: Any
 ) -> list[dict[str, object]]:
-    """List a page of the tasks here that await a slot or are held back by a rate limit."""
+    """List a page of the tasks in this worker that wait for a slot or are held by a rate limit."""
     return [_info(worker, request) for request in page_of(worker.tasks.waiting(), limit, offset)]
 
 
@@ -221,8 +221,8 @@ def scheduled(
     """List a page of the tasks that are waiting for their ETA.
 
     Tasks waiting in this worker come first, soonest first, followed by tasks parked on the server
-    from this worker's queues. Every worker that takes from these queues lists the parked tasks too,
-    and may run them.
+    from this worker's queues. Every worker that takes from these queues lists the parked tasks, and
+    any of these workers may run them.
     """
     held = worker.tasks.scheduled()
     limit, offset = number("limit", limit), number("offset", offset)
@@ -237,7 +237,7 @@ def scheduled(
 
 
 def _parked(worker: Parts, due: float, queue: str, raw: bytes) -> dict[str, object]:
-    """Describe a parked message like a waiting one, but an unreadable one by its id and name."""
+    """Describe a parked message; if it cannot be read, give only its id and its task's name."""
     try:
         eta = datetime.fromtimestamp(due, UTC).isoformat()
     except (ValueError, OverflowError, OSError):
@@ -266,7 +266,7 @@ def query_task(worker: Parts, ids: object, **_ignored: Any) -> dict[str, list[ob
             where = "active" if is_running else held
             found[request.message.id] = [where, _info(worker, request)]
     missing = wanted - found.keys()
-    # Only the hub may use these connections, which a blocked hub cannot do.
+    # Only the hub's thread may use these connections, and it cannot do so while it is blocked.
     if missing and worker.watch.blocking_now() is None:
         found |= _find_parked(worker, missing)
     return found
@@ -316,7 +316,7 @@ def _repr(given: str | None, value: object) -> str:
 def registered(
     worker: Parts, taskinfoitems: object = None, builtins: bool = False, **_ignored: Any
 ) -> list[str]:
-    """List the registered tasks, each with those of the given attributes that it sets."""
+    """List the registered tasks; for each, show the given attributes that are not None."""
     attributes = texts(taskinfoitems) or ["exchange", "routing_key", "rate_limit"]
     tasks = sorted(worker.app.tasks.items())
     return [

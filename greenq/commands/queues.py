@@ -1,4 +1,4 @@
-"""Commands about queues: listing and changing those a worker takes from, and pausing them."""
+"""Commands that list and change the queues that a worker takes from, and that pause queues."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def add_consumer(
     """Start taking from a queue."""
     kind = text("exchange_type", exchange_type or "direct")
     if kind == "fanout":
-        raise ValueError(f"only queues of direct and topic exchanges can be added, not of {kind!r}")
+        raise ValueError(f"only queues of direct or topic exchanges can be added, not of {kind!r}")
     queue = text("queue", queue, KEPT_NAME)
     source = Binding(
         Exchange(text("exchange", exchange or queue, KEPT_NAME), kind),

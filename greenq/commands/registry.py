@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
-# The maximum length of an unknown command's name that is compared and shown.
+# Only this many characters of an unknown command's name are compared and shown.
 _COMPARED_CHARS = 100
 
 
@@ -54,12 +54,12 @@ class Panel:
         self._commands: dict[str, Command] = {}
 
     def add(self, command: Command, aliases: Iterable[str] = ()) -> None:
-        """Register a command; it replaces one with the same name."""
+        """Register a command, replacing any command with the same name."""
         for name in (command.name, *aliases):
             self._commands[name] = command
 
     def is_urgent(self, name: str) -> bool:
-        """Return whether a command runs without the hub."""
+        """Return whether a command can run without the hub."""
         command = self._commands.get(name)
         return command is not None and command.urgent
 
@@ -85,7 +85,7 @@ class Panel:
         return command.call(worker, **arguments)
 
 
-# The one global table of commands: an app's modules register theirs on import, before any app or
+# This table is global because an app's modules register their commands on import, before any app or
 # worker exists.
 panel = Panel()
 
@@ -106,8 +106,8 @@ def inspect_command(
         alias: a second name.
         args: (name, type) of each positional argument, for command lines.
         signature: the arguments as shown in help.
-        urgent: the function reads only data that any thread may read, so the command is answered
-            even while the hub is blocked.
+        urgent: the function reads only data that any thread may read, so the worker replies to the
+            command even while the hub is blocked.
     """
     return _adder("inspect", name, alias, args, signature, urgent=urgent)
 

@@ -1,7 +1,7 @@
 """Celery's settings that greenq does not have, with advice for each, and old names of settings.
 
-A name that is neither in these tables nor a greenq setting is not Celery's. A setting at Celery's
-own default value has no effect, so it is accepted silently.
+A name that is neither in these tables nor a greenq setting is no setting of Celery's. A setting at
+Celery's own default value has no effect, so it is accepted silently.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Foreign(NamedTuple):
 
 
 _OTHER_STORE = "not needed: results are kept in Redis or Valkey (result_backend)"
-_BEAT = "not needed: greenq's beat keeps its state on the server, and any number of beats may run"
+_BEAT = "not needed: greenq's beat keeps its state on the server, and any number of beats can run"
 _AMQP = "not needed: it concerns AMQP, and greenq uses only Redis and Valkey"
 _BROKER_PART = "use broker_url instead, such as redis://user:password@host:6379/0"
-_RESULT_PART = "no effect: give it in result_backend, such as redis://user:password@host:6379/0"
+_RESULT_PART = "no effect: use result_backend instead, such as redis://user:password@host:6379/0"
 _RESULT_SOCKET = (
     "not needed: the timeouts in broker_transport_options also apply to the results server"
 )
@@ -186,7 +186,7 @@ _HARMLESS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
             "result_backend_max_sleep_between_retries_ms": 10000,
         },
     ),
-    ("not needed: each handle keeps the final result once it is read", {"result_cache_max": -1}),
+    ("not needed: each handle keeps the final result after reading it", {"result_cache_max": -1}),
     (
         _CHORDS,
         {
@@ -339,11 +339,11 @@ SEND_OPTIONS: Final[Mapping[str, Foreign]] = {
     "expiration": Foreign(None, False, "use expires instead"),
     "immediate": Foreign(None, False, "not supported: it concerns AMQP"),
     "mandatory": Foreign(None, False, "not supported: it concerns AMQP"),
-    "now": Foreign(None, False, "not supported: countdown and expires start when the task is sent"),
+    "now": Foreign(None, False, "not supported: countdown and expires count from the sending"),
     "origin": Foreign(None, False, _ENVELOPE),
     "producer": Foreign(None, False, _OWN_CONNECTIONS),
     "publisher": Foreign(None, False, _OWN_CONNECTIONS),
-    "result_cls": Foreign(None, False, "not supported: results are AsyncResult"),
+    "result_cls": Foreign(None, False, "not supported: every handle is an AsyncResult"),
     "retries": Foreign(0, False, "not supported: a task being sent has no retries yet"),
     "route_name": Foreign(None, False, "not supported: name the queue instead"),
     "router": Foreign(None, False, "not supported: name the queue instead"),
@@ -382,7 +382,7 @@ def asks_for_something(known: Foreign, value: object) -> bool:
 
 
 _NO_CONNECTION = "not needed: sending, app.events.Receiver and app.control connect by themselves"
-_INTERNAL = "not supported: the app does that itself"
+_INTERNAL = "not supported: the app does this itself"
 ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
     "Task": {
         **dict.fromkeys(
@@ -461,7 +461,7 @@ ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 class _NotHere:
-    """An attribute that raises an AttributeError with advice on what to use; `hasattr` is false."""
+    """An attribute that raises an AttributeError with advice, so `hasattr` returns False."""
 
     def __init__(self, advice: str) -> None:
         self.advice = advice
@@ -474,9 +474,10 @@ class _NotHere:
 
 
 def name_what_is_not_here(owner: type) -> None:
-    """Add to a class the attributes that only Celery's class has; reading one raises advice.
+    """Add to a class the attributes that only Celery's class has; reading one raises an error.
 
-    A `__getattr__` would instead hide errors inside the properties of users' subclasses.
+    The error advises what to use instead. A `__getattr__` would hide errors that occur inside the
+    properties of users' subclasses.
     """
     for name, advice in ATTRIBUTES[owner.__name__].items():
         absent = _NotHere(advice)

@@ -1,4 +1,4 @@
-"""`app.conf`: an app's settings and their sources; they are read on first use, checked when set."""
+"""`app.conf`: an app's settings, which are read on first use and checked when they are set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Settings(Mapping[str, Any]):
     Once the app has connected, its transport keeps the settings it was opened with.
 
     Attributes:
-        built: all settings, checked, by section; None while something still has to be read.
+        built: all checked settings, by section; None while a source still has to be read.
     """
 
     built: Config | None
@@ -40,8 +40,8 @@ class Settings(Mapping[str, Any]):
     ) -> None:
         """Create settings with the defaults, overridden by the environment and then by `values`.
 
-        On first use, the two functions in `around` are called: the first before everything is
-        read, and the second after it has been read.
+        On first use, the two functions in `around` are called: the first before the settings are
+        read, and the second afterwards.
         """
         unread: list[str] = []
         environment = settings_from_env(os.environ, unread)
@@ -95,7 +95,7 @@ class Settings(Mapping[str, Any]):
 
     @property
     def config(self) -> Config:
-        """All settings, checked, by section."""
+        """All checked settings, by section."""
         if self._around:
             self._read_first()
         while self._lazy:
@@ -114,7 +114,7 @@ class Settings(Mapping[str, Any]):
 
     def _read_first(self) -> None:
         before, after = self._around
-        # Signal receivers also use the settings, so do this only once.
+        # Signal receivers also read the settings, which must not call these functions again.
         object.__setattr__(self, "_around", ())
         before()
         # Reading the property raises if a setting is wrong.
@@ -143,7 +143,7 @@ class Settings(Mapping[str, Any]):
                 _log.warning("%s", line)
 
     def __getattr__(self, name: str) -> Any:
-        """Read one setting; an unknown one is an AttributeError with a suggestion."""
+        """Read one setting; an unknown name raises an AttributeError with a suggestion."""
         if name.startswith("__"):
             raise AttributeError(name)
         return self[name]
@@ -153,9 +153,9 @@ class Settings(Mapping[str, Any]):
         self.update({name: value})
 
     def __getitem__(self, name: str) -> Any:
-        """Read one setting; an unknown one is a KeyError with a suggestion."""
+        """Read one setting; an unknown name raises a KeyError with a suggestion."""
         config = self.config
-        # A setting that only Celery has can be read by code that has set it.
+        # Code that has set a setting that only Celery has can also read it.
         if name not in _SETTINGS and name in self._values:
             return self._values[name]
         return config.get(name)
@@ -173,7 +173,7 @@ class Settings(Mapping[str, Any]):
         return len(_SETTINGS)
 
     def __repr__(self) -> str:
-        """Show what was set, without passwords."""
+        """Show the values that were set, without passwords."""
         return f"<Settings {shown('conf', self._values)}>"
 
     __hash__ = object.__hash__

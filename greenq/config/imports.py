@@ -1,4 +1,4 @@
-"""Importing objects that settings name by their full names, which include the module."""
+"""Imports the objects that settings name by their full paths, such as ``proj.routing.route``."""
 
 from __future__ import annotations
 

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "GREENQ_"
 _NOT_SETTINGS: Final = frozenset({"GREENQ_APP", "GREENQ_DATA", "GREENQ_RUN"})
 
-# Celery reads these variables from the environment; so does greenq if nothing else sets them.
+# Celery reads these variables from the environment; so does greenq, unless the settings are set
+# elsewhere.
 CELERY_ENV: Final = {"CELERY_BROKER_URL": "broker_url", "CELERY_RESULT_BACKEND": "result_backend"}
 _CELERY_URLS: Final = frozenset({"CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"})
 
-# For every service, Kubernetes sets variables in each container, and those of a service called
-# greenq or greenq-web have names like these.
+# Kubernetes sets variables in each container for every service. The variables of a service called
+# greenq or greenq-web match this pattern.
 _KUBERNETES: Final = re.compile(
     r"GREENQ(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -186,7 +187,7 @@ _KNOWN: Final[Mapping[str, object]] = dict.fromkeys(_NAMES)
 
 
 def _spell(setting: str, prefix: str) -> str:
-    """Return a setting's name as a source with that prefix spells it."""
+    """Return a setting's name in the spelling of sources with this prefix."""
     return prefix + setting.upper() if prefix else setting
 
 
@@ -199,7 +200,7 @@ def _load(path: str) -> object:
     try:
         found: object = importlib.import_module(module_name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
-        # If the named module exists but imports one that is missing, its own error is raised.
+        # If the named module exists but imports a missing one, that error is more useful.
         missing = getattr(error, "name", None)
         if missing is not None and not f"{module_name}.".startswith(f"{missing}."):
             raise
@@ -218,10 +219,10 @@ def settings_from_env(
     """Return the settings in `environ`: GREENQ_BROKER_URL is broker_url, and so on.
 
     Booleans are true, false, 1 or 0; lists are comma-separated or JSON; mappings are JSON; `none`
-    means None. CELERY_BROKER_URL and CELERY_RESULT_BACKEND are used if greenq's own variable is not
-    set. The following are not settings: GREENQ_APP (the command line's app), GREENQ_DATA (the
-    embedded server's directory), GREENQ_RUN (supervisord's directory), and the variables that
-    Kubernetes sets for a service.
+    means None. CELERY_BROKER_URL and CELERY_RESULT_BACKEND are each used unless greenq's own
+    variable is set. The following are not settings: GREENQ_APP (the command line's app),
+    GREENQ_DATA (the embedded server's directory), GREENQ_RUN (supervisord's directory), and the
+    variables that Kubernetes sets for a service.
 
     Args:
         environ: the environment.
@@ -271,7 +272,7 @@ def _not_read(variable: str, kinds: Mapping[str, object]) -> str | None:
 
 
 def _look_at_celerys(variable: str, text: str, notes: list[str], problems: list[Problem]) -> None:
-    """Report a CELERY_ variable that names a setting; Celery itself reads only four of them."""
+    """Report a CELERY_ variable that names a setting; Celery reads only four of these variables."""
     if variable in _CELERY_URLS:
         reason = "greenq uses one server for reading and writing: set GREENQ_BROKER_URL instead"
         problems.append(Problem(variable, shown(variable, text), reason))

@@ -11,12 +11,13 @@ DEFAULT_NAME: Final = "greenq"
 
 
 def node_name(given: str | None, *, host: str | None = None) -> str:
-    """Return the node name that ``-n`` gives, always ``name@host``.
+    """Return the node name for the value of ``-n``, in the form ``name@host``.
 
-    A name without a host gets this host; a host without a name gets ``greenq``; without ``-n``, the
-    name is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain, ``%p``
-    the process id (so that copies of one command line get different names), and ``%%`` a percent
-    sign. ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and empty here.
+    A name is completed with this host, and a host with the name ``greenq``; without ``-n``, the
+    node name is ``greenq@%h``. ``%h`` is this host, ``%n`` its short name, ``%d`` its domain,
+    ``%p`` the process id (so that copies of one command line get different names), and ``%%`` a
+    percent sign. ``%i`` and ``%I``, in Celery the index of a pool's child process, are 0 and empty
+    here.
     """
     host = host or socket.gethostname()
     name, _, where = (given or "").partition("@")
@@ -25,7 +26,7 @@ def node_name(given: str | None, *, host: str | None = None) -> str:
 
 
 def file_name(pattern: str, node: str) -> str:
-    """Return the file name that ``--logfile`` or ``--pidfile`` gives for the worker `node`.
+    """Return the file name for the worker `node` from the value of ``--logfile`` or ``--pidfile``.
 
     ``%p`` is the node name, ``%n`` its part before the @, ``%h`` its host, ``%d`` the host's
     domain, ``%i`` 0, ``%I`` empty, and ``%%`` a percent sign. Other text is left unchanged.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def declared(config: TaskConfig) -> dict[str, Queue | Broadcast]:
-    """Return the queues of the settings by name, each with its exchange and its routing key.
+    """Return the queues in the settings by name, each with its exchange and its routing key.
 
     A queue given as a name has its own exchange, whose name and routing key are the queue's name. A
     `Queue` without an exchange has the default exchange.

@@ -1,4 +1,4 @@
-"""Queues and the exchanges that lead to them, as `task_queues` names them."""
+"""Queues and the exchanges that lead to them, as `task_queues` defines them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from greenq.config.validators import Validator, or_default, parse_json, seconds,
 
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 
-# Each turn that a queue gets adds its lists to the keys of every take.
+# Each of a queue's turns adds the queue's lists to the keys of every take.
 _MOST_TURNS: Final = 10
 
 _name = text().accept
@@ -29,7 +29,7 @@ class Exchange:
     """A place where messages are published; its bindings decide which queues get them.
 
     Attributes:
-        name: its name, which senders and workers must agree on, Celery's included.
+        name: its name, on which all senders and workers must agree, including Celery's.
         type: ``direct`` (the routing keys are equal), ``topic`` (the binding key has wildcards) or
             ``fanout`` (every worker that listens gets the message).
 
@@ -76,19 +76,20 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue with bindings, or with limits.
+    """A queue with its bindings and limits.
 
     Attributes:
         name: the name that senders and routes use.
         exchange: the exchange of the queue; None means that of `task_default_exchange`. A name
             stands for a direct exchange.
-        routing_key: its binding key at that exchange; None means `task_default_routing_key`.
+        routing_key: the binding key at `exchange`; None means `task_default_routing_key`.
         bindings: bindings to further exchanges.
         expires: seconds after which the waiting messages are deleted if no worker takes from the
             queue and nothing is sent to it; None means never.
-        max_length: sending more than this many waiting messages is refused; None means no limit.
-        weight: how many turns the queue gets for each turn of a queue of weight 1, 1 to 10; it has
-            an effect only if `queue_order_strategy` is ``round_robin``.
+        max_length: the maximum number of waiting messages; a call that would exceed it is refused.
+            None means no limit.
+        weight: how many turns (1 to 10) the queue gets for each turn of a queue with weight 1; it
+            has an effect only if `queue_order_strategy` is ``round_robin``.
 
     Raises:
         ValueError: a value is wrong; the error names it.
@@ -136,7 +137,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A broadcast queue: each message goes to every worker that is consuming from it at the time.
+    """A broadcast queue: each message goes to every worker that is then consuming from the queue.
 
     Attributes:
         name: the name that senders and routes use.
@@ -168,7 +169,7 @@ class Broadcast:
 
 
 def check_type(kind: str) -> str:
-    """Return the type of an exchange if a type with this name exists.
+    """Return `kind` if it is a type of exchange.
 
     Raises:
         ValueError: no such type exists.
@@ -239,7 +240,7 @@ def _of_options(name: str, options: object) -> Queue | Broadcast:
             f"queue {name!r} has an unknown option {min(unknown)!r}; the options are exchange, "
             "exchange_type, routing_key, expires, max_length and weight"
         )
-    # In this form, as in Celery, the name is the routing key unless a routing key is given.
+    # In this form, as in Celery, the queue's name is the default routing key.
     return broadcast_or(Queue(name, exchange, routing_key or name, **given))
 
 

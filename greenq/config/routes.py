@@ -25,7 +25,7 @@ Router = Table | str | Callable[..., Any]
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name in this attribute; kombu's Broadcast has it in its alias.
+    # The name of a Queue is in `name`, and that of kombu's Broadcast in `alias`.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     return str(text().accept(name))
 
@@ -86,7 +86,7 @@ def routes() -> Validator:
 
 _WANTED: Final = (
     "must be {task name, glob or regular expression: queue name or options}, a router function, an "
-    "object or class with route_for_task, the full name of one, module included, or a list of these"
+    "object or class with route_for_task, the full name of one with its module, or a list of these"
 )
 
 

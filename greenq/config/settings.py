@@ -1,7 +1,7 @@
 """Settings: their names, defaults, units and checks.
 
-The names are Celery's lower-case names, so a Celery configuration carries over. The texts of other
-settings say that they are greenq's own. Each part of the program has its own frozen section and
+The names are Celery's lower-case names, so a Celery configuration carries over. If a setting is
+greenq's own, its description says so. Each part of the program has its own frozen section and
 receives only that section. Building the settings reports all wrong values at once, in one
 `ConfigError`. docs/settings.md is generated from the fields below.
 """
@@ -123,8 +123,8 @@ class TransportOptions(Section):
     priority_steps: tuple[int, ...] = _setting(
         validators.steps(),
         (0, 3, 6, 9),
-        "Priorities that have their own list, where 0 is the most urgent; all senders and "
-        "workers must use the same steps.",
+        "Priorities that have their own lists; 0 is the most urgent. All senders and workers must "
+        "use the same steps.",
     )
     queue_order_strategy: str = _setting(
         validators.choice("round_robin", "priority", "sorted"),
@@ -153,8 +153,8 @@ class TransportOptions(Section):
     health_check_interval: float = _setting(
         validators.seconds(),
         2.0,
-        "Test a connection that waits for results after receiving nothing for this long; 0 means "
-        "2. (Celery: 25.)",
+        "Test a connection that waits for results if it has received nothing for this long; 0 "
+        "means 2. (Celery: 25.)",
         unit="s",
     )
 
@@ -171,8 +171,8 @@ class ResultTransportOptions(Section):
     result_chord_ordered: bool = _setting(
         validators.flag(),
         True,
-        "Give a chord's body the results in the order of its header, not in the order that tasks "
-        "end in. All workers must have the same value.",
+        "Give a chord's body the results in the order of the tasks in its header, not in the order "
+        "in which the tasks end. All workers must have the same value.",
     )
 
 
@@ -182,7 +182,7 @@ class RetryPolicy(Section):
 
     However slowly attempts fail, sending gives up after `broker_connection_timeout` plus
     `socket_timeout`, or after the sum of the waits if that sum is longer. The time that a caller
-    waits for a pooled connection is not counted while the server answers other callers.
+    waits for a pooled connection is not counted while the server replies to other callers.
     """
 
     max_retries: int | None = _setting(
@@ -215,7 +215,7 @@ class BrokerConfig(Section):
         validators.whole(1),
         10,
         "Size of the connection pool for user code that sends. When all connections are in use, "
-        "callers wait for a free one as long as the server replies on those in use.",
+        "callers wait for a free one while the server keeps replying on the others.",
     )
     broker_connection_timeout: float = _setting(
         validators.seconds(zero_ok=False),
@@ -247,7 +247,8 @@ class ResultConfig(Section):
     result_backend: str = _setting(
         validators.url(also="disabled://"),
         "",
-        "The server that stores results. Empty means the broker; disabled:// stores none.",
+        "The server that stores results. Empty means the broker; with disabled://, results are not "
+        "stored.",
     )
     result_serializer: str = _setting(
         validators.serializer(),
@@ -332,8 +333,8 @@ class TaskConfig(Section):
         routes.routes(),
         (),
         "Maps a task name, glob or regular expression to a queue name or to send options. It can "
-        "also be a router function, object or class, or its full name. In a list, the first match "
-        "applies; within a mapping, a full name takes precedence over patterns.",
+        "also be a router function, object or class, or the full name of one. In a list, the first "
+        "match applies; within a mapping, a full name takes precedence over patterns.",
     )
     task_annotations: tuple[object, ...] = _setting(
         validators.task_annotations(),
@@ -349,7 +350,8 @@ class TaskConfig(Section):
     accept_content: tuple[str, ...] = _setting(
         validators.texts(validators.content()),
         ("json",),
-        "Serializers or content types to accept. Accepting pickle lets senders run code here.",
+        "Serializers or content types to accept. Accepting pickle lets senders run any code in the "
+        "receiving process.",
     )
     accept_compression: tuple[str, ...] = _setting(
         validators.texts(validators.compression()),
@@ -389,8 +391,8 @@ class TaskConfig(Section):
     task_eta_horizon: float = _setting(
         validators.seconds(),
         300.0,
-        "greenq's own. A task that is due later than this is parked on the server; a task that is "
-        "due sooner waits in the worker that took it.",
+        "greenq's own. A task that is due in more than this time is parked on the server; a task "
+        "that is due sooner waits in the worker that took it.",
         unit="s",
     )
     task_max_deliveries: int = _setting(
@@ -545,9 +547,9 @@ class WorkerConfig(Section):
     worker_autoscale_adaptive: bool = _setting(
         validators.flag(),
         False,
-        "greenq's own. With --autoscale, find out how many concurrent tasks are worthwhile, and "
-        "run no more. Use this with services that do not answer more calls a second when more "
-        "calls are made at once.",
+        "greenq's own. With --autoscale, find the number of concurrent tasks beyond which "
+        "throughput no longer grows, and do not exceed it. Use this with services that do not "
+        "complete more calls per second when more calls are made at once.",
     )
     worker_processes_interval: float = _setting(
         validators.seconds(zero_ok=False),
@@ -575,8 +577,8 @@ class WorkerConfig(Section):
     worker_enable_remote_control: bool | str = _setting(
         validators.flag_or("inspect"),
         True,
-        "Workers answer `greenq inspect` and `greenq control`, and Celery's equivalents. With "
-        "`inspect`, they answer only inspection and refuse commands that would change something.",
+        "Workers reply to `greenq inspect`, `greenq control`, and Celery's equivalents. With "
+        "`inspect`, they run only inspect commands and refuse those that would change something.",
     )
     worker_show_arguments: bool = _setting(
         validators.flag(),
@@ -588,8 +590,8 @@ class WorkerConfig(Section):
         validators.flag(),
         False,
         "greenq's own. Remote control requests may select workers by a regular expression (matcher "
-        "pcre). Anyone who is allowed to publish can send one; expressions that could take long "
-        "are refused.",
+        "pcre). Anyone who is allowed to publish can send such an expression; expressions that "
+        "could take long are refused.",
     )
     worker_disable_rate_limits: bool = _setting(
         validators.flag(), False, "Start tasks regardless of their rate limits."
@@ -620,21 +622,21 @@ class WorkerConfig(Section):
     worker_health_address: str | None = _setting(
         validators.optional(validators.address()),
         None,
-        "greenq's own. Where the worker answers `/livez`, `/readyz`, `/startupz` and "
-        "`/stats.json`: a port (on 127.0.0.1), a host and a port, or `unix:/path`; None means "
-        "nowhere.",
+        "greenq's own. The address where the worker serves `/livez`, `/readyz`, `/startupz` and "
+        "`/stats.json`: a port (on 127.0.0.1), a host and a port, or `unix:/path`; None means that "
+        "it does not serve them.",
     )
     worker_metrics_address: str | None = _setting(
         validators.optional(validators.address()),
         None,
-        "greenq's own. Where the worker answers `/metrics` for Prometheus, and everything that it "
-        "answers at `worker_health_address`; the two addresses may be the same. Needs "
+        "greenq's own. The address where the worker serves `/metrics` for Prometheus, and the same "
+        "pages as at `worker_health_address`; the two addresses may be the same. Needs "
         "`greenq[metrics]`.",
     )
     worker_metrics_names: tuple[str, ...] = _setting(
         validators.texts(validators.choice("greenq", "celery-exporter", "flower")),
         ("greenq",),
-        "greenq's own. Which names the metrics have: `greenq` and, for existing dashboards, "
+        "greenq's own. Whose names the metrics have: `greenq` and, for existing dashboards, "
         "`celery-exporter` and `flower`.",
     )
     worker_lease: float = _setting(
@@ -647,9 +649,9 @@ class WorkerConfig(Section):
     worker_task_locals: str = _setting(
         validators.choice("clear", "keep"),
         "clear",
-        "greenq's own. With `clear`, what a task leaves in `threading.local` is removed before the "
-        "next task starts. With `keep`, a later task on the same greenlet finds these values, as "
-        "in a thread pool.",
+        "greenq's own. With `clear`, values that a task leaves in `threading.local` are removed "
+        "before the next task starts. With `keep`, a later task on the same greenlet finds these "
+        "values, as in a thread pool.",
     )
     worker_silence_limit: float = _setting(
         validators.seconds(),
@@ -705,19 +707,21 @@ class WorkerConfig(Section):
         validators.share(),
         0.1,
         "greenq's own. Each worker lowers its limits on tasks, memory and lifetime by a random "
-        "fraction, at most this one, so that workers started together do not end together.",
+        "fraction of up to this value, so that workers started together do not end together.",
     )
     worker_recycle_at_once: int = _setting(
         validators.whole(1),
         1,
         "greenq's own. How many of the workers with the same queues may restart at the same time "
-        "because of such a limit. If there are several workers, at least one always keeps running.",
+        "because of a limit on tasks, memory or lifetime. If there are several workers, at least "
+        "one always keeps running.",
     )
     worker_recycle_by: str = _setting(
         validators.choice("exit", "exec"),
         "exit",
-        "greenq's own. `exit` ends the process with exit code 75, so that a supervisor starts it "
-        "again; `exec` restarts it in the same process, as SIGHUP does.",
+        "greenq's own. How a worker ends when it reaches a limit on tasks, memory or lifetime: "
+        "`exit` ends the process with exit code 75, so that a supervisor starts the worker again; "
+        "`exec` restarts the worker in the same process, as SIGHUP does.",
     )
     worker_log_color: bool | None = _setting(
         validators.optional(validators.flag()),
@@ -758,7 +762,7 @@ class WorkerConfig(Section):
         "Log what tasks write to sys.stdout and sys.stderr, with the task's name and id.",
     )
     worker_redirect_stdouts_level: str = _setting(
-        validators.log_level(), "WARNING", "The log level of what `worker_redirect_stdouts` logs."
+        validators.log_level(), "WARNING", "The log level of redirected output."
     )
     worker_hijack_root_logger: bool = _setting(
         validators.flag(), True, "Set up the root logger, replacing its existing handlers."
@@ -787,12 +791,12 @@ class SecurityConfig(Section):
         validators.flag(),
         True,
         "greenq's own. If there is a signing key, refuse unsigned data. Set this to False while "
-        "signing is being introduced: unsigned data is then accepted as well, but a wrong "
-        "signature is still refused.",
+        "signing is being introduced: unsigned data is then also accepted, but a wrong signature "
+        "is still refused.",
     )
 
     def __post_init__(self) -> None:
-        """Also check that there is a key to sign with if there are further keys."""
+        """Also require a signing key if further keys are given."""
         Section.__post_init__(self)
         if self.security_accepted_signing_keys and self.security_signing_key is None:
             name = "security_accepted_signing_keys"

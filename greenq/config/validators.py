@@ -42,9 +42,9 @@ _SECRET: Final = re.compile(
 
 
 def mask_url(url: str) -> str:
-    """Return `url` with every password replaced by asterisks; several URLs may be listed.
+    """Return `url`, which can be a list of URLs, with every password replaced by asterisks.
 
-    When in doubt, this hides too much, so an unquoted "@" or "/" in a password stays hidden.
+    When in doubt, this hides too much, so a password with an unquoted "@" or "/" stays hidden.
     """
     parts = re.split(r"([;,]\s*)(?=[a-zA-Z][\w+.-]*://)", url)
     return "".join(_mask_one_url(part) for part in parts)
@@ -224,7 +224,7 @@ def choice(*choices: str) -> Validator:
 
 
 def log_format() -> Validator:
-    """Accept a format string of logging, which may contain the fields about tasks."""
+    """Accept a format string for logging, which can contain the fields about tasks."""
 
     def accept(value: object) -> str:
         if not isinstance(value, str) or not value:
@@ -233,7 +233,7 @@ def log_format() -> Validator:
         try:
             logging.Formatter(value).format(record)
         except (ValueError, KeyError, TypeError) as exc:
-            raise ValueError(f"must be a format string of logging: {exc}") from exc
+            raise ValueError(f"must be a format string for logging: {exc}") from exc
         return value
 
     return Validator(accept, _parse_text)
@@ -259,7 +259,7 @@ def serializer() -> Validator:
 
 
 def compression() -> Validator:
-    """Accept the name of a compression."""
+    """Accept the name of a compression method."""
     return _one_of(COMPRESSIONS)
 
 
@@ -378,7 +378,7 @@ def timezone() -> Validator:
     """Accept the name of a time zone."""
 
     def accept(value: object) -> str:
-        # Django and Celery also take tzinfo objects, from the standard library or from pytz.
+        # Django and Celery also accept tzinfo objects from the standard library or from pytz.
         if isinstance(value, tzinfo):
             value = getattr(value, "key", None) or getattr(value, "zone", None) or str(value)
         try:
@@ -416,7 +416,7 @@ def signing_key() -> Validator:
 
 
 def optional(kind: Validator) -> Validator:
-    """Accept None, and everything that `kind` accepts."""
+    """Accept None and everything that `kind` accepts."""
 
     def accept(value: object) -> Any:
         return None if value is None else kind.accept(value)

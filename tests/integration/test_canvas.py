@@ -81,7 +81,7 @@ def test_queues_names_it(app: Greenq, server: Server, capsys: pytest.CaptureFixt
     server.client.zadd("greenq.unsealed", {member: score - 61})
     main(["--broker", server.url, "queues"])
     out = capsys.readouterr().out
-    assert f"chord {group_id}: its header has not been sent completely since 20" in out
+    assert f"chord {group_id}: its header has been incomplete since 20" in out
     assert "its body total (id never-runs) will never run" in out
 
 

@@ -400,4 +400,4 @@ def test_replay_leaves_what_was_cut_and_says_so(server: Server) -> None:
     assert done.stderr == "1 not replayed: only the beginning of each message was kept\n"
     assert server.client.lrange("celery", 0, -1) == [whole]
     cut = greenq_dead(server, "show")
-    assert "70,000 bytes; the first 65,536 are kept, so it cannot be replayed" in cut.stdout
+    assert "70,000 bytes; only the first 65,536 are kept, so the message cannot be" in cut.stdout

@@ -109,7 +109,7 @@ def test_setup_logging_takes_the_place_of_our_own(server: Server, client: Greenq
 
 def test_receiver_of_setup_logging_that_comes_too_late_is_named(server: Server) -> None:
     with start(server, "late") as worker:
-        assert "connect it in the module of the app" in worker.text
+        assert "connect it in the app's module" in worker.text
 
 
 def test_handlers_of_the_task_logger_get_the_lines_of_tasks_alone(

@@ -242,7 +242,7 @@ def test_a_sender_that_dies_leaves_something_visible(
     assert main(["workflow", "show", "-b", rig.server.url, workflow.id]) == 0
     out = capsys.readouterr().out
     assert "it is still being sent; if its sender has died, cancel it" in out
-    assert f"chord {workflow.id}: its header has not been sent completely since 20" in out
+    assert f"chord {workflow.id}: its header has been incomplete since 20" in out
     assert main(["workflow", "cancel", "-b", rig.server.url, workflow.id]) == 0
     assert rig.states("body") == ["REVOKED"]
 
@@ -269,7 +269,7 @@ def test_the_command_lists_shows_and_steers(rig: Rig, capsys: pytest.CaptureFixt
     rig.server.client.delete("bad")
     assert json.loads(run("retry", "a", "--json")) == {"id": "a", "sent": 1}
     assert rig.app.workflow("a").wait(WAIT_S) == "SUCCESS"
-    assert run("cancel", "a") == "a: cancelled, 0 had not ended\n"
+    assert run("cancel", "a") == "a: cancelled; 0 tasks had not ended\n"
     assert rig.app.workflow("a").state == "SUCCESS"
     with pytest.raises(SystemExit, match="2"):
         main(["workflow", "stop"])

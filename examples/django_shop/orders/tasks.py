@@ -27,12 +27,12 @@ def confirm(order_id: int) -> str:
 
 @shared_task
 def send_receipt(order_id: int) -> None:
-    """Count a receipt as sent, in place of an e-mail."""
+    """Count a receipt as sent instead of sending an e-mail."""
     orders = apps.get_model("orders", "Order").objects
     orders.filter(pk=order_id).update(receipts=F("receipts") + 1)
 
 
 @shared_task
 def in_stock(name: str) -> int:
-    """Return the stock of a product: about the least that a task can do with a database."""
+    """Return the stock of a product; this is about the simplest task that uses a database."""
     return apps.get_model("orders", "Product").objects.get(name=name).in_stock

@@ -1,4 +1,4 @@
-"""``greenq demo``: check that it can run on this machine, then run it."""
+"""``greenq demo``: check that the demo can run on this machine, then run it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--urls",
         metavar="FILE",
-        help="fetch these URLs, one per line, instead of the local server's",
+        help="fetch the URLs in this file, one per line, instead of those of a local server",
     )
     what.add_argument(
         "--tasks", type=argument_types.count, default=5000, metavar="N",
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--autoscale", type=argument_types.limits, default=(500, 10), metavar="MAX,MIN",
-        help="default 500,10",
+        help="limits of the pool's size (default 500,10)",
     )  # fmt: skip
 
 
@@ -81,5 +81,5 @@ def _is_web(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    # The sender splits URLs at whitespace, which a URL may not contain anyway.
+    # The sender splits its input at whitespace, which is not allowed in URLs anyway.
     return parts.scheme in ("http", "https") and bool(parts.hostname) and len(url.split()) == 1

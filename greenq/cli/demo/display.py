@@ -1,4 +1,4 @@
-"""What `greenq demo` shows while it runs: a live display, or plain lines without a terminal."""
+"""The output of `greenq demo`: a live display, or plain lines if there is no terminal."""
 
 from __future__ import annotations
 

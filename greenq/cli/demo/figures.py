@@ -1,4 +1,4 @@
-"""The measurements of `greenq demo`, and how to show them as table rows and two charts; no I/O."""
+"""The measurements of `greenq demo`, formatted as table rows and two charts; no I/O."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Figures:
         least, most: the limits of the pool's size.
         peak, peak_at_s: the maximum number of tasks in flight, and when it was reached.
         commands: the number of commands that the server ran.
-        reads: the number of times it read from a socket (round trips).
+        reads: the number of times that the server read from a socket (round trips).
         connections: the worker's connections at the end of the burst.
         cpu_s: processor time of the worker's process.
         samples: the samples taken from the start of the burst.
@@ -93,8 +93,8 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
         ("", "", f"of which sending took {f.sent_s:.2f}, at the same time"),
         ("fetches per second", f"{f.total / f.seconds:,.1f}", ""),
         ("peak concurrency", f"{f.peak:,}", f"{f.peak_at_s:.2f} s after the burst started"),
-        ("Redis commands per task", f"{f.commands / f.total:.2f}", "sending and working together"),
-        ("round trips per task", f"{f.reads / f.total:.2f}", "sending (1) and working together"),
+        ("Redis commands per task", f"{f.commands / f.total:.2f}", "sending and running together"),
+        ("round trips per task", f"{f.reads / f.total:.2f}", "sending (1) and running together"),
         ("worker's connections", f"{f.connections}", "to Redis, at the end of the burst"),
         (
             "worker's processor time",
@@ -130,9 +130,10 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def resample(at_s: Sequence[float], values: Sequence[int], end_s: float, width: int) -> list[int]:
-    """Return the largest value in each of `width` equal spans; an empty one repeats the previous.
+    """Return the largest value in each of `width` equal spans of time.
 
-    Spans before the first sample get that sample's value.
+    A span without a sample repeats the previous span's value, or gets the first sample's value if
+    there is no previous one.
     """
     found: list[int | None] = [None] * width
     for moment, value in zip(at_s, values, strict=True):

@@ -1,8 +1,8 @@
 """The web server that `greenq demo` fetches from: every GET is answered after 200 ms.
 
-It runs in its own process, isolated (``python -I -S http_server.py``), so it imports only the
-standard library. It prints its port, and exits when its standard input is closed, which happens
-however the demo ends.
+It runs in its own isolated process (``python -I -S http_server.py``), so it imports only the
+standard library. It prints its port, and exits when its standard input is closed, which happens no
+matter how the demo ends.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DelayedAnswer(asyncio.Protocol):
 
 
 class UntilClosed(asyncio.Protocol):
-    """Waits for the end of standard input."""
+    """Waits until standard input is closed."""
 
     def __init__(self) -> None:
         """Start watching."""

@@ -51,7 +51,7 @@ _START_S = 10.0
 _STOP_S = 10.0
 # How long the pool is watched after the last fetch. It keeps its size for a second, then shrinks.
 _AFTER_S = 2.0
-# How many different reasons for failures are shown; all further ones are counted together.
+# How many different reasons for failures are shown; failures for other reasons are added up.
 _REASONS = 8
 # The number of open files needed in addition to one socket for each fetch.
 _OTHER_FILES = 200
@@ -93,7 +93,7 @@ def run(urls: Sequence[str] | None, count: int, limits: tuple[int, int]) -> int:
 
 
 class DemoInterrupt:
-    """What Ctrl-C does: end the demo; the second time, without waiting for running tasks."""
+    """The handler of Ctrl-C: ends the demo, the second time without waiting for running tasks."""
 
     def __init__(self) -> None:
         """Create an interrupt that has not occurred yet."""
@@ -212,7 +212,7 @@ class BurstWatch:
         return sample
 
     def _traffic(self) -> tuple[int, int]:
-        """Return the server's commands and reads so far, without those of the probe."""
+        """Return how many commands and reads the server has counted, without the probe's."""
         own = self._probe.traffic.commands, self._probe.traffic.round_trips
         lines = self._probe.call("INFO", "stats").decode().splitlines()
         stats = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -242,7 +242,7 @@ class Sending:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the sender, and wait for its greenlet, which must end before its pipe is closed."""
+        """End the sender, and wait for the greenlet, which must end before the pipes are closed."""
         self._sender.kill()
         join_all([self._greenlet])
 
@@ -265,7 +265,7 @@ class Sending:
 
 
 def _read(app: Greenq, task_ids: Sequence[str]) -> tuple[int, dict[str, int], float]:
-    """Read all results; return the number of successes, the errors and the response times."""
+    """Read all results; return the number of successes, the errors and the total response time."""
     succeeded, response_s = 0, 0.0
     value: Any
     reasons: Counter[str] = Counter()
@@ -311,7 +311,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _await_server_end(folder: Path) -> None:
-    """Wait until the supervisor process has exited; it exits after its server has."""
+    """Wait until the supervisor process has exited, which it does after its server."""
     lock = keeper.open_lock(folder / keeper.KEEPER_LOCK)
     deadline = time.monotonic() + _STOP_S
     try:
@@ -387,9 +387,9 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 def _working(
     app: Greenq, limits: tuple[int, int], interrupt: DemoInterrupt
 ) -> Iterator[tuple[Worker, Greenlet]]:
-    """Run a worker in this process; when the block ends, it finishes running tasks.
+    """Run a worker in this process; when the block ends, the worker finishes running tasks.
 
-    After a second Ctrl-C, it ends without finishing them.
+    After a second Ctrl-C, the worker ends without finishing them.
     """
     worker = Worker(app, WorkerOptions(autoscale=limits))
     # `Worker.start` would suffice, but the demo must know when the worker has ended.

@@ -22,8 +22,8 @@ def load_fetch(broker_url: str) -> Any:
     """Load ``examples/fetch.py``, connect its app to this server, and return its task `fetch`.
 
     Raises:
-        GreenqError: the file is missing, both where a checkout and where an installed package has
-            it.
+        GreenqError: the file is neither where a checkout has it nor where an installed package
+            does.
     """
     package = Path(greenq.__file__).parent
     places = (package / "examples" / "fetch.py", package.parent / "examples" / "fetch.py")
@@ -43,7 +43,7 @@ def load_fetch(broker_url: str) -> Any:
 def main(broker_url: str) -> int:
     """Send a fetch for each URL on standard input."""
     fetch = load_fetch(broker_url)
-    # Connect before the burst, since a running application would also be connected.
+    # Connect before the burst, since a running application would already be connected.
     fetch.app.transport.client.call("PING")
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -29,9 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--once", action="store_true", help="print one snapshot as text after one interval")
     add("--filter", action="append", type=_filter, default=[], metavar="[TABLE:]TEXT",
         help=f"show only lines whose name contains this text, in one table ({', '.join(FILTERED)}) "
-        "or in all; may be repeated")  # fmt: skip
+        "or in all; can be repeated")  # fmt: skip
     add("--sort", choices=ORDERS, default=ORDERS[0],
-        help="sort tasks by this (default %(default)s)")  # fmt: skip
+        help="how to sort tasks (default %(default)s)")  # fmt: skip
     add("--events", action="store_true",
         help="make the workers send task events while this runs")  # fmt: skip
 

@@ -37,11 +37,12 @@ class Asker:
 
     Each round sends `status` to all workers, then `hub` to those that have replied, and `greenlets`
     to one of them. Celery's workers do not know `status` and log a traceback. Once such a worker
-    has replied, a broadcast `ping` finds all nodes, and the worker is not sent `status` again.
+    has replied, later rounds find all nodes with a broadcast `ping`, and send `status` only to
+    other nodes.
     """
 
     def __init__(self, app: Greenq, args: argparse.Namespace, state: State) -> None:
-        """Ask the workers of `app`; `state` holds what the workers' events show."""
+        """Ask the workers of `app`; `state` is kept up to date from the workers' events."""
         self._app = app
         self._args = args
         self._state = state
@@ -60,10 +61,10 @@ class Asker:
             self._app.control.mailbox.tell("disable_events", destination=sorted(self._changed))
 
     def look(self, chosen: str | None = None) -> ClusterSnapshot:
-        """Ask for everything, and for the greenlets of the chosen worker (by default the first).
+        """Do one round, asking the chosen worker (by default, the first) for its greenlets.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses a command.
         """
         pongs = self._ask("ping") if self._foreign else {}
         statuses = self._statuses(pongs)
@@ -88,10 +89,10 @@ class Asker:
         )
 
     def greenlets(self, node: str) -> Greenlets:
-        """Ask one worker for its greenlets; return no reply for workers that are not greenq's.
+        """Ask one worker for its greenlets; do not ask workers that are not greenq's.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses a command.
         """
         if node in self._foreign:
             return Greenlets(node=node)
@@ -130,7 +131,7 @@ class Asker:
         return self.greenlets(node)
 
     def _read_heartbeats(self, node: str) -> dict[str, Any]:
-        """Return what a worker's heartbeats show."""
+        """Return the counts that a worker's heartbeats report."""
         worker = self._state.workers.get(node)
         if worker is None:
             return {}
@@ -220,7 +221,7 @@ class Sampler(Thread["ClusterSnapshot | Greenlets"]):
         self._chosen: str | None = None
 
     def choose(self, node: str | None) -> None:
-        """Ask for the greenlets of this worker immediately, and from now on."""
+        """Ask for the greenlets of this worker immediately, and then at each poll."""
         self._chosen = node
         self._woken.set()
 
@@ -235,7 +236,7 @@ class Sampler(Thread["ClusterSnapshot | Greenlets"]):
         self._woken.set()
 
     def run(self) -> None:
-        """Poll at each interval."""
+        """Poll once in each interval."""
         due_s = time.monotonic() + self._interval_s
         seen = None
         while not self._ended.is_set():
@@ -277,7 +278,7 @@ class EventsThread(Thread["dict[str, Any]"]):
         """Subscribe; events published from now on are received.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses a command.
         """
         # There is no need to request heartbeats, since replies show which workers are alive.
         self._receiver.open(wakeup=False)

@@ -23,9 +23,9 @@ _KEY: Final = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
 
 
 def read_keys(typed: bytes) -> list[str]:
-    """Return the keys in a terminal's input: each as its name, or as the letter in lower case.
+    """Return the names of the keys in a terminal's input, with letters in lower case.
 
-    Keys that are neither named nor letters nor ``?`` are ignored.
+    Keys other than named keys, letters and ``?`` are ignored.
     """
     found = []
     for key in _KEY.findall(typed):
@@ -45,7 +45,7 @@ class Keyboard:
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
-        """Take over the terminal; Ctrl-Z becomes a key, so that the terminal is restored first."""
+        """Take over the terminal; Ctrl-Z becomes a key, so that it cannot suspend this process."""
         self._before = termios.tcgetattr(self._file)
         tty.setcbreak(self._file, termios.TCSANOW)
         ours = termios.tcgetattr(self._file)
@@ -58,7 +58,7 @@ class Keyboard:
         termios.tcsetattr(self._file, termios.TCSAFLUSH, self._before)
 
     def keys(self, timeout_s: float) -> list[str]:
-        """Return the keys typed; wait for one if there are none.
+        """Return the keys typed; if there are none, wait for one until the timeout.
 
         Raises:
             EOFError: the terminal has been closed.

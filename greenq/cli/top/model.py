@@ -34,7 +34,7 @@ _NAMES: Final = 1000
 _OTHERS: Final = "(others)"
 _UNKNOWN: Final = "(unknown)"
 
-# How many running tasks' names are remembered, since most events carry only the id.
+# How many names of running tasks are remembered, since most events carry only a task's id.
 _RUNNING: Final = 50_000
 
 KINDS: Final = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected")
@@ -77,7 +77,7 @@ class ClusterSnapshot:
         queues: the queues.
         takers: which workers take from the queues.
         greenlets: the greenlets of the chosen worker.
-        trouble: why the sample could not be taken, in which case the rest is empty.
+        trouble: why the sample could not be taken; in this case, the other attributes are empty.
     """
 
     at_s: float
@@ -212,7 +212,7 @@ class Point:
         running, size: the totals of all pools.
         depth: the number of waiting messages in all queues.
         per_s: tasks per second.
-        lag_s: the lag of the hub with the largest one.
+        lag_s: the largest lag of any hub.
     """
 
     running: int = 0
@@ -224,12 +224,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What to show.
+    """The content of the screen.
 
     Attributes:
         workers: the workers by name.
-        queues: the deepest first.
-        tasks: sorted; empty if no worker sends task events.
+        queues: the queues, deepest first.
+        tasks: the tasks, sorted; empty if no worker sends task events.
         all_tasks: the totals of all tasks.
         points: the charts' history, with the latest last.
         greenlets: the greenlets of the chosen worker.
@@ -274,7 +274,7 @@ class Picture:
 
 
 def _queue(queue: QueueCounts) -> dict[str, Any]:
-    """Return a queue for JSON, without what was not read."""
+    """Return a queue for JSON, without the values that were not read."""
     values = queue.as_json()
     return {
         name: values[name]
@@ -327,7 +327,7 @@ class Model:
             self._tally.note(event)
 
     def picture(self) -> Picture:
-        """Return what to show."""
+        """Return the picture to draw."""
         workers, last_s = self._workers, self._looks[-1].at_s if self._looks else 0.0
         only, tasks = self._only, self._tally.tasks()
         shown = [task for task in tasks if only.shows("task", task.name)]
@@ -364,7 +364,7 @@ class Model:
         there = [each for each in self._workers.values() if each.seen_s == look.at_s]
         workers = [each.shown(look.at_s) for each in there]
         return Point(
-            # Pools of unknown size (Celery's) are omitted from both `running` and `size`.
+            # Celery's pools, whose size is unknown, count neither in `running` nor in `size`.
             running=sum(each.running or 0 for each in workers if each.size is not None),
             size=sum(each.size or 0 for each in workers),
             depth=sum(queue.waiting for queue in look.queues.queues.values()),

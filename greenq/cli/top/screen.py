@@ -1,4 +1,4 @@
-"""The full screen of ``greenq top``: draws, and handles the keys."""
+"""The full-screen display of ``greenq top``: draws the screen and handles keys."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Screen:
     def __init__(
         self, model: Model, sampler: Sampler, listener: EventsThread, address: str, *, order: str
     ) -> None:
-        """Show `model` of the server at `address`; `sampler` and `listener` are running."""
+        """Show `model` for the server at `address`; `sampler` and `listener` must be running."""
         self._model = model
         self._sampler = sampler
         self._listener = listener
@@ -149,7 +149,7 @@ _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1}
 
 
 def _chosen(picture: Picture, before: str | None) -> str | None:
-    """Return the worker whose greenlets are shown: the same as before, or greenq's first."""
+    """Return the worker whose greenlets are shown: `before`, or else the first greenq worker."""
     workers = picture.workers
     if before is not None and any(each.node == before for each in workers):
         return before

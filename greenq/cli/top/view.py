@@ -27,11 +27,11 @@ _BAD: Final = "bold red"
 _DIM: Final = "bright_black"
 _STATES: Final = {"ok": _GOOD, "draining": _CARE}
 
-# From this width on, there is room for charts, and for tables of greenlets, side by side.
+# At this width and above, charts fit side by side, and so do the two tables of greenlets.
 _WIDE: Final = 120
 _TALL: Final = 40
 
-# From this height on, there is room for all charts.
+# At this height and above, there is room for all charts.
 _HIGH: Final = 30
 
 _CHART_ROWS: Final = 3
@@ -39,13 +39,16 @@ _LABEL: Final = 9
 _VALUE: Final = 11
 _GAP: Final = 2
 
-# Names are not truncated below this width, since a column is dropped instead. Other cells are
-# truncated to this width.
+# The minimum width of the column of names; if there is less room, another column is dropped.
 _NARROWEST: Final = 14
+
+# The maximum width of every other column.
 _WIDEST: Final = 40
 
-# From these values on, counts are shown in thousands, and times in seconds.
+# At this value and above, rates are shown in thousands.
 _MANY: Final = 10_000
+
+# At this age and above, seconds are shown without decimals.
 _LONG_S: Final = 10
 
 # Directories with code that is not the user's.
@@ -144,7 +147,7 @@ def _keys(picture: Picture, view: View, width: int) -> Text:
         line = Text(f" {show.printable(wrong)}", _BAD)
         return _beside(line, Text("  q quit ", _DIM), width)
     lower = "queues" if view.greenlets else "greenlets"
-    pause = "go on" if view.paused else "pause"
+    pause = "resume" if view.paused else "pause"
     line = Text(" ")
     keys = [("q", "quit"), ("↑↓", "worker"), ("g", lower), ("p", pause), ("?", "help")]
     for key, does in keys:
@@ -155,12 +158,12 @@ def _keys(picture: Picture, view: View, width: int) -> Text:
 _KEYS: Final = (
     ("q", "quit"),
     ("↑ ↓ k j", "choose the worker whose greenlets are shown"),
-    ("g", "show greenlets in place of queues and tasks, and back"),
+    ("g", "switch between greenlets and the tables of queues and tasks"),
     ("t", "sort tasks by rate"),
     ("f", "sort tasks by failures"),
     ("s", "sort tasks by mean runtime, the slowest first"),
-    ("p", "pause: nothing changes until p again"),
-    ("?", "this help, and back"),
+    ("p", "freeze the screen until p is pressed again"),
+    ("?", "show or hide this help"),
     ("", ""),
     ("NET/S", "growth of a queue per second"),
     ("DRAINED", "when the queue will be empty at this rate"),
@@ -392,7 +395,7 @@ def _why_none(picture: Picture, chosen: str | None, reply: Any) -> str:
     if worker is None:
         return "no worker"
     if show.part(reply, "running") == 0:
-        return "no task runs"
+        return "no task is running"
     if not worker.ours:
         return "only greenq's workers report their greenlets"
     if worker.details:

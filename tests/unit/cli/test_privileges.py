@@ -12,7 +12,7 @@ from greenq.cli import privileges
 from greenq.cli.privileges import drop_rights, warn_of_root
 from greenq.errors import ConfigError
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 SHOW = """
 import os, sys
@@ -78,7 +78,7 @@ def test_unknown_names_are_refused(user: str | None, group: str | None, why: str
 
 def test_only_root_may_become_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with pytest.raises(ConfigError, match="only root may become another user"):
+    with pytest.raises(ConfigError, match="only root can become another user"):
         drop_rights("root", None)
 
 

@@ -430,7 +430,7 @@ def test_without_events_of_tasks_it_says_how_to_have_them() -> None:
 @pytest.mark.parametrize(
     ("chosen", "reply", "said"),
     [
-        ("a@h", {"running": 0, "groups": [], "greenlets": []}, "no task runs"),
+        ("a@h", {"running": 0, "groups": [], "greenlets": []}, "no task is running"),
         ("a@h", None, "no reply yet"),
         ("a@h", {"error": "TypeError('limit')"}, "error: TypeError('limit')"),
         ("b@h", None, "blocked 4.2 s by mail.send[id-1] at mail.py:7"),
@@ -456,7 +456,7 @@ def test_trouble_and_pauses_are_seen(busy: Picture) -> None:
     assert lost[-1].startswith(" 10.0.0.1:6379 cannot be reached")
     assert lost[-1].endswith("q quit")
     assert "PAUSED" in paused[0]
-    assert "p go on" in paused[-1]
+    assert "p resume" in paused[-1]
 
 
 def test_nothing_that_came_from_elsewhere_can_move_the_cursor() -> None:

@@ -58,7 +58,7 @@ def test_a_workflow_that_is_over_shows_its_critical_path() -> None:
     lines = list(text("w", over, tree(), 20, 9999.0))
     assert lines[0] == "workflow w: SUCCESS, 60% of 5 tasks have ended, 10s"
     assert lines[2] == "7 notes did not fit into the index"
-    assert lines[3] == "a call could not be sent when it ended: WRONGTYPE\\x1b"
+    assert lines[3] == "a call could not be sent when the workflow ended: WRONGTYPE\\x1b"
     assert lines[-1] == "critical path: proj.m0 > proj.body"
 
 
