@@ -27,8 +27,8 @@ class AbortableAsyncResult(AsyncResult[R]):
         """Ask the task to stop; it continues until its next check.
 
         A task that has already ended keeps its state. A task that has not started yet still runs,
-        and notices the request at its first check. If the task stores STARTED when it starts,
-        however, that replaces the state, and the request is lost.
+        and notices the request at its first check. However, if the task stores STARTED when it
+        starts, that state replaces ABORTED, and the request is lost.
         """
         self.backend.store(self.id, ABORTED, None)
 
@@ -50,7 +50,8 @@ class AbortableTask(Task[P, R]):
     def is_aborted(self, task_id: str | None = None) -> bool:
         """Read from the server whether this run, or the task `task_id`, should stop. Switches: yes.
 
-        In a loop of short steps, do not call this in every step, since each call is a round trip.
+        In a loop of short steps, do not call this in every step, since each call takes a round trip
+        to the server.
         """
         if task_id is None and not self.request.stores:
             return False

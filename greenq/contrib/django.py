@@ -1,7 +1,7 @@
 """Django: set it up before task modules are imported, and close connections that tasks leave open.
 
-`greenq.app` imports this module, and with it Django, only if DJANGO_SETTINGS_MODULE names a
-project's settings and Django is installed.
+greenq imports this module, and with it Django, only if DJANGO_SETTINGS_MODULE names a project's
+settings and Django is installed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 _FULL = ("too many clients", "too many connections", "connection slots are reserved",
          "no more connections allowed")  # fmt: skip
 
-# How long a task waits for a connection in total, and the interval between its attempts. If another
-# task of this worker closes a connection, that wakes the waiting task earlier.
+# How long a task waits for a connection in total, and the longest interval between its attempts. A
+# task of the same worker that closes a connection wakes a waiting task earlier.
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.25
 
@@ -71,7 +71,7 @@ def packages() -> list[str]:
 
 
 def on_commit(call: Callable[[], object]) -> None:
-    """Call `call` when the open transaction commits, or now if there is none."""
+    """Call `call` when the open transaction commits, or immediately if there is none."""
     transaction.on_commit(call)
 
 
@@ -100,7 +100,7 @@ def _close(connection: Any) -> None:
         name = connection.alias
         _log.warning("could not close a connection to the database %r", name, exc_info=True)
     if connection.in_atomic_block or connection.connection is not None:
-        # The next task on this greenlet must get a connection without an open transaction.
+        # The next task in this greenlet must get a connection without an open transaction.
         del connections[connection.alias]
     _queue.one_is_free()
 
@@ -114,7 +114,7 @@ class _ConnectionQueue:
         self.waiting = 0
 
     def wait(self) -> None:
-        """Wait briefly for a task here, or another process, to close a connection."""
+        """Wait briefly for a connection to be closed, by a task here or by another process."""
         with self._changed:
             self.waiting += 1
             try:
@@ -129,14 +129,14 @@ class _ConnectionQueue:
                 self._changed.notify()
 
     def warn(self, alias: str) -> None:
-        """Log from time to time that tasks are waiting."""
+        """Log that tasks are waiting for the database `alias`, unless this was logged recently."""
         now_s = time.monotonic()
         if self._warned_s and now_s < self._warned_s + _WARN_EVERY_S:
             return
         self._warned_s = now_s
         _log.warning(
             "the database %r has no connections left, so tasks wait up to %g s for one; run "
-            "fewer tasks at once (-c), or share a connection pool: OPTIONS['pool'] in DATABASES",
+            "fewer tasks at once (-c), or share a connection pool (OPTIONS['pool'] in DATABASES)",
             alias,
             _PATIENCE_S,
         )
@@ -151,7 +151,7 @@ _users: set[int] = set()
 def _wait_when_full() -> None:
     """Make tasks wait when their database refuses another connection.
 
-    A worker may open hundreds of connections at once.
+    This matters because a worker may try to open hundreds of connections at once.
     """
     connect = BaseDatabaseWrapper.connect
 

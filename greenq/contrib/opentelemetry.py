@@ -4,8 +4,8 @@
 
     instrument()
 
-Call `instrument` once in each process, senders and workers alike, after the tracer provider has
-been set up. The context travels in the message's headers, in the form that Celery's instrumentation
+Call `instrument` once in each process that sends or runs tasks, after the tracer provider has been
+set up. The context travels in the message's headers, in the form that Celery's instrumentation
 writes and reads, so a trace also continues through Celery's clients and workers. The
 instrumentation uses greenq's signals, so it costs nothing until `instrument` is called.
 """
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 
 _SYSTEM: Final = "redis"
 
-# The upper bounds, in seconds, that the semantic conventions recommend.
+# The upper bounds of the histogram's buckets, in seconds, as the semantic conventions recommend.
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
-# The maximum number of open spans of messages being sent. No signal announces that sending has
-# failed, so the oldest spans are ended when newer ones arrive.
+# The maximum number of open spans of messages being sent. No signal reports that a send has failed,
+# so beyond this number, the oldest span is ended whenever a new one starts.
 _MOST_SENDING: Final = 1000
 
 _UID: Final = "greenq.contrib.opentelemetry"
 
 
 class _TracedRun(NamedTuple):
-    """A run of a task: its span, the token to leave its context, and its monotonic start time."""
+    """A run of a task: its span, the token that detaches its context, and its monotonic start."""
 
     span: Span
     token: Token[Any]
@@ -68,7 +68,7 @@ _current: ContextVar[_TracedRun | None] = ContextVar("greenq_otel_run", default=
 
 
 class _HeaderGetter(Getter[Any]):
-    """Reads the trace's context from a task's request; other types of headers are ignored."""
+    """Reads the trace's context from a task's request, ignoring headers that are not text."""
 
     def get(self, carrier: Any, key: str) -> list[str] | None:
         value = carrier.get(key)
@@ -135,7 +135,7 @@ class _Instrumentation:
     # --- a run ------------------------------------------------------------------------------------
 
     def starts(self, task: Any, task_id: str, **_: Any) -> None:
-        """Start the span of a run, in the context from the message."""
+        """Start the span of a run, in the trace context from the message."""
         request = task.request
         queue = (request.delivery_info or {}).get("routing_key") or ""
         attributes = _attributes("process", queue, task_id, task.name) | {"celery.action": "run"}
@@ -151,7 +151,7 @@ class _Instrumentation:
         _current.set(_TracedRun(span, token, time.monotonic()))
 
     def failed(self, sender: Any, exception: BaseException, **_: Any) -> None:
-        """Note why a run failed; an expected exception is recorded but is not an error."""
+        """Record why a run failed; an expected exception does not make the span an error."""
         run = _current.get()
         if run is None:
             return
@@ -161,7 +161,7 @@ class _Instrumentation:
             run.span.set_status(Status(StatusCode.ERROR, str(exception)))
 
     def retried(self, reason: object, **_: Any) -> None:
-        """Note why a run will be repeated."""
+        """Record why a run will be retried."""
         run = _current.get()
         if run is not None:
             run.span.set_attribute("celery.retry.reason", str(reason))
@@ -210,7 +210,7 @@ def uninstrument() -> None:
 
 
 def _attributes(operation: str, queue: str, task_id: str, task: str) -> dict[str, Any]:
-    """Return the attributes of a span under the conventions' names and those of Celery's spans."""
+    """Return a span's attributes, named as in the semantic conventions and in Celery's spans."""
     return {
         "messaging.operation.type": operation,
         "messaging.message.id": task_id,

@@ -9,7 +9,7 @@ _MOST = 1 << 53
 
 
 class LamportClock:
-    """A counter that each send advances, and that each receipt moves beyond the number received.
+    """A counter that every send advances, and that every receipt moves past the received number.
 
     Source: wire format, section 12.4: *forward* adds one; *adjust* takes the larger of the two
         numbers and adds one.
@@ -20,13 +20,13 @@ class LamportClock:
     __slots__ = ("_numbers", "value")
 
     def __init__(self, value: int = 0) -> None:
-        """Start at `value`."""
+        """Start counting at `value`."""
         self.value = value
         self._numbers = count(value + 1)
 
     def forward(self) -> int:
         """Add one and return the new number."""
-        # This is a single step, which no other thread can interrupt.
+        # `next` is a single step, which no other thread can interrupt.
         self.value = number = next(self._numbers)
         return number
 

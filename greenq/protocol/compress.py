@@ -33,16 +33,17 @@ _CONTENT_TYPES = {
 }
 KNOWN = frozenset(_CONTENT_TYPES.values())
 
-# The compressions that programs have added, by content type: functions to compress and to expand.
+# The compression methods that programs have added, by content type: the functions that compress
+# and expand.
 _added: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
 
-# Small data may always expand to this size, and larger data to this multiple of its own size. Task
-# messages shrink to a tenth, and very repetitive ones to a fiftieth.
+# Data may expand to this size, or to this multiple of its own size if that is larger. Compression
+# shrinks task messages to a tenth, and very repetitive ones to a fiftieth.
 _FREE_BYTES = 1 << 20
 _MOST_TIMES = 100
 
-# The memory that a reader may take in addition to its output. The dictionary of xz's strongest
-# preset needs 65 MiB, although it uses only the part that it writes. A header can ask for 4 GiB.
+# The memory that decompression may reserve in addition to its output. The dictionary of xz's
+# strongest preset needs 65 MiB, of which only the part written is used. A header can ask for 4 GiB.
 _LZMA_MEMORY_BYTES = 80 << 20
 
 
@@ -52,16 +53,16 @@ def register(
     content_type: str,
     aliases: Iterable[str] = (),
 ) -> None:
-    """Add a compression under some names, or replace one that was added before.
+    """Add a compression method and its names, or replace one that was added before.
 
     The size of what `decoder` returns is checked only after it has returned.
 
     Raises:
-        ValueError: the content type or a name belongs to a built-in compression.
+        ValueError: the content type or a name belongs to a built-in method.
     """
     names = [content_type, *aliases]
     if any(_CONTENT_TYPES.get(name, name) in KNOWN for name in names):
-        raise ValueError(f"compression {', '.join(names)}: a built-in one cannot be replaced")
+        raise ValueError(f"compression {', '.join(names)}: built-in ones cannot be replaced")
     _CONTENT_TYPES.update(dict.fromkeys(aliases, content_type))
     _added[content_type] = encoder, decoder
 
@@ -69,7 +70,7 @@ def register(
 def compress(data: bytes, name: str) -> tuple[bytes, str]:
     """Compress `data`; return the bytes and the content type of the compression.
 
-    Shape: ``gzip`` is a zlib stream, not a gzip file, as in Celery.
+    Shape: as in Celery, ``gzip`` is a zlib stream, not a gzip file.
 
     Raises:
         EncodeError: the method is unknown, or its package is not installed.
@@ -92,7 +93,7 @@ def compress(data: bytes, name: str) -> tuple[bytes, str]:
 
 
 def accepted(*names: str | None) -> frozenset[str]:
-    """Return the content types of the compressions to accept, given by name; None is skipped."""
+    """Return the content types of the compression methods with these names; None is skipped."""
     return frozenset(_CONTENT_TYPES.get(name, name) for name in names if name is not None)
 
 
@@ -106,7 +107,8 @@ def decompress(
 
     Raises:
         DecodeError: the output is too large; the data is damaged, truncated or followed by other
-            bytes; or its compression is unknown, not in `accept`, or its package is not installed.
+            bytes; or its compression is unknown, is not in `accept`, or needs a package that is not
+            installed.
     """
     kind = _CONTENT_TYPES.get(content_type, content_type)
     if kind not in KNOWN and kind not in _added:
@@ -134,7 +136,7 @@ def decompress(
 
 
 def _expand(data: bytes, kind: str, limit: int) -> tuple[bytes, bool]:
-    """Return at most about `limit` bytes, and whether the data was one complete stream."""
+    """Expand to about `limit` bytes at most; also return whether `data` is a complete stream."""
     if kind in _added:
         return _added[kind][1](data), True
     if kind == BROTLI:

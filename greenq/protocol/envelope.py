@@ -1,4 +1,4 @@
-"""The list element: a JSON object around a serialized body, and its record in `unacked`."""
+"""List elements (JSON objects around serialized bodies), and their records in `unacked`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Envelope(NamedTuple):
     """A parsed list element.
 
     Attributes:
-        body: the bytes decoded from base64; still serialized, perhaps compressed.
-        content_type: says how to read the body.
+        body: the bytes decoded from base64, still serialized and perhaps compressed.
+        content_type: the format of the body.
         content_encoding: ``utf-8`` or ``binary``.
-        headers: the task's headers, see `greenq.protocol.message`.
+        headers: the task's headers; see `greenq.protocol.message`.
         properties: delivery tag, priority, delivery_info and so on.
     """
 
@@ -78,15 +78,15 @@ def task_properties(
     """Build a task message's properties in wire order.
 
     Args:
-        queue: the routing key, unless `routing_key` is given.
+        queue: used as the routing key, unless `routing_key` is given.
         exchange: "" to send directly to the list that the routing key names.
-        routing_key: the routing key; with the exchange, it is needed to restore the message.
+        routing_key: needed, together with the exchange, to restore the message.
         priority: written as given; 0 is served first.
         correlation_id: the task's id, unless the caller has chosen another id.
-        reply_to: the sender's id, which nothing on Redis uses.
+        reply_to: the sender's id; nothing uses it on Redis.
         delivery_tag: new for every push.
         delivery_mode: 2 for persistent, 1 for transient.
-        expiration: whole milliseconds after the message is sent, as text; None for none.
+        expiration: whole milliseconds from the send to the expiry, as text; None for no expiry.
         extra: unknown send options, such as ``origin`` of a retry.
     """
     properties: dict[str, Any] = {
@@ -138,7 +138,7 @@ def unwrap(raw: bytes) -> Envelope:
 
 
 def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
-    """Return the same list element, marked as redelivered in both places.
+    """Return a list element marked as redelivered, both in its headers and in its properties.
 
     Shape: ``headers.redelivered`` and ``properties.delivery_info.redelivered`` become true; if
       `deliveries` is given, ``properties.deliveries`` counts the workers that died while running
@@ -151,7 +151,7 @@ def mark_redelivered(raw: str | bytes, deliveries: int | None = None) -> str:
 
 
 def mark_refused(raw: str | bytes, reason: str) -> str:
-    """Return the same list element with a mark that makes the next worker fail the task.
+    """Return a list element with a mark that makes the next worker fail the task.
 
     Shape: ``properties.refused`` is the reason.
 
@@ -198,9 +198,9 @@ def header(raw: bytes, name: str) -> str | None:
 
 
 def text_headers(raw: bytes) -> dict[str, str]:
-    """Return the headers of a list element whose values are text; never raises.
+    """Return those headers of a list element that have text as their value; never raises.
 
-    Data that would take much memory is not parsed.
+    If parsing the data would take too much memory, return no headers.
     """
     if has_more_items(raw, MOST_ITEMS):
         return {}
@@ -224,7 +224,7 @@ def _count(value: object) -> int:
 
 
 def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
-    """Return the value kept in the ``unacked`` hash while a message is being worked on.
+    """Return the record that is stored in the ``unacked`` hash while a message is reserved.
 
     The message is inserted as text, so that it is read back unchanged.
     """
@@ -232,7 +232,7 @@ def hold(raw_envelope_text: str, exchange: str, routing_key: str) -> str:
 
 
 class Held(NamedTuple):
-    """A parsed record that reserves a message.
+    """The parsed record of a reserved message.
 
     Attributes:
         text: the message exactly as recorded.
@@ -279,7 +279,7 @@ class Held(NamedTuple):
 
 
 def unhold(value: str | bytes) -> Held:
-    """Parse the value that reserves a message.
+    """Parse the record of a reserved message.
 
     Raises:
         DecodeError: `value` is not a list of an object and two texts.

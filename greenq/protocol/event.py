@@ -38,8 +38,8 @@ MULTI = "task.multi"
 # A reader of events considers a worker dead after this many missed heartbeats.
 SILENT_INTERVALS = 2
 
-# The events that only greenq sends. Their fields are text, numbers, lists of numbers and None.
-# Fields of other events may have any type with a JSON form.
+# The events that only greenq sends. Their fields are text, numbers, lists of numbers and None. The
+# fields of other events may have any type that JSON can represent.
 _PLAIN = frozenset(
     {
         *("task-sent", "task-received", "task-started", "task-succeeded", "task-failed"),
@@ -51,10 +51,10 @@ _PLAIN = frozenset(
 # The fields that every event has in addition to its own.
 _ADDED = frozenset(("hostname", "utcoffset", "pid", "clock", "timestamp", "type"))
 
-# The values that stand for absent fields.
+# The defaults for absent fields.
 _DEFAULTS: dict[str, Any] = {"clock": 0, "hostname": "", "timestamp": 0.0}
 
-# How many kinds of events have cached envelopes; programs may send any number of kinds.
+# The maximum number of event types with cached envelopes, since programs may send any number.
 _FRAMES = 100
 
 # The beginning of an envelope.
@@ -64,9 +64,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventSender(Protocol):
-    """How the parts of a worker send events about tasks; the Events step provides one.
+    """The interface through which the parts of a worker send events; the Events step implements it.
 
-    None of its methods waits or fails. The methods for the three events of every task are fast.
+    None of its methods waits or fails. The methods for the three events that every task has are
+    fast.
 
     Attributes:
         tasks: True if task events are wanted; check this before building their fields.
@@ -75,21 +76,21 @@ class EventSender(Protocol):
     tasks: bool
 
     def send(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Send an event soon. Switches: no.
+        """Schedule an event to be sent. Switches: no.
 
         Args:
-            kind: such as ``task-failed`` or ``worker-heartbeat``.
+            kind: the event's type, such as ``task-failed`` or ``worker-heartbeat``.
             fields: the event's own fields, which must not change afterwards.
         """
 
     def received(self, message: TaskMessage) -> None:
-        """Send a task-received event soon. Switches: no."""
+        """Schedule a task-received event to be sent. Switches: no."""
 
     def started(self, uuid: str) -> None:
-        """Send a task-started event soon. Switches: no."""
+        """Schedule a task-started event to be sent. Switches: no."""
 
     def succeeded(self, uuid: str, result: str, runtime: float) -> None:
-        """Send a task-succeeded event soon; see `EventWriter.succeeded`. Switches: no."""
+        """Schedule a task-succeeded event; see `EventWriter.succeeded`. Switches: no."""
 
 
 class NullEventSender:
@@ -111,7 +112,7 @@ class NullEventSender:
 
 
 class _Received(msgspec.Struct, gc=False):
-    """A task-received event; structs are built and encoded in half the time of dicts."""
+    """A task-received event; building and encoding a struct takes half as long as a dict."""
 
     hostname: str
     utcoffset: float
@@ -156,7 +157,7 @@ class _Succeeded(msgspec.Struct, gc=False):
     type: str = "task-succeeded"
 
 
-# An event with its time and its clock, in the form that the fast encoder takes.
+# An event with its time and its logical clock, in the form that the fast encoder accepts.
 Stamped: TypeAlias = "dict[str, Any] | _Received | _Started | _Succeeded"
 
 
@@ -167,15 +168,15 @@ class EventWriter:
     """
 
     def __init__(self, hostname: str, clock: LamportClock, signer: Signer | None = None) -> None:
-        """Write for the node `hostname`; for a client it is ``gen<pid>@<host>``.
+        """Write events for the node `hostname`; a client's name is ``gen<pid>@<host>``.
 
         `signer` signs single events, which workers act on; batches are only for monitoring.
         """
         self._signer = signer
         self._hostname, self._utcoffset, self._pid = hostname, utcoffset(), os.getpid()
         self._forward = clock.forward
-        # For each routing key, the envelope before and after its delivery tag. The body comes
-        # before both parts.
+        # For each routing key, the parts of the envelope before and after its delivery tag. The
+        # body comes before both.
         self._frames: dict[str, tuple[bytes, bytes]] = {}
 
     # These three methods are on the hot path of every task.
@@ -222,8 +223,8 @@ class EventWriter:
             EncodeError: a field of a program's own event has no JSON form.
         """
         if kind not in _PLAIN:
-            # The fields may include dates and similar values, which Celery tags and the fast
-            # encoder does not know.
+            # The fields may include dates and similar values, which `json_dumps` tags as Celery
+            # does, and which the fast encoder does not support.
             plain = json.loads(json_dumps(dict(fields)))
             fields = {name: plain[name] for name in plain if name not in _ADDED}
         return {
@@ -251,8 +252,8 @@ class EventWriter:
 
     def _wrap(self, body: bytes, key: str) -> bytes:
         before, behind = self._frames.get(key) or self._frame(key)
-        # Insert base64 as it is: searching it for characters that JSON must escape would take
-        # longer than everything else.
+        # Insert the base64 text unchecked: searching it for characters that JSON must escape would
+        # take longer than all other steps together.
         text = b2a_base64(body, newline=False)
         return b"".join((_BODY, text, before, new_id().encode(), behind))
 
@@ -300,14 +301,14 @@ def read_events(raw: bytes, accept: frozenset[str]) -> list[dict[str, Any]]:
             raise DecodeError("the names of an event's fields must be text", raw)
         wrong = refusal(event, EVENT)
         if wrong:
-            raise DecodeError(f"it is not an event: {wrong}", raw)
+            raise DecodeError(f"the event's {wrong}", raw)
         for name, default in _DEFAULTS.items():
             event.setdefault(name, default)
     return events
 
 
 def utcoffset() -> float:
-    """Return how many hours local time is behind UTC: positive in the west."""
+    """Return how many hours local time is behind UTC: positive west of Greenwich."""
     return -time.localtime().tm_gmtoff / 3600
 
 
@@ -315,6 +316,6 @@ def _text(event: Stamped) -> bytes:
     try:
         return _encode(event)
     except ValueError:
-        # The text, which comes from outside, contains half of a surrogate pair.
+        # Some text in the event, which comes from outside, contains half of a surrogate pair.
         fields = event if isinstance(event, dict) else msgspec.structs.asdict(event)
         return json_dumps(fields).encode()

@@ -1,9 +1,9 @@
 """Decodes common messages in a single typed pass, in C.
 
-Less common messages are left to `envelope.unwrap` and `message.decode`, which report what is wrong.
-These are messages with protocol 1, other serializers, compression, the caller's own headers,
-Celery's tags for dates and similar values, or JSON that only Python can read. For all messages read
-here, both ways give the same result; a test compares them.
+Less common messages are left to `envelope.unwrap` and `message.decode`, which also report errors:
+messages with protocol 1, other serializers, compression, the caller's own headers, Celery's tags
+for dates and similar values, or JSON that only Python can read. For every message that this module
+reads, both ways give the same result; a test compares them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NO_KWARGS = "{}"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Celery's tag for a value of an extended type. A body may contain it anywhere, but the typed fields
-# around the body cannot. Its characters may also be written as one of the escapes below.
+# around the body cannot. Its characters may also be written as escapes with these beginnings.
 _TAG = b"__type__"
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 
 
 # The rules of greenq.protocol.limits, which the decoder checks as it goes. Some are stricter here,
-# so that a message that passes needs no further check: together, the four ids have at most
-# `KEY.most` characters.
+# so that a message that passes needs no further check. For example, the four ids together have at
+# most `KEY.most` characters.
 _Name: TypeAlias = Annotated[str, limits.NAME.meta]
 _Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.KEY.most // 4)]
 _Shown: TypeAlias = Annotated[str, msgspec.Meta(max_length=MOST_SHADOW_CHARS)]
@@ -107,7 +107,7 @@ _read_body = msgspec.json.Decoder(tuple[list[Any], dict[str, Any], _Embed]).deco
 
 
 def read(raw: bytes, *, accept: frozenset[str], max_body_bytes: int) -> TaskMessage | None:
-    """Read the task call in one list element; None if the careful decoders must read it."""
+    """Read the task call in a list element; return None if the slower decoders must read it."""
     is_large = len(raw) > limits.DENSE_BYTES
     try:
         if is_large and not limits.is_readable(raw, limits.most_raw(max_body_bytes)):

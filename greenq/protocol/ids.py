@@ -1,4 +1,4 @@
-"""Task ids: random UUIDs as text, created one by one or, in any number, from a few random bytes.
+"""Task ids: random UUIDs as text, created one by one, or in any number from a few random bytes.
 
 This module also makes delivery tags: ids that start with the time of sending (UUID version 7), so
 that a queue shows how old its messages are.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 256
 _STAMPED = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-# The digit that holds a UUID's variant, derived from a random one.
+# For each random digit, the digit that encodes a UUID's variant in its place.
 _VARIANT = {f"{number:x}": "89ab"[number % 4] for number in range(16)}
 
 
@@ -48,8 +48,8 @@ def sent_at(tag: str) -> float | None:
 class TaskIds(Sequence[str]):
     """Random UUIDs as text, computed on access, so that any number of them takes no memory.
 
-    A random key derives them from the numbers 0, 1, 2 and so on. So no id can be guessed from
-    another, which a plain counter could not guarantee.
+    They are derived from the numbers 0, 1, 2 and so on with a random key. Therefore, unlike the
+    numbers of a plain counter, no id can be guessed from another.
     """
 
     __slots__ = ("_key", "_numbers")
@@ -68,7 +68,7 @@ class TaskIds(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> TaskIds: ...
     def __getitem__(self, index: int | slice) -> str | TaskIds:
-        """Return one id, or the ids of a slice, which also takes no memory."""
+        """Return one id, or the ids of a slice, which also take no memory."""
         if isinstance(index, slice):
             return TaskIds(self._key, self._numbers[index])
         block, place = divmod(self._numbers[index], _BLOCK)
@@ -89,7 +89,7 @@ class TaskIds(Sequence[str]):
 
 
 def _write(digits: str) -> list[str]:
-    """Return every 32 hexadecimal digits as a UUID."""
+    """Turn each run of 32 hexadecimal digits into a UUID."""
     return [
         f"{digits[i : i + 8]}-{digits[i + 8 : i + 12]}-4{digits[i + 13 : i + 16]}-"
         f"{_VARIANT[digits[i + 16]]}{digits[i + 17 : i + 20]}-{digits[i + 20 : i + 32]}"

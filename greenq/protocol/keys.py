@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 SEP = "\x06\x16"
 PRIORITY_STEPS = (0, 3, 6, 9)
 
-# The limit is that of AMQP. Longer binding keys are ignored, because other programs write them, and
+# AMQP has the same limit. Longer binding keys are ignored, because any program can write them, and
 # matching them takes time.
 MOST_KEY_CHARS = 255
-# The queues of single workers are bound to one exchange, by node name.
+# Each worker's own queue is bound to this exchange under the worker's node name.
 DIRECT_EXCHANGE = "C.dq2"
 DIRECT_SUFFIX = ".dq2"
 
@@ -45,12 +45,12 @@ class Keys:
 
     @property
     def unacked(self) -> str:
-        """Hash: held messages by delivery tag."""
+        """Hash: reserved messages by delivery tag."""
         return f"{self.prefix}unacked"
 
     @property
     def unacked_index(self) -> str:
-        """Sorted set: delivery tags by the time of their take, in unix seconds."""
+        """Sorted set: delivery tags by the time of the take, in unix seconds."""
         return f"{self.prefix}unacked_index"
 
     @property
@@ -96,13 +96,13 @@ class Keys:
     def stopped_workflows(self) -> str:
         """Hash, greenq's own: the workflows that are cancelled or paused.
 
-        Shape: for each id, ``cancelled`` or ``paused`` and when that happened, in unix seconds; for
-            the field "", the number of changes.
+        Shape: for each id, ``cancelled`` or ``paused``, and the time of that change in unix
+            seconds; in the field "", the number of changes.
         """
         return f"{self.prefix}greenq.workflows.stopped"
 
     def workflow(self, workflow_id: str) -> str:
-        """Hash, greenq's own: what the index keeps about a whole workflow.
+        """Hash, greenq's own: the index's data about a whole workflow.
 
         Other keys begin with this one: ``.nodes``, a hash of its tasks; ``.failed``, a hash of the
         messages of the tasks that failed; ``.held``, a list of the messages that wait while the
@@ -146,15 +146,15 @@ class Keys:
         return f"{self.prefix}_kombu.binding_permanent.{exchange}"
 
     def result(self, task_id: str) -> str:
-        """Return the key, and the channel, of a task's result."""
+        """Return the key of a task's result, which is also the name of its channel."""
         return f"{self._result_prefix()}celery-task-meta-{task_id}"
 
     def group(self, group_id: str) -> str:
-        """Return the key, and the channel, of a saved group.
+        """Return the key of a saved group, which is also the name of its channel.
 
-        The keys of its chord are this key with Celery's endings: ``.j`` for the parts' values,
+        The keys of its chord are this key with Celery's endings (``.j`` for the parts' values,
         ``.d`` for the parts counted, ``.s`` for the size, ``.t`` for the number added to the size,
-        ``.c`` for the sender of the body; and greenq's own ``.a`` for the ids that were added.
+        ``.c`` for the sender of the body) and greenq's own ``.a``, for the ids that were added.
         """
         return f"{self._result_prefix()}celery-taskset-meta-{group_id}"
 
@@ -180,21 +180,21 @@ class Keys:
         return f"{self.prefix}greenq.owner.{incarnation}"
 
     def begun(self, incarnation: str) -> str:
-        """Set, greenq's own: an owner's tags that were acknowledged before the end of their run."""
+        """Set, greenq's own: an owner's tags that were acknowledged before their runs ended."""
         return f"{self.prefix}greenq.begun.{incarnation}"
 
     def relay(self, queues: Iterable[str]) -> str:
         """Text, greenq's own: the worker that relays from lists that no worker is waiting on.
 
-        There is one such key for each set of queues, and it expires with that worker's lease.
+        Each set of queues has one such key, which expires with the worker's lease.
         """
         return f"{self.prefix}greenq.relay.{_digest(queues)}"
 
     def recycling(self, queues: Iterable[str]) -> str:
         """Sorted set, greenq's own: workers that are restarting, by node name.
 
-        There is one such key for each set of queues; the score is the time until which the restart
-        is counted, in unix seconds.
+        Each set of queues has one such key. A worker's score is the time until which its restart
+        counts, in unix seconds.
         """
         return f"{self.prefix}greenq.recycling.{_digest(queues)}"
 
@@ -234,11 +234,11 @@ class Keys:
         return f"{self.prefix}greenq.beat.changes"
 
     def beat_leader(self, schedule: str) -> str:
-        """Text, greenq's own: which beat with these entries does the work; expires after 4 s."""
+        """Text, greenq's own: the beat that sends tasks for a schedule; expires after 4 s."""
         return f"{self.prefix}greenq.beat.leader.{schedule}"
 
     def group_leader(self, group: str) -> str:
-        """Text, greenq's own: which process sizes a supervisord group; expires."""
+        """Text, greenq's own: the process that sizes a supervisord group; expires."""
         return f"{self.prefix}greenq.processes.leader.{group}"
 
     def group_reports(self, group: str) -> str:
@@ -254,7 +254,7 @@ class Keys:
         return f"{self.prefix}greenq.elected.{election_id}"
 
     def fanout(self, exchange: str, routing_key: str = "") -> str:
-        """Return the channel of a fanout exchange; ``*`` in a routing key subscribes to all."""
+        """Return the channel of a fanout exchange, or a pattern if the routing key has a ``*``."""
         channel = f"{self.prefix}/{self.db}.{exchange}"
         return f"{channel}/{routing_key}" if routing_key else channel
 
@@ -264,7 +264,7 @@ class Keys:
 
 
 def _digest(queues: Iterable[str]) -> str:
-    """Return a short name of a set of queues."""
+    """Return a short name for a set of queues."""
     return sha1(SEP.join(sorted(queues)).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -291,7 +291,7 @@ def topic_pattern(binding_key: str) -> str:
     r"""Turn a topic exchange's binding key into the regular expression that Celery's senders use.
 
     ``*`` stands for one word, and ``#`` for any number of words, including none. The result is what
-    Celery's workers write, except for ``#``: their expression, ``media\..*?``, needs a word or at
+    Celery's workers write, except for ``#``: their expression, such as ``media\..*?``, requires at
     least a dot in its place. greenq's own senders use `topic_matches`.
     """
     # Several ``#`` in a row mean the same as one.
@@ -305,7 +305,7 @@ def topic_pattern(binding_key: str) -> str:
     parts: list[str] = []
     for place, word in enumerate(words):
         if word == "#":
-            # What ``#`` stands for includes the dot between its words and the neighbouring word.
+            # The words that ``#`` matches include the dot before or after the neighbouring word.
             parts.append(r"(?:\..*)?" if place else r"(?:.*\.)?")
         else:
             dot = "" if place == 0 or (place == 1 and words[0] == "#") else r"\."

@@ -1,9 +1,8 @@
 """The limits on numbers, texts and whole JSON texts from outside, all in one place.
 
 Messages, events, control requests and results may come from anyone who is allowed to write to the
-server.
-Each of their fields has a rule below. Code that reads a field checks the rule, and refuses or skips
-values that violate it. docs/hostile-input.md shows the table to users.
+server. Each of their fields has a rule below. Code that reads a field checks the rule, and refuses
+or skips values that violate it. docs/hostile-input.md shows the table to users.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Rule(Protocol):
     """A rule for the values of a field."""
 
     def wrong(self, value: object) -> str:
-        """Return what is wrong with a value, to follow the field's name; "" if it is valid."""
+        """Return what is wrong with a value, as text to follow a field's name; "" if valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Whole:
 
     @property
     def meta(self) -> msgspec.Meta:
-        """Return the same rule for a typed decoder, whose bounds have 64 bits."""
+        """Return the same rule for a typed decoder, which supports bounds of up to 64 bits."""
         return msgspec.Meta(ge=self.least, le=self.most)
 
     def takes(self, value: object) -> TypeGuard[int]:
@@ -165,7 +164,7 @@ class _Moment:
 
 COUNT: Final = Whole(0, 1 << 53)
 CLOCK: Final = Whole(0, (1 << 62) - 1)
-"""A number limited so that code can calculate with it."""
+"""A number small enough that code can calculate with it."""
 
 MOST_SECONDS: Final = 1_000_000_000
 """Thirty years, which is practically no limit; no timer is set for longer."""
@@ -297,10 +296,10 @@ def _shown(value: object, numbers: tuple[type, ...] = ()) -> str:
 
 # --- JSON as a whole ------------------------------------------------------------------------------
 
-# An empty list, two characters and a comma, takes 80 bytes. So text can grow thirtyfold when it is
-# parsed, and no other task runs in the process in the meantime. Therefore the number of values is
-# also limited, to one per this many bytes of the maximum size. For 8 MiB the limit is 131,072
-# values, which take at most about 20 MB and 0.1 s. Texts of at most `DENSE_BYTES`
+# An empty list is two characters and a comma in JSON, but takes 80 bytes of memory. So parsing can
+# make text grow thirtyfold, and meanwhile no other task in the process can run. Therefore the
+# number of values is also limited, to one per this many bytes of the maximum size. For 8 MiB, the
+# limit is 131,072 values, which take at most about 20 MB and 0.1 s. Texts of at most `DENSE_BYTES`
 # may have any number of values.
 _BYTES_EACH = 64
 
@@ -308,9 +307,9 @@ DENSE_BYTES: Final = 10_000
 """A text of at most this many bytes never has too many values."""
 
 BROADCAST_BYTES: Final = 16 << 20
-"""The limit for messages published to all: an event or a batch of events, a request, a reply."""
+"""The size limit for messages published to all: events, batches of events and control requests."""
 
-# The size of a message apart from its body, which is mostly headers.
+# The maximum size of a message without its body: mostly headers.
 _AROUND_BYTES = 1 << 20
 
 _SIGNS = b',[{"'
@@ -318,7 +317,7 @@ _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 
 
 def most_raw(max_body_bytes: int) -> int:
-    """Return the largest size of a message whose body is at most this large before base64."""
+    """Return the maximum size of a message, given the maximum size of its body before base64."""
     return _AROUND_BYTES + (max_body_bytes + 2) // 3 * 4
 
 
@@ -328,7 +327,7 @@ def most_items(max_bytes: int) -> int:
 
 
 MOST_ITEMS: Final = most_items(BROADCAST_BYTES)
-"""How many values a message that is published to all workers may have."""
+"""The maximum number of values in a message that is published to all workers."""
 
 
 def check_json(data: bytes, max_bytes: int, what: str) -> None:
@@ -338,7 +337,7 @@ def check_json(data: bytes, max_bytes: int, what: str) -> None:
         DecodeError: the text is too large, or has too many values for its size.
     """
     if len(data) > max_bytes:
-        raise DecodeError(f"{what} of {len(data)} bytes is larger than {max_bytes}", data)
+        raise DecodeError(f"{what} of {len(data)} bytes exceeds {max_bytes} bytes", data)
     if has_more_items(data, most_items(max_bytes)):
         raise DecodeError(
             f"{what} of {len(data)} bytes has more than {most_items(max_bytes)} values", data
@@ -351,14 +350,14 @@ def is_readable(data: bytes, max_bytes: int) -> bool:
 
 
 def has_more_items(data: bytes, most: int) -> bool:
-    """Return whether a JSON text has more commas and opening brackets outside strings than `most`.
+    """Return whether a JSON text has more than `most` commas and opening brackets outside strings.
 
     This is fast for texts with fewer bytes than `most`, that is, for nearly all messages.
     """
     if len(data) <= most or _count(data) <= most:
         return False
     # Strings may contain these characters, so remove the strings. Once escapes are gone, everything
-    # between two quotes belongs to a string, and two adjacent quotes are a string without signs.
+    # between two quotes belongs to a string, and two adjacent quotes can be removed as a pair.
     signs = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     return _count(b"".join(signs.replace(b'""', b"").split(b'"')[::2])) > most
 

@@ -40,7 +40,7 @@ NO_REPLY: Final = object()
 EXCHANGE = "celery.pidbox"
 REPLY_EXCHANGE = "reply.celery.pidbox"
 
-# The limit for a reply. It is large, since a worker may report on all of its tasks.
+# The maximum size of a reply. It is large, since a worker may report on all of its tasks.
 REPLY_BYTES = 128 << 20
 
 
@@ -63,7 +63,8 @@ class ControlRequest:
     Attributes:
         method: a command's name or alias.
         arguments: its keyword arguments.
-        destination: the node names that it is for; if empty or None, see `pattern`.
+        destination: the names of the nodes that the request is for; if empty or None, `pattern`
+            selects them.
         pattern, matcher: a pattern that node names must match, and its type, ``glob`` or ``pcre``;
             without a pattern, the request is for all nodes.
         ticket: identifies the replies; None if no replies are wanted.
@@ -91,8 +92,8 @@ class ControlRequest:
         """Return whether the request is for a node: by name, by pattern, or because it is for all.
 
         Raises:
-            ValueError: the pattern is too long, or it is a regular expression, which is not
-                accepted or could take long to match.
+            ValueError: the pattern is too long, or is a regular expression that is not allowed or
+                could take long to match.
         """
         if self.destination:
             return node in self.destination
@@ -149,7 +150,7 @@ def read_request(raw: bytes, accept: frozenset[str]) -> ControlRequest:
     body["destination"] = [destination] if isinstance(destination, str) else destination
     wrong = refusal(body, REQUEST)
     if wrong or "method" not in body:
-        raise DecodeError(f"it is not a control request: {wrong or 'it has no method'}", raw)
+        raise DecodeError(f"the request is invalid: {wrong or 'it has no method'}", raw)
     arguments = body.get("arguments") or {}
     if not all(isinstance(name, str) for name in arguments):
         raise DecodeError(
@@ -201,7 +202,7 @@ def read_reply(raw: bytes, accept: frozenset[str]) -> Reply:
     """
     headers, replies = _opened(raw, accept, REPLY_BYTES)
     if not all(isinstance(node, str) for node in replies):
-        raise DecodeError("a reply must be an object with node names", raw)
+        raise DecodeError("a reply must map node names to replies", raw)
     return Reply(headers.get("ticket"), headers.get("clock") or 0, replies)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from greenq.protocol.envelope import Envelope
 
 
-# How many characters are kept of a sender's descriptive texts: of `shadow` and `origin`, and of
-# `argsrepr` and `kwargsrepr`.
+# Longer descriptive texts from a sender are shortened: `shadow` and `origin` to the first of these
+# lengths, `argsrepr` and `kwargsrepr` to the second.
 MOST_SHADOW_CHARS = 200
 MOST_REPR_CHARS = 2000
 
@@ -48,10 +48,10 @@ class TaskMessage:
         group: the id of the group that the call belongs to; None for none.
         group_index: its place in the group, from 0; None outside a group.
         retries: how many times it was retried before; 0 the first time.
-        timelimit: hard and soft time limit in seconds; None for no limits of its own.
-        root_id: the first call of the workflow; None means `id` when encoding.
-        parent_id: the call that sent this one; None if no task did.
-        argsrepr: a short readable text of the arguments; None generates it when encoding.
+        timelimit: the hard and soft time limits in seconds; None if the message sets no limit.
+        root_id: the id of the workflow's first call; None is encoded as `id`.
+        parent_id: the id of the call that sent this one; None if no task did.
+        argsrepr: a short description of the arguments; if None, `encode` generates one.
         kwargsrepr: the same for the keyword arguments.
         origin: the node name of the sender; None if not given.
         ignore_result: whether to store no result; None leaves this to the task.
@@ -99,7 +99,7 @@ def has_successors(message: TaskMessage) -> bool:
     return bool(message.callbacks or message.errbacks or message.chain or message.chord)
 
 
-# A placeholder for the signature of a chord's body, for a message whose own body cannot be read.
+# A placeholder for the signature of a chord's body, used if a message's own body cannot be read.
 UNREADABLE: dict[str, Any] = {
     "task": "", "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False,
 }  # fmt: skip
@@ -155,7 +155,7 @@ def check_args(task: str, args: object) -> None:
 
 
 def check_size(body: bytes, max_bytes: int, *, is_json: bool) -> None:
-    """Refuse a body, before its compression, that workers with the same limit would refuse.
+    """Refuse a body, not yet compressed, that workers with the same limit would refuse.
 
     Raises:
         EncodeError: the body is too large, or has more values than workers read at that size.
@@ -245,7 +245,7 @@ def decode(
 def _build(
     envelope: Envelope, headers: dict[str, Any], own: dict[str, Any], body: Any
 ) -> TaskMessage:
-    """Combine checked headers and an unchecked body; one long call, since this is a hot path."""
+    """Combine checked headers and an unchecked body, in one long call for the sake of speed."""
     get = headers.get
     task, call_id, timelimit = get("task"), get("id"), get("timelimit")
     if not task or call_id is None:
@@ -287,7 +287,7 @@ def _build(
 
 
 def part_of(envelope: Envelope) -> TaskMessage | None:
-    """Return the place in a group given by the headers of a message with an unreadable body.
+    """Return a message's place in a group from its headers, for use if its body is unreadable.
 
     The headers do not show whether the group is the header of a chord, so the result assumes that
     it is: `UNREADABLE` stands for the signature of the body. Return None if there is no group, or
@@ -334,7 +334,7 @@ def _load_body(
 ) -> Any:
     data, compression = envelope.body, envelope.headers.get("compression")
     if len(data) > max_body_bytes:
-        raise DecodeError(f"body of {len(data)} bytes is larger than {max_body_bytes}", data)
+        raise DecodeError(f"a body of {len(data)} bytes exceeds {max_body_bytes} bytes", data)
     if compression is not None:
         data = decompress(data, compression, max_body_bytes, accept_compression)
     most = most_items(max_body_bytes)
@@ -377,7 +377,7 @@ def _wrong(envelope: Envelope, reason: str) -> DecodeError:
 
 
 def parse_time(text: str, field: str = "a time") -> datetime:
-    """Parse an eta or an expiry as an aware UTC datetime; a text without an offset is in UTC.
+    """Parse an eta or an expiry as an aware UTC datetime; text without an offset counts as UTC.
 
     Raises:
         DecodeError: the text is not ISO 8601, or is outside the range of datetime; the error names

@@ -44,15 +44,16 @@ class ResultMeta:
 
     Attributes:
         task_id: the call's id.
-        status: a state of `greenq.states`, or a custom one.
+        status: a state from `greenq.states`, or a custom one.
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
         traceback: the traceback as text; None for none.
         children: result tuples of the tasks that the call sent; None or empty for none.
         date_done: when the call ended, as ISO 8601 text; None unless the state is final.
-        group_id: the group that the call belongs to; None outside a group.
-        parent_id: the call that sent this one; None if no task sent it.
-        extra: what ``result_extended`` adds: name, args, kwargs, worker, retries, queue and stamps.
+        group_id: the id of the group that the call belongs to; None outside a group.
+        parent_id: the id of the call that sent this one; None if no task sent it.
+        extra: the fields that ``result_extended`` adds: name, args, kwargs, worker, retries, queue
+            and stamps.
     """
 
     task_id: str
@@ -85,13 +86,14 @@ class _Success(msgspec.Struct, forbid_unknown_fields=True):
 
 _read_success = msgspec.json.Decoder(_Success).decode
 
-# Celery's tag for a value of an extended type, in all forms that escaping can give its characters.
+# Celery's tag for a value of an extended type, and the beginning of any escape that can disguise
+# one of its characters.
 _TAGGED = (b"__type__", b"\\u00")
 
-# Whether an id needs no escaping in JSON.
+# Matches ids that need no escaping in JSON.
 is_plain = re.compile(r"[\w-]+", re.ASCII).fullmatch
 
-# The last second that `utc_now` was called in, and its text.
+# The second in which `utc_now` was last called, and its text.
 _last_second = (0, "")
 
 
@@ -180,7 +182,7 @@ def encode_result(
 def encode_group(
     members: object, serializer: str = "json", compression: str | None = None
 ) -> bytes:
-    """Return the payload of a saved group; `members` is its result tuple.
+    """Return the payload of a saved group; `members` is the group's result tuple.
 
     Shape: an object with the one field ``result``.
     """
@@ -194,7 +196,7 @@ def encode_part(
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
-    """Return a part of a chord as a payload: the outcome of a task in its header.
+    """Return a part of a chord as a payload: the outcome of one task in the chord's header.
 
     Shape: the list ``[1, task id, status, result]``; an exception becomes data, as in a result.
 
@@ -228,7 +230,7 @@ def decode_part(
         raise DecodeError("a part of a chord is not a list of four items", payload)
     _, task_id, status, result = part
     if not isinstance(task_id, str) or not isinstance(status, str):
-        raise DecodeError("a part of a chord has no task id or no status", payload)
+        raise DecodeError("a part of a chord lacks a task id or a status", payload)
     if status in EXCEPTION_STATES:
         result = exception_from_wire(result)
     return task_id, status, result
@@ -250,7 +252,7 @@ def decode_result(
     max_bytes: int = DEFAULT_MAX_BYTES,
     accept_compression: frozenset[str] = KNOWN,
 ) -> ResultMeta:
-    """Parse a payload; compression is detected, but the serializer must be known.
+    """Parse the payload of a result; compression is detected, but the serializer must be known.
 
     Units: `max_bytes` limits the payload as received and as expanded, and thereby the number of
         its values.
@@ -269,7 +271,8 @@ def decode_result(
         try:
             found = _read_success(payload)
         except (ValueError, RecursionError):
-            # The slower way below reads any other state, and reports what is wrong with this one.
+            # The slower code below reads all other results, and reports what is wrong with a
+            # damaged one.
             pass
         else:
             return ResultMeta(
@@ -313,7 +316,7 @@ def _unpack(
     accept_compression: frozenset[str],
 ) -> Any:
     if len(payload) > max_bytes:
-        raise DecodeError(f"result of {len(payload)} bytes is larger than {max_bytes}", payload)
+        raise DecodeError(f"a result of {len(payload)} bytes exceeds {max_bytes} bytes", payload)
     data = payload
     if payload.startswith(COMPRESSED_MARK):
         content_type, _, data = payload[len(COMPRESSED_MARK) :].partition(b"\x00")
@@ -326,10 +329,10 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
     if not isinstance(meta, dict):
         raise DecodeError("the result is not an object", payload)
     if "status" not in meta or "task_id" not in meta:
-        raise DecodeError("the result has no status or no task_id", payload)
+        raise DecodeError("the result lacks a status or a task_id", payload)
     wrong = refusal(meta, RESULT)
     if wrong:
-        raise DecodeError(f"it is not a result: {wrong}", payload)
+        raise DecodeError(f"the result's {wrong}", payload)
     extra = dict(meta)
     status, traceback = extra.pop("status"), extra.pop("traceback", None)
     result = extra.pop("result", None)
@@ -354,13 +357,13 @@ def _result_meta(meta: Any, payload: bytes) -> ResultMeta:
 def exception_to_wire(exc: BaseException, encodable: Callable[[object], object]) -> dict[str, Any]:
     """Turn an exception into data: its class, its arguments and its module.
 
-    If a reader could not rebuild the same exception from its arguments, its text is included:
-    as ``exc_text``, and also as the only argument if the constructor refuses the original ones.
+    If a reader could not rebuild the same exception from its arguments, its text is included: as
+    ``exc_text``, and also as the only argument if the constructor refuses the original arguments.
 
     Args:
         exc: any exception, even one whose methods raise.
-        encodable: raises EncodeError for an argument that cannot be serialized; such an argument
-            is replaced by its repr.
+        encodable: a function that raises EncodeError for an argument that cannot be serialized;
+            such an argument is replaced by its repr.
     """
     cls = type(exc)
     if cls is RemoteError and exc.stored is not None:  # type: ignore[attr-defined]
@@ -426,7 +429,7 @@ class _StoredException(NamedTuple):
 
 
 def _stored_exception(data: Any) -> _StoredException:
-    """Read the data of an exception, which a serializer may already have made into an object."""
+    """Read the data of an exception; a serializer may already have turned it into an object."""
     text: Any = None
     if isinstance(data, UnpicklableException):
         module, name, message, text = (*data.args, None, None, (), None)[:4]
@@ -448,7 +451,7 @@ def _stored_exception(data: Any) -> _StoredException:
 def _remote_error(
     stored: _StoredException, traceback: str | None, *, keeps_text: bool
 ) -> RemoteError:
-    """Return an error that stands for an exception that cannot be rebuilt."""
+    """Return the error that replaces an exception that cannot be rebuilt."""
     module, name, args, text = stored
     shown = name if module in (None, "builtins") else f"{module}.{name}"
     if text is None:
@@ -513,7 +516,7 @@ def _survives_pickle(exc: BaseException) -> bool:
 
 
 def _pickle_both_ways(value: object) -> None:
-    """Check that a value can also be unpickled, since many exceptions can only be pickled."""
+    """Check that a value can be pickled and unpickled; many exceptions can only be pickled."""
     data = dumps(value, "pickle").data
     try:
         pickle.loads(data)
@@ -541,7 +544,7 @@ def _argument(value: Any, encodable: Callable[[object], object]) -> Any:
 
 
 def _exception_class(module: str | None, name: str) -> type[BaseException] | None:
-    """Find a class in the modules already imported; return None if it is not in them."""
+    """Find a class in the modules already imported; return None if it is not there."""
     twin = _TWINS.get((module or "", name))
     if twin is not None:
         return twin

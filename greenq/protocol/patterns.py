@@ -1,7 +1,7 @@
 """Patterns for node names in remote control requests: anyone allowed to publish can send them.
 
-No pattern may keep a worker busy. The time to match a glob is limited by the lengths of the pattern
-and the name, and a regular expression is refused unless its time is also limited.
+A pattern must not be able to keep a worker busy. The time to match a glob is limited by the lengths
+of the pattern and the name, and a regular expression is refused unless its time is also limited.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 MOST_CHARS: Final = 200
 
 # The maximum number of ways to match a regular expression against a name. Each repeat may end
-# anywhere in the name, and each bar doubles the number of choices. All of these numbers are
-# multiplied.
+# anywhere in the name, and each bar offers two choices; the number of ways is the product of all
+# these numbers.
 _MOST_WAYS: Final = 100_000
 
 _REPEATS: Final = frozenset("*+?{")
@@ -53,7 +53,7 @@ def _parts(pattern: str) -> list[str]:
     at = 0
     while at < len(pattern):
         char = pattern[at]
-        # A bracket right after the opening bracket, or after its "!", is a member of the set.
+        # A closing bracket right after the opening one, or after its "!", is a member of the set.
         first = at + 2 if pattern[at + 1 : at + 2] == "!" else at + 1
         end = pattern.find("]", first + 1) if char == "[" else -1
         if end > 0:
@@ -102,7 +102,7 @@ def _too_much(name: str, pattern: str) -> str:
     """Return why an expression is refused; "" if it is accepted.
 
     An accepted expression repeats no group, so repeats are not nested. It also has so few repeats
-    and bars that the number of ways to match is known beforehand.
+    and bars that the number of ways to match stays below the limit.
     """
     if len(pattern) > MOST_CHARS:
         return f"the pattern is longer than {MOST_CHARS} characters"

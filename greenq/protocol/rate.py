@@ -10,8 +10,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 def parse_rate(rate: str | float | None) -> float | None:
     """Return a rate limit as starts per second; None if there is no limit.
 
-    Shape: a number, which means per second, or text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0,
-        None and empty text mean no limit.
+    Shape: a number per second, or text: ``10``, ``10/s``, ``100/m``, ``0.5/h``; 0, None and empty
+        text mean no limit.
 
     Raises:
         ValueError: `rate` has none of these forms.

@@ -39,7 +39,7 @@ class Serialized(NamedTuple):
 
 
 class UnpicklableException(Exception):
-    """The object that Celery pickles for an exception that cannot be pickled itself.
+    """The object that Celery pickles in place of an exception that cannot be pickled.
 
     Its ``args`` are the class's module, the class's name, the arguments and the exception's text.
     """
@@ -84,7 +84,7 @@ def _tag(kind: str, value: object) -> dict[str, object]:
 
 
 def _default(value: Any) -> object:
-    """Replace what JSON does not support; the order matters, since a datetime is also a date."""
+    """Replace a value that JSON does not support; datetime comes first, since it is also a date."""
     reduce = getattr(value, "__json__", None)
     if reduce is not None:
         return reduce()
@@ -144,8 +144,8 @@ def _untag(obj: dict[str, Any]) -> object:
 def _json_encoder() -> Callable[[object], str]:
     """Return `json.JSONEncoder(default=_default).encode`, or a faster function if Python has one.
 
-    That method builds a new C encoder for every value, which takes longer than encoding a small
-    value.
+    `JSONEncoder.encode` builds a new C encoder for every value, which takes longer than encoding a
+    small value.
     """
     checking = json.JSONEncoder(default=_default).encode
     make = getattr(json.encoder, "c_make_encoder", None)
@@ -158,21 +158,21 @@ def _json_encoder() -> Callable[[object], str]:
         try:
             return "".join(fast(value, 0))
         except RecursionError:
-            # The fast encoder does not track its path. The slow one does, and so distinguishes
-            # cycles from deep nesting.
+            # The fast encoder does not record which containers it is inside. The slow one does, and
+            # so distinguishes cycles from deep nesting.
             return checking(value)
 
     return encode
 
 
 _encode_json = _json_encoder()
-# The hook costs 0.06 µs per object, or 5 % of reading an envelope, which does not justify a second
-# decoder.
+# The hook costs 0.06 µs per object, or 5 % of the time to read an envelope, which is too little to
+# justify a second decoder.
 _decode_json = json.JSONDecoder(object_hook=_untag).decode
 
 # A text of at least this many characters may have so many values that reading them keeps other
-# tasks waiting. Reading 130,000 values takes up to 70 ms, and 140 ms if garbage is collected in the
-# meantime while the heap is large.
+# tasks waiting. Reading 130,000 values takes up to 70 ms, or 140 ms if the garbage collector runs
+# meanwhile on a large heap.
 _LARGE = 64 << 10
 
 # If a text contains one of these, `msgspec` refuses it or reads it differently from `_decode_json`.
@@ -181,7 +181,7 @@ _UNUSUAL = ("__type__", "\\u", "NaN", "Infinity")
 
 
 def _decode_large(text: str) -> Any:
-    """Read JSON with the garbage collector paused, since all new objects here are in use."""
+    """Read JSON with the garbage collector paused, since none of the new objects is garbage."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -218,13 +218,13 @@ def _dump_pickle(value: object) -> bytes:
 
 
 def _dump_yaml(value: object) -> bytes:
-    # The C dumper folds long lines in different places from Celery's dumper.
+    # Do not use the C dumper, since it folds long lines in other places than Celery's dumper does.
     text: str = _optional("yaml", "yaml").safe_dump(_plain(value))
     return text.encode()
 
 
 def _plain(value: Any) -> Any:
-    """Replace each object that has a ``__json__()``, such as a signature, with its result."""
+    """Use the result of ``__json__()`` in place of any object, such as a signature, that has it."""
     kind = value.__class__
     if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
@@ -262,7 +262,7 @@ def _load_yaml(data: bytes) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = data.decode()
     # The C loader recurses without checking the stack, so deep nesting would crash the process.
-    # Iterating over the events first does not recurse.
+    # Therefore find the depth first, by iterating over the events, which does not recurse.
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -320,14 +320,14 @@ def register(
 
     Args:
         encoder: turns a value into bytes, or into text, which is encoded with `content_encoding`.
-        decoder: turns the bytes into the value.
+        decoder: turns these bytes back into a value.
 
     Raises:
         ValueError: the name or the content type belongs to a built-in serializer.
     """
     known = _CONTENT_TYPES.get(name)
     if name in SERIALIZERS or (known != content_type and content_type in _BUILT_IN):
-        raise ValueError(f"serializer {name} ({content_type}): a built-in one cannot be replaced")
+        raise ValueError(f"serializer {name} ({content_type}): built-in ones cannot be replaced")
 
     def dump(value: object) -> bytes:
         data = encoder(value)
@@ -486,7 +486,7 @@ _PLAIN = frozenset({bool, float, int, str, NoneType})
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is a tuple, list or dict of only the simplest values."""
+    """Return whether a value is a tuple, list or dict that contains only the simplest values."""
     cls = type(value)
     if cls is dict:
         return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))

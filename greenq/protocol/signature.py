@@ -1,8 +1,8 @@
-"""What a signature in a message may contain: it is untrusted data that makes a worker send tasks.
+"""Checks of the signatures in a message: untrusted data that makes a worker send tasks.
 
-A message contains the signatures of the calls that follow it: callbacks, errbacks, the rest of its
-chain, and the body of its chord. All of them are checked when the message is read, so that later
-code can rely on their shape.
+A message contains the signatures of the calls that follow it: callbacks, errbacks, the remaining
+steps of its chain, and the body of its chord. All of them are checked when the message is read, so
+that later code can rely on their shape.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SIGNATURE: Final[Mapping[str, Rule]] = {
     "subtask_type": Optional(NAME),
 }
 
-# The options that become part of a key, or that code calculates with. The others are checked when
-# they are used, as whenever a task is sent.
+# The options that become part of a key, or that code calculates with. The other options are checked
+# when they are used, as they are whenever a task is sent.
 _OPTIONS: Final[Mapping[str, Rule]] = {
     "task_id": Optional(KEY),
     "group_id": Optional(KEY),
@@ -77,7 +77,7 @@ class _PlainOptions(msgspec.Struct):
 
 
 class _PlainSignature(msgspec.Struct):
-    """A signature of one task without nested signatures, as in most steps and bodies of chords.
+    """A task's signature that contains no other signatures, like most steps and bodies of chords.
 
     The check is done in C, since a message contains all remaining steps of its chain.
     """
@@ -104,8 +104,8 @@ def check_following(message: TaskMessage) -> tuple[TaskMessage, str]:
     """Check the signatures in a message.
 
     Returns:
-        The message without the fields that are wrong, and what is wrong with the first of them; ""
-        if no field is wrong.
+        The message without its invalid fields, and what is wrong with the first of these fields, or
+        "" if all fields are valid.
     """
     reasons = {}
     for field in FOLLOWING:
@@ -158,7 +158,7 @@ def _wrong_shape(signature: dict[str, Any]) -> str:
         return reason
     kind = signature.get("subtask_type")
     if kind not in _TYPES:
-        return f"its subtask_type is {kind!r:.50}"
+        return f"its subtask_type {kind!r:.50} is unknown"
     reason = refusal(signature["options"], _OPTIONS)
     if reason:
         return f"its option {reason}"
@@ -169,7 +169,7 @@ def _wrong_shape(signature: dict[str, Any]) -> str:
 
 
 def _wrong_parts(kind: str | None, kwargs: Mapping[str, Any]) -> str:
-    """Return what is wrong with the fields that contain a signature's parts; "" for nothing."""
+    """Return what is wrong with the fields that contain a signature's parts; "" if valid."""
     if kind in ("chain", "group") and not isinstance(kwargs.get("tasks"), (list, tuple)):
         return f"a {kind} has no list of tasks"
     if kind == "chord":

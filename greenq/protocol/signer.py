@@ -1,4 +1,4 @@
-"""Signatures: an HMAC over data that others act on, stored in the JSON object that it signs.
+"""Signatures: HMACs over data that other processes act on, stored in the data that they sign.
 
 Shape: the last member of a list element, of an event or of a JSON result is ``greenq_sig``: 8
     hexadecimal digits that name the key, then 32 digits of the HMAC-SHA-256, which are its first
@@ -6,9 +6,9 @@ Shape: the last member of a list element, of an event or of a JSON result is ``g
     same digits.
 
 The HMAC covers all bytes except the signature, preceded by a heading: the version, the kind, and
-the length and the text of the place. Because of the kind, a result cannot pass as a message, and
-because of the place, a message cannot pass on another queue. A result itself names its task, and
-its reader compares that name. The heading marks its own end, so that different contents are never
+the length and the text of the place. The kind prevents a result from passing as a message, and the
+place prevents a message from passing on another queue. A result itself names its task, and its
+reader compares that name. The heading marks its own end, so that different contents are never
 signed as the same bytes.
 
 A worker that changes a signed message, for example by marking it as redelivered, signs it again. So
@@ -38,11 +38,11 @@ _KEY_DIGITS = 8
 _MAC_DIGITS = 32
 _DIGITS = _KEY_DIGITS + _MAC_DIGITS
 
-# For how many kinds and places the beginning of the computation is cached.
+# The number of kinds and places for which the beginning of the computation is cached.
 _PLACES = 1000
 
-# As in RFC 2104, the key fills one block of the hash, and the bits of this block are changed in two
-# ways.
+# As in RFC 2104, the key is padded to one block of the hash, and this block is combined with each
+# of two constants.
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
@@ -60,7 +60,7 @@ _WRONG = "signature does not match"
 
 
 class Signer:
-    """Signs with one key, and accepts the signatures of several. Any thread may use it.
+    """Signs with one key, and accepts signatures with any of several keys. Any thread may use it.
 
     Attributes:
         refused: the number of refusals, by kind and reason, such as ``message: unsigned``.
@@ -110,7 +110,7 @@ class Signer:
         return True
 
     def reseal(self, kind: Kind, place: str, data: bytes, changed: str) -> str | bytes:
-        """Return `changed`, which was derived from `data`, signed if `data` is signed.
+        """Return `changed`, a new version of `data`, signed if `data` is signed.
 
         If `data` is refused, it is returned unchanged: unsigned data never gets a signature.
         """
@@ -137,7 +137,7 @@ class Signer:
         return content
 
     def _mac(self, key: bytes, kind: Kind, place: str, content: bytes) -> bytes:
-        """Compute an HMAC in a third of the time that `hmac.digest` takes for so few bytes."""
+        """Compute an HMAC; for short data, this takes a third as long as `hmac.digest`."""
         begin_inner, begin_outer = self._begun(key, kind, place)
         inner = begin_inner()
         inner.update(content)

@@ -1,4 +1,4 @@
-"""A task's message as text with gaps, so that the parts many messages share are encoded once."""
+"""Messages as text with gaps, so that the parts that many messages share are encoded only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenq.protocol.message import TaskMessage
 
-# The parts that differ between messages, in the order that `Template.fill` provides them in.
+# The parts that differ between messages, in the order in which `Template.fill` provides them.
 _GAPS = (
     "body", "id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "delivery_tag", "group_index",
 )  # fmt: skip
@@ -57,11 +57,11 @@ class Template:
         max_bytes: int | None = None,
         **properties: Any,
     ) -> None:
-        """Build the text around the gaps from `message` and `properties` (`task_properties`).
+        """Build the text around the gaps from `message` and the arguments of `task_properties`.
 
-        If a description of the arguments or a correlation id is given, it becomes part of the text.
-        A body is refused if it has more than `max_bytes` before compression, or more values than
-        workers read at that size.
+        A given description of the arguments, or a given correlation id, becomes part of that text.
+        A body is refused if it is larger than `max_bytes` before compression, or has more values
+        than workers read at that size.
 
         Raises:
             EncodeError: an option cannot be encoded, or the serializer or compression is unknown.
@@ -70,7 +70,7 @@ class Template:
         self._serializer = serializer
         self._compression = compression
         self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
-        # A smaller body has neither too many bytes nor too many values.
+        # A body of at most this size has neither too many bytes nor too many values.
         self._checked_bytes = min(self._max_bytes, DENSE_BYTES)
         self._embed = embed_of(message)
         self._embed_json = json_dumps(self._embed) if serializer == "json" else ""
@@ -103,8 +103,8 @@ class Template:
         )
         written = b2a_base64(marks["body"].encode(), newline=False).decode()
         # Each part except the last ends in a gap. Do not use a regular expression here: each step
-        # of a chain that has options of its own has its own template, and compiling an expression
-        # takes longer than everything else.
+        # of a chain with its own options has its own template, and compiling an expression takes
+        # longer than everything else in this method.
         *parts, last = text.replace(written, marks["body"]).split(f'{secret}"')
         self._pieces: list[str] = []
         for part in parts:
@@ -128,8 +128,8 @@ class Template:
         """Return one message as text; if `root_id` is not given, the message is its own root.
 
         Args:
-            chain: the rest of its chain, in reverse order; None means the chain of the template's
-                message.
+            chain: the remaining steps of its chain, in reverse order; None means the chain of the
+                template's message.
 
         Raises:
             EncodeError: an argument cannot be serialized, or the body would be too large.

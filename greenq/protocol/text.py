@@ -1,4 +1,4 @@
-"""Text from outside, made safe for log lines and terminals: anyone may write to a queue."""
+"""Makes text from outside safe for log lines and terminals, since anyone may write to a queue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The indent of all lines of a record except the first, so that none of them looks like a record.
+# The indent of all lines of a record except the first, so that they do not look like new records.
 _INDENT: Final = "    "
 
 # The maximum length of a record, because text from outside must not fill a disk.

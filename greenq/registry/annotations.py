@@ -20,8 +20,8 @@ _ALL = "*"
 def annotate(task: BaseTask[Any, Any], annotations: Sequence[Any]) -> None:
     """Apply the setting to a task: first the entry for its name, then the entry for all tasks.
 
-    Of several annotations, the first with an entry for the name applies, and so does the first with
-    an entry for all tasks. As in Celery, the entry for all tasks takes precedence.
+    If there are several annotations, the first entry for the name and the first entry for all tasks
+    apply. As in Celery, the entry for all tasks takes precedence.
 
     Raises:
         ConfigError: an option is invalid, an attribute's name looks misspelt, or an object
@@ -37,7 +37,7 @@ def annotate(task: BaseTask[Any, Any], annotations: Sequence[Any]) -> None:
 
 
 def _made(annotation: Any) -> Any:
-    """Return the annotating object; a class, given as such or by name, is instantiated."""
+    """Return the annotating object; instantiate a class, given directly or by name."""
     if isinstance(annotation, str):
         annotation = _imported(annotation)
     return annotation() if isinstance(annotation, type) else annotation
@@ -98,7 +98,7 @@ def _check_name(task: BaseTask[Any, Any], attribute: str) -> None:
         return
     hint = suggestion(attribute, dir(BaseTask), cutoff=0.8)
     if hint:
-        raise _problem(task.name, f"tasks have no {attribute!r}{hint}")
+        raise _problem(task.name, f"tasks have no attribute {attribute!r}{hint}")
 
 
 def _problem(value: str, reason: str) -> ConfigError:

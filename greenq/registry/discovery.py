@@ -22,21 +22,21 @@ _log = logging.getLogger(__name__)
 
 
 class TaskModules:
-    """The packages that an app searches for modules of tasks, and how these are imported."""
+    """Imports an app's task modules, and knows the packages to search for them."""
 
     def __init__(self) -> None:
         """Create an object that searches no packages yet."""
         self._places: list[tuple[Packages, str | None]] = []
 
     def add(self, packages: Packages, related_name: str | None) -> None:
-        """Also search these packages, or those that the function `packages` will return."""
+        """Also search the packages that the function `packages` will return."""
         self._places.append((packages, related_name))
 
     def import_all(self, app: Any, settings: Mapping[str, Any]) -> None:
         """Import the modules that the settings name, and those in the packages.
 
         Raises:
-            ConfigError: a module does not exist; exceptions raised by a module, or by a receiver of
+            ConfigError: a module does not exist. Exceptions raised by a module, or by a receiver of
                 import_modules, are passed on.
         """
         set_up_framework(app)
@@ -72,7 +72,7 @@ def discover(packages: Iterable[str] | None, related_name: str | None) -> None:
         django = django_in_use()
         if django is None:
             reason = (
-                "without packages it searches Django's INSTALLED_APPS: first set "
+                "without packages, it searches Django's INSTALLED_APPS: first set "
                 "DJANGO_SETTINGS_MODULE and install Django, or name the packages"
             )
             raise ConfigError([Problem("autodiscover_tasks", None, reason)])
@@ -90,7 +90,7 @@ def django_in_use() -> ModuleType | None:
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
     if "django" not in sys.modules and find_spec("django") is None:
-        _log.warning("DJANGO_SETTINGS_MODULE is set but Django is not installed: it is ignored")
+        _log.warning("DJANGO_SETTINGS_MODULE is ignored, because Django is not installed")
         return None
     return importlib.import_module("greenq.contrib.django")
 

@@ -24,7 +24,7 @@ class SharingApp(TaskApp, Protocol):
 
 
 class Definition(NamedTuple):
-    """The function and the decorator's arguments that each app creates its own task from."""
+    """The function and the decorator's arguments from which each app creates its own task."""
 
     function: Callable[..., Any]
     name: str | None
@@ -37,7 +37,7 @@ class Definition(NamedTuple):
 
         Args:
             app: returns the app when the task is used.
-            main: the name of the app, for tasks of ``__main__``.
+            main: the name of the app, which begins the names of tasks defined in ``__main__``.
             task_class: used unless the definition names a class.
 
         Raises:
@@ -45,7 +45,7 @@ class Definition(NamedTuple):
         """
         function = self.function
         if not callable(function):
-            raise TypeError(f"@app.task goes on a function, not on {function!r}")
+            raise TypeError(f"@app.task must decorate a function, not {function!r}")
         module = main if function.__module__ == "__main__" else function.__module__
         made = cast("type[T]", self.base or task_class)
         name = self.name or made.name or f"{module}.{function.__name__}"
@@ -89,7 +89,7 @@ ask_for_app(shared.current)
 class SharedTask:
     """Represents the task that the current app has created from a definition.
 
-    If there is no app, it can be called but not sent.
+    If there is no app, the task can be called but not sent.
     """
 
     def __init__(self, definition: Definition, task_class: type[BaseTask[..., Any]]) -> None:
@@ -150,7 +150,7 @@ class SharedTask:
         return dir(self._task)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is the same object, or the task that this one represents."""
+        """Return whether `other` is this object, or the task that this object represents."""
         return self is other or self._task is other
 
     def __hash__(self) -> int:

@@ -27,7 +27,7 @@ class RegistryApp(TaskApp, Protocol):
 
     @property
     def main(self) -> str:
-        """The name of the app, for tasks of ``__main__``."""
+        """The name of the app, which begins the names of tasks defined in ``__main__``."""
 
     @property
     def conf(self) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ class TasksByName(dict[str, T], Generic[T]):
         return task
 
     def with_built_in(self) -> TasksByName[T]:
-        """Return this registry with all built-in tasks, as a worker needs it."""
+        """Create all built-in tasks, which a worker needs, and return this registry."""
         for name in BUILT_IN:
             _ = self[name]
         return self
@@ -91,8 +91,8 @@ class AppTasks(Generic[T]):
         self.unannotated: deque[T] = deque()
         self._annotating = self._annotated = False
         self._lock = threading.RLock()
-        # This app's versions of the shared tasks, in order of definition, as far as they have been
-        # created.
+        # This app's versions of the shared tasks that it has created so far, in order of
+        # definition.
         self._shared: list[T] = []
 
     def is_complete(self) -> bool:
@@ -100,11 +100,11 @@ class AppTasks(Generic[T]):
         return not self.unannotated and len(self._shared) == len(shared.definitions)
 
     def define(self, definition: Definition) -> T:
-        """Create a task and register it; raises what `register` raises."""
+        """Create a task and register it; raise the errors of `register`."""
         return self.register(self._made(definition))
 
     def complete(self, task: T) -> T:
-        """Complete a class-based task and register it; raises what `register` raises."""
+        """Complete a class-based task and register it; raise the errors of `register`."""
         task.complete(self._ready, self._app.main)
         return self.register(task)
 
@@ -121,7 +121,7 @@ class AppTasks(Generic[T]):
     def take_shared(self) -> Sequence[T]:
         """Create this app's version of each shared task; return them in their order of definition.
 
-        If the app has a task with another function under the same name, that task stays.
+        If the app already has a task with the same name but another function, keep that task.
         """
         if len(self._shared) < len(shared.definitions):
             with self._lock:
@@ -140,7 +140,7 @@ class AppTasks(Generic[T]):
         annotations = self._app.conf["task_annotations"]
         with self._lock:
             if self._annotating:
-                return  # an annotation accesses its task's app
+                return  # an annotation has accessed its task's app
             self._annotating = True
             try:
                 while self.unannotated:

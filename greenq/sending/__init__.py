@@ -1,6 +1,6 @@
 """From a call to a message on its queue: options, arguments, route, text and push.
 
-Tasks, the app, and a worker that retries a task use this package. The package also holds what both
-ends see: the run that sends (`context`) and pydantic models (`validation`). It does not import
-gevent.
+Tasks, the app, and a worker that retries a task use this package. It also contains what senders and
+workers share: the context of a run (`context`) and the support for pydantic models (`validation`).
+It does not import gevent.
 """

@@ -1,6 +1,6 @@
-"""Messages that receivers of before_task_publish may change before they are written.
+"""Messages that receivers of before_task_publish can change before the messages are written.
 
-The module is used only while before_task_publish or after_task_publish has receivers.
+This module is used only while before_task_publish or after_task_publish has receivers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Announced(NamedTuple):
     Attributes:
         text: the list element.
         priority: decides which list the message goes to.
-        retry_policy: how sending is retried.
-        arguments: those of after_task_publish.
+        retry_policy: how often and when to retry sending.
+        arguments: the arguments for the receivers of after_task_publish.
     """
 
     task: str
@@ -119,7 +119,7 @@ def _changed(
 def write(message: TaskMessage, properties: Mapping[str, Any], **encoding: Any) -> str:
     """Return a message's text as it appears on its queue, with a new delivery tag.
 
-    `properties` are those of `task_properties`; `encoding` holds the arguments of `encode`.
+    `properties` are arguments of `task_properties`, and `encoding` contains arguments of `encode`.
 
     Raises:
         EncodeError: a value cannot be serialized, or the body would be too large.

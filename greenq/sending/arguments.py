@@ -1,6 +1,6 @@
 """Checks arguments when they are sent: whether they fit, and which value cannot be serialized.
 
-Both errors should be raised in the caller, since a worker could report them only later and
+Both kinds of errors should be raised in the caller, since a worker could report them only later and
 elsewhere.
 """
 
@@ -23,7 +23,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MANY = 1 << 30
 
-# A deeper path would not help, and a structure that contains itself has no end.
+# A longer path would not help the reader, and a structure that contains itself has no end.
 _DEPTH = 30
 
 
@@ -32,8 +32,9 @@ class Check(NamedTuple):
 
     Attributes:
         arguments: called with the positional and the keyword arguments.
-        call: called with a pair of both, which it returns.
-        least, most: how many arguments certainly fit if all are positional.
+        call: called with both as a pair, which it returns.
+        least, most: if all arguments are positional, any number of them from `least` to `most`
+            certainly fits.
     """
 
     arguments: Callable[[Sequence[Any], Mapping[str, Any]], object]
@@ -52,8 +53,9 @@ ACCEPT_ALL: Final = Check(_take, lambda call: call)
 def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     """Return functions that raise a TypeError for arguments that do not fit `function`.
 
-    The functions count arguments and compare names, which takes a third of a microsecond. Only
-    arguments that do not seem to fit are bound to the signature, whose error explains the reason.
+    The functions count arguments and compare names, which takes a third of a microsecond. They bind
+    only arguments that do not seem to fit to the signature, and the resulting error gives the
+    reason.
 
     Args:
         task: named in the error.
@@ -72,8 +74,8 @@ def checker(task: str, function: Callable[..., Any], *, bound: bool) -> Check:
     fits, least, most = _fitter(parameters)
 
     def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        # The common case. A value that is not a list is refused later, when it is serialized, with
-        # a better message.
+        # This is the common case. Positional arguments that are not a list or a tuple are refused
+        # later, during serialization, with a better message.
         if not isinstance(args, (tuple, list)) or (not kwargs and least <= len(args) <= most):
             return
         if not fits(args, kwargs):
@@ -96,8 +98,8 @@ def _fitter(
 ) -> tuple[Callable[[Sequence[Any], Mapping[str, Any]], bool], int, int]:
     """Return a function that tells whether arguments fit, and two numbers.
 
-    Arguments that are all positional certainly fit if there are as many as the first number, as the
-    second, or any number in between.
+    If all arguments are positional, any number of them from the first number to the second
+    certainly fits.
     """
     kinds = {each.kind for each in parameters}
     open_names = inspect.Parameter.VAR_KEYWORD in kinds
@@ -108,7 +110,8 @@ def _fitter(
         for each in parameters
         if each.default is each.empty and each.kind in (*_POSITIONAL, *_BY_NAME)
     }
-    # For each name, the largest number of positional arguments that leave it free for a keyword.
+    # For each name, the largest number of positional arguments that leaves the name free for a
+    # keyword argument.
     free_up_to = {
         each.name: positional.index(each) if each in positional else _MANY
         for each in parameters
@@ -148,7 +151,7 @@ def explained(
     serializer: str,
     error: EncodeError,
 ) -> EncodeError:
-    """Return `error` with the task, the argument and the path to the value at fault."""
+    """Return an error that adds to `error` the task's name, and the path to the value at fault."""
     named = [(f"args[{at}]", value) for at, value in enumerate(args)]
     named += [(f"kwargs[{name!r}]", value) for name, value in dict(kwargs).items()]
     for path, value in named:

@@ -1,4 +1,4 @@
-"""Many messages in few pushes: what one push holds, and the plans for calls sent together."""
+"""Many messages in few pushes: the content of each push, and the plans of calls sent together."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _CHUNK_COUNT = 200
 _CHUNK_CHARACTERS = 256 << 10
 _CHUNK_S = 1.0
 
-# The messages that begin a workflow may contain all that follows them. Up to this size they are
-# sent in one push, since a workflow that a killed sender has sent only in part can never end.
+# The first messages of a workflow may contain all its later steps. Up to this size, they are sent
+# in one push: if the sender were killed after sending only some of them, the workflow could never
+# end.
 _WHOLE_CHARACTERS = 8 << 20
 
 
@@ -45,7 +46,7 @@ class PushBatch:
         self._places: dict[tuple[object, ...], tuple[SendPlan, list[str], list[str]]] = {}
 
     def is_full(self) -> bool:
-        """Return whether the next message belongs to another round."""
+        """Return whether this batch can take no more messages."""
         return (
             self.count >= _CHUNK_COUNT
             or self._characters >= self._most
@@ -54,7 +55,7 @@ class PushBatch:
 
     @property
     def may_be_split(self) -> int:
-        """How many messages a failure may leave partly sent: all, if they go to several queues."""
+        """How many messages a failure could leave partly sent: all if they go to several queues."""
         split = len(self._places) > 1 or any(plan.exchange for plan, _, _ in self.by_plan())
         return self.count if split else 0
 
@@ -74,7 +75,7 @@ class PushBatch:
 
 
 class KnownPlans:
-    """The plans of calls that are sent together; most calls have one of a few sets of options."""
+    """The plans of calls that are sent together; most calls share a few sets of options."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class KnownPlans:
         self._known: dict[tuple[object, ...], tuple[SendPlan, Mapping[str, Any]]] = {}
 
     def forget_times(self) -> None:
-        """Forget plans that contain a time, since a countdown is relative to each push."""
+        """Forget plans that contain a time, since countdowns are relative to the time of a push."""
         known = self._known.items()
         self._known = {
             key: each
@@ -136,8 +137,8 @@ def write_chunk(
 ) -> tuple[list[str], Exception | None]:
     """Write the messages of one push, and return the error that cut the push short, if any.
 
-    `note` is called with the id, args and kwargs of each message. If there are receivers of
-    signals, `announce_one` writes each message.
+    `note` is called with the id, args and kwargs of each message. `announce_one` passes each
+    message to signal receivers and writes it; None if there are no receivers.
     """
     root_id, parent_id, group_index = map(options.get, ("root_id", "parent_id", "group_index"))
     texts: list[str] = []
@@ -168,7 +169,7 @@ def write_chunk(
             characters += len(text)
             if characters >= _CHUNK_CHARACTERS or time.monotonic() >= ends_s:
                 break
-    # If an item is wrong or its source fails, the items before it are still sent.
+    # If an item is wrong, or producing it raises an error, the items before it are still sent.
     except EncodeError as exc:
         return texts, plan.explained(args, kwargs, exc)
     except Exception as exc:

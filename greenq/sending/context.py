@@ -20,11 +20,11 @@ current_context = cast("ContextVar[Context | None]", task_log_context)
 
 
 class Delivered(Protocol):
-    """The delivery that a task runs for, as far as the task's code may see it."""
+    """The part of a task's delivery that the task's code can read."""
 
     @property
     def delivery_info(self) -> Mapping[str, Any]:
-        """The message's origin."""
+        """Where the message came from: exchange, routing key, priority and so on."""
 
     @property
     def properties(self) -> Mapping[str, Any]:
@@ -47,13 +47,13 @@ class Context:
             text.
         headers: the sender's extra headers.
         delivery_info: exchange, routing_key, priority, redelivered.
-        hostname: node name of the worker; None when called directly.
+        hostname: the worker's node name; None if the task was called directly.
         sent: the same as `children`, but None until a task has been sent.
         retried: the return value of ``retry(throw=False)``, or None.
         announced: the next run's message if it was passed to signal receivers, or None.
         replacement: the plan that ``replace`` has put in this task's place, or None.
         additions: the plans that ``add_to_chord`` has added, or None.
-        called_directly: True if the function was simply called.
+        called_directly: True if no worker is running the task.
     """
 
     __slots__ = (
@@ -76,11 +76,11 @@ class Context:
         hostname: str | None = None,
         delivered: Delivered | None = None,
     ) -> None:
-        """Wrap a message as it was `delivered`; without a message, the call is a direct one."""
+        """Wrap a message and its delivery; without a message, the task was called directly."""
         self.message = message
         self.hostname = hostname
         self._delivered = delivered
-        # The list is created on demand, since ten thousand empty lists take 0.7 MB.
+        # Create this list on demand, since ten thousand empty lists take 0.7 MB.
         self.sent: list[AsyncResult[Any]] | None = None
         self.retried: Retry | None = None
         self.announced: AnnouncedMessage | None = None
@@ -89,7 +89,7 @@ class Context:
 
     @property
     def delivery_info(self) -> Mapping[str, Any] | None:
-        """The message's origin."""
+        """Where the message came from; None if the task was called directly."""
         return None if self._delivered is None else self._delivered.delivery_info
 
     @property
@@ -136,7 +136,7 @@ class Context:
 
     @property
     def taskset(self) -> str | None:
-        """The group's id, under an old name."""
+        """The group's id, under its old name."""
         found: str | None = self.group
         return found
 

@@ -23,7 +23,7 @@ class SendOptions(TypedDict, total=False):
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
     expires: seconds from now or a datetime; the task does not run after it.
-    queue: the queue to send to, or exchange (a name or an `Exchange`) with routing_key.
+    queue, or exchange and routing_key: the destination; exchange is a name or an `Exchange`.
     exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
     priority: 0 (first) to 9; other numbers are clamped.
     serializer, compression: names.
@@ -78,7 +78,7 @@ SEND_OPTIONS: Final = frozenset(SendOptions.__annotations__)
 
 
 def with_stamps(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the stamps, which are given as separate options, as Celery's senders do."""
+    """Move stamps that are given as separate options, as in Celery, into the option `stamps`."""
     names = set(options["stamped_headers"])
     kept = {name: value for name, value in options.items() if name not in names}
     kept["stamps"] = {name: options[name] for name in names if name in options}
@@ -89,7 +89,7 @@ def without_foreign(task: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Omit Celery-only options that have no effect.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: an option is unknown, or asks for something that only Celery does.
     """
     kept = {option: value for option, value in options.items() if option in SEND_OPTIONS}
     for option in sorted(options.keys() - kept.keys()):
@@ -106,7 +106,7 @@ def check_task_option(task: str, option: str, value: Any) -> Any:
     """Return the value of a task's option, with a `timedelta` turned into seconds.
 
     Raises:
-        WrongOption: the value is invalid; task and option are named.
+        WrongOption: the value is invalid; the error names the task and the option.
     """
     return _checked(task, option, value, _OF_TASKS)
 
@@ -115,7 +115,7 @@ def check_send_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task's send options, with priorities clamped to 0..9 and durations in seconds.
 
     Raises:
-        WrongOption: a value is invalid; task and option are named.
+        WrongOption: a value is invalid; the error names the task and the option.
     """
     return {name: _checked(task, name, value, _OF_SENDINGS) for name, value in options.items()}
 
@@ -129,7 +129,7 @@ def _checked(task: str, option: str, value: Any, known: Mapping[str, Callable[[A
     except (ValueError, TypeError, ConfigError) as exc:
         reason = exc.problems[0].reason if isinstance(exc, ConfigError) else exc
         raise WrongOption(task, option, validators.shown(option, value), str(reason)) from None
-    # Otherwise keep the value as given, since a whole number of seconds stays whole on the wire.
+    # Keep any other value as given, so that a whole number of seconds stays whole on the wire.
     return accepted if isinstance(value, timedelta) or option in _NORMALISED else value
 
 
@@ -152,9 +152,9 @@ def _moment(value: object) -> object:
         try:
             datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("is not an ISO 8601 time, such as 2030-01-31T12:00:00+00:00") from None
+            raise ValueError("is not an ISO 8601 time (like 2030-01-31T12:00:00+00:00)") from None
         return value
-    hint = "; for seconds from now use countdown" if _is_number(value) else ""
+    hint = "; for seconds from now, use countdown" if _is_number(value) else ""
     raise ValueError(f"must be a datetime, or text in ISO 8601{hint}")
 
 
@@ -176,7 +176,7 @@ def clamped(priority: int) -> int:
 
 
 def _queue(value: object) -> str:
-    # A Queue has its name in this attribute; kombu's Broadcast has it in its alias.
+    # A Queue has its name in `name`; kombu's Broadcast has it in `alias`.
     name = getattr(value, "alias", None) or getattr(value, "name", value)
     if not isinstance(name, str) or not name:
         raise ValueError("must be the name of a queue, as text")
@@ -203,7 +203,7 @@ def _mapping(value: object) -> object:
 
 
 def _signature(value: object) -> object:
-    # The exact type is checked first, since a message may have a thousand signatures.
+    # Check the exact type first, which is fast, since a message may have a thousand signatures.
     found = value if type(value) is dict or isinstance(value, Mapping) else {}
     if not isinstance(found.get("task"), str):
         raise ValueError("must be a signature, such as add.s(2)")
@@ -221,7 +221,7 @@ def _policy(value: object) -> object:
     unknown = given.keys() - set(RetryPolicy.__dataclass_fields__)
     if unknown:
         known = ", ".join(RetryPolicy.__dataclass_fields__)
-        raise ValueError(f"has {min(unknown)!r}; the known keys are {known}")
+        raise ValueError(f"has the unknown key {min(unknown)!r}; the known keys are {known}")
     RetryPolicy(**given)
     return value
 
@@ -236,7 +236,7 @@ _any_text = validators.text(empty_ok=True).accept
 
 
 def _readable(accept: Callable[[Any], Any], rule: Rule) -> Callable[[Any], Any]:
-    """Accept what `accept` accepts if workers can read it in a message's header."""
+    """Narrow `accept` to the values that workers can read in a message's header."""
 
     def check(value: object) -> object:
         accepted = accept(value)

@@ -1,4 +1,4 @@
-"""What messages of one task with the same options have in common: destination, text, retries."""
+"""What all messages of a task with the same options share: destination, text and retries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from greenq.sending.announced import Announced
     from greenq.sending.routing import Router
 
-# How many plans are kept for later sends.
+# The maximum number of plans that are kept for later sends.
 KEPT_COUNT = 256
 
 # Options that fill gaps in a template.
@@ -63,7 +63,7 @@ class SendPolicy(NamedTuple):
         return min(self.interval_start + tries * self.interval_step, self.interval_max)
 
     def total_s(self) -> float:
-        """Add up all pauses."""
+        """Return the sum of all pauses."""
         if self.max_retries is None:
             return math.inf
         return sum(self.pause_s(tries) for tries in range(self.max_retries))
@@ -97,7 +97,7 @@ class SendPlan(NamedTuple):
 
     @property
     def place(self) -> tuple[object, ...]:
-        """The destination of its messages; plans with the same destination can share a push."""
+        """The destination of the messages; plans with the same destination can share a push."""
         exchange = self.exchange, self.routing_key
         return self.queue, self.broadcast, self.priority, exchange, self.policy
 
@@ -112,7 +112,7 @@ class SendPlan(NamedTuple):
     def explained(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], error: EncodeError
     ) -> EncodeError:
-        """Return an encoding error that names the task, and the place in its arguments."""
+        """Return an encoding error that names the task and the value that cannot be encoded."""
         if not isinstance(args, (list, tuple)) or not hasattr(kwargs, "keys"):
             return error
         return explained(self.message.task, args, kwargs, self.encoding["serializer"], error)
@@ -217,7 +217,7 @@ class Planner:
     def _expires(
         self, expires: float | datetime | str | None, now: datetime
     ) -> tuple[str | None, str | None]:
-        """Return the header's text, and the property's: whole milliseconds from now."""
+        """Return the expiry, as a time for the header and as milliseconds for the property."""
         if expires is None:
             return None, None
         if isinstance(expires, (int, float)):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from greenq.sending.plan import SendPlan
     from greenq.transport.broker import Broker
 
-# Options with few different values, so that templates for them are worth keeping.
+# Options that have few different values, so that plans with them are worth keeping.
 _KEPT = frozenset({
     "queue", "priority", "serializer", "compression", "exchange", "exchange_type", "routing_key",
     "ignore_result", "time_limit", "soft_time_limit", "delivery_mode", "reply_to", "retry",
@@ -47,7 +47,7 @@ class Outgoing(TypedDict):
     channel: the channel to publish the message on instead, if its exchange is a fanout; otherwise
         "".
     announced: not None if the message was passed to signal receivers. Code that pushes the message
-        calls `announced.sent` afterwards.
+        must then call `announced.sent`.
     """
 
     task_id: str
@@ -59,12 +59,12 @@ class Outgoing(TypedDict):
 
 
 class Filled(NamedTuple):
-    """A message of a plan, with its new id.
+    """A message written from a plan, with its new id.
 
     Attributes:
         task_id: the id.
         texts: the message's text for each of its queues.
-        announced: not None if it was passed to signal receivers; see `Outgoing`.
+        announced: not None if the message was passed to signal receivers; see `Outgoing`.
     """
 
     task_id: str
@@ -77,7 +77,7 @@ class CallsCutOff(Exception):
 
     Attributes:
         sent: how many were sent.
-        unknown: how many of the next calls may have been sent.
+        unknown: how many of the calls after those may have been sent.
         reason: the error that ended the sending.
     """
 
@@ -150,13 +150,13 @@ class Producer:
     ) -> TaskIds:
         """Send one task many times, in order, and return the new ids. Switches: yes.
 
-        Only one push of messages is held at a time: 200 messages, 256 KB, or the messages that
-        arrived within a second. A push arrives as a whole or not at all; each is retried as a
-        single send is. Countdowns and expiries are relative to the moment when the push is written.
+        Only the messages of one push are in memory at a time: 200 messages, 256 KB, or the messages
+        that arrived within a second. A push arrives as a whole or not at all, and is retried like a
+        single send. Countdowns and expiries are relative to the moment when the push is written.
 
         Raises:
             NotAllSent: an item is wrong, `calls` raised an error, or the server could not be
-                reached; everything before that has been sent.
+                reached; all items before that have been sent.
         """
         ids = TaskIds()
         waiting = zip(ids, calls)  # noqa: B905  the ids are endless
@@ -216,8 +216,8 @@ class Producer:
             except Unroutable as exc:
                 raise NotAllSent(task, ids[:sent], (), exc) from exc
             except OperationalError as exc:
-                # An exchange may lead to several queues, and the first may already have received
-                # the messages.
+                # An exchange may lead to several queues, and the first queue may already have
+                # received the messages.
                 unknown = chunk if plan.exchange or isinstance(exc, ConnectionLost) else ()
                 raise NotAllSent(task, ids[:sent], unknown, exc) from exc
             if events and self._events is not None:
@@ -298,7 +298,7 @@ class Producer:
         """Build the message of a task without sending it; the options are those of `SendOptions`.
 
         Raises:
-            ValueError: its exchange leads to no queue, or to several.
+            ValueError: the message's exchange leads to no queue, or to several.
         """
         plan, outgoing = self._prepare(task, args, kwargs, options)
         if plan.exchange:
@@ -310,11 +310,11 @@ class Producer:
     ) -> list[Outgoing]:
         """Build the message of a task for each queue that it goes to, without sending it.
 
-        A broadcast has a single message, with its channel. Switches: yes, if its exchange must be
+        A broadcast is a single message, with its channel. Switches: yes, if the exchange must be
         looked up.
 
         Raises:
-            OperationalError: its exchange leads to no queue, or the server could not be asked.
+            OperationalError: the exchange leads to no queue, or the server could not be queried.
         """
         plan, outgoing = self._prepare(task, args, kwargs, options)
         if plan.broadcast:
@@ -336,8 +336,8 @@ class Producer:
             options = self.router.ask(task, args, kwargs, options)
         chain = options.get("chain")
         if chain:
-            # `chain` differs in each step of a chain, so it fills a gap in the template, and the
-            # plan is a known one.
+            # `chain` differs in each step of a chain, so fill it into the template, and use the
+            # same plan for all steps.
             check_send_options(task, {"chain": chain})
             options = {name: value for name, value in options.items() if name != "chain"}
         plan = self.plan_of(task, options)
@@ -355,7 +355,7 @@ class Producer:
     def draft(
         self, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> SendPlan:
-        """Return a plan that `fill` writes messages from; expiries are relative to now."""
+        """Return a plan from which `fill` can write messages; expiries are relative to now."""
         if self.router.asks:
             options = self.router.ask(task, args, kwargs, options)
         return self._planner.make(task, options)
@@ -363,7 +363,7 @@ class Producer:
     def fill(
         self, plan: SendPlan, queues: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Filled:
-        """Write one message for each of the queues that it goes to."""
+        """Write one message, with a text for each of its queues."""
         task_id, text, announced = self._fill(plan, args, kwargs, {})
         signer = self._broker.signer
         texts: tuple[str | bytes, ...] = (text,) * len(queues)
@@ -379,7 +379,7 @@ class Producer:
         """Return the queues that a message goes to; for a broadcast, the one queue of its plan.
 
         Raises:
-            OperationalError: its exchange leads to no queue, or the server could not be asked.
+            OperationalError: the exchange leads to no queue, or the server could not be queried.
         """
         return self._pusher.queues(plan, what)
 
@@ -394,12 +394,12 @@ class Producer:
         *,
         chain: list[Any] | None = None,
     ) -> tuple[str, str, Announced | None]:
-        """Return the id and the text of one message, announced if there are receivers.
+        """Return the id and the text of one message; if there are receivers, announce it.
 
         Args:
-            new: an id created for this push alone; created here if not given. If `prefix` is given,
-                the id also serves as the delivery tag, since a given task id may be used again.
-            chain: the rest of its chain, if that is not in the plan.
+            new: an id created for this push alone; created here if not given. With `prefix`, it
+                becomes the delivery tag, since a task id from the caller may be used again.
+            chain: the remaining steps of its chain, if they are not in the plan.
         """
         if not new:
             new, prefix = new_id(), tag_prefix(time.time())
@@ -423,7 +423,7 @@ class Producer:
         except EncodeError as exc:
             raise plan.explained(args, kwargs, exc) from exc
         except TypeError:
-            # The id is not text; the other options have been checked.
+            # An id is not text, since the other options have already been checked.
             check_send_options(plan.message.task, options)
             raise
         return task_id, text, None
@@ -439,12 +439,12 @@ class Producer:
         may_move: bool = True,
     ) -> Announced:
         """Write one message with the changes made by before_task_publish's receivers."""
-        # Templates themselves check that an id is text.
+        # Templates check that an id is text, but no template is used here.
         check_send_options(plan.message.task, options)
         message = replace(
             plan.message,
             id=task_id,
-            args=args,  # type: ignore[arg-type]  # the template checks it
+            args=args,  # type: ignore[arg-type]  # `announce` checks it
             kwargs=dict(kwargs),
             root_id=options.get("root_id"),
             parent_id=options.get("parent_id"),
@@ -458,7 +458,7 @@ class Producer:
     def plan_of(self, task: str, options: Mapping[str, Any]) -> SendPlan:
         """Return the common part of all messages sent with these options.
 
-        If router functions decide, they have already been called.
+        Any router functions have already been called.
         """
         shared = {name: value for name, value in options.items() if name not in OF_EACH}
         if not shared.keys() <= _KEPT:

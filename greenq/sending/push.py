@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """Pushes the messages of plans; no push takes longer than the time limit of one call."""
+    """Pushes the messages of plans.
+
+    All attempts to push take no longer than the time limit of one call or, if that is longer, than
+    all pauses of the retry policy together.
+    """
 
     def __init__(self, broker: Broker) -> None:
         """Push through `broker`."""
@@ -33,7 +37,7 @@ class Pusher:
 
         Raises:
             ValueError: the exchange leads to no queue, or to several.
-            OperationalError: the server could not be asked.
+            OperationalError: the server could not be queried.
         """
         client = self._broker.client
         with client.pooled(client.call_timeout_s, patient=True) as connection:
@@ -41,21 +45,21 @@ class Pusher:
         if len(queues) != 1:
             raise ValueError(
                 f"exchange {exchange!r} leads to {', '.join(queues) or 'no queue'} with routing "
-                f"key {routing_key!r}, but a message must go to one queue; name it with queue="
+                f"key {routing_key!r}, but a message must go to one queue; name one with queue="
             )
         return queues[0]
 
     def one_queue(self, plan: SendPlan) -> str:
-        """Return the one queue that a plan's messages go to; raises what `queue_of` raises."""
+        """Return the one queue that a plan's messages go to; raise the errors of `queue_of`."""
         if plan.broadcast:
             raise ValueError(
                 f"task {plan.message.task} goes to every worker that listens to exchange "
-                f"{plan.exchange!r}, but this message must go to one queue; name it with queue="
+                f"{plan.exchange!r}, but this message must go to one queue; name one with queue="
             )
         return self.queue_of(plan.exchange, plan.routing_key)
 
     def queues(self, plan: SendPlan, what: str) -> list[str]:
-        """Return the queues to push to: the queue itself, or those bound to the exchange."""
+        """Return the queues to push to: the plan's queue, or those bound to its exchange."""
         if plan.queue:
             return [plan.queue]
         client = self._broker.client
@@ -65,16 +69,17 @@ class Pusher:
         if not queues:
             raise Unroutable(
                 f"{what}: no queue is bound to exchange {plan.exchange!r} with routing key "
-                f"{plan.routing_key!r}; start a worker that consumes from one, or name a queue"
+                f"{plan.routing_key!r}; start a worker that consumes from such a queue, or name a "
+                "queue"
             )
         return queues
 
     def push(self, plan: SendPlan, texts: Sequence[str], what: str, new_ids: Sequence[str]) -> None:
-        """Push messages together to each of their queues, within the time limit of one call.
+        """Push messages together to each of their queues.
 
         Args:
             what: names the messages in errors.
-            new_ids: the messages' task ids if created for this push.
+            new_ids: the messages' task ids, if they were created for this push.
 
         Raises:
             ConnectionLost: a reply was lost, so the messages may have arrived.
@@ -151,5 +156,5 @@ class Pusher:
             raise Unroutable(
                 f"{what}: no worker listens to exchange {plan.exchange!r} with routing key "
                 f"{plan.routing_key!r}, and a broadcast is not stored; start a worker that "
-                f"consumes it, or catch greenq.errors.Unroutable if that is acceptable"
+                f"consumes from it, or catch greenq.errors.Unroutable if that is acceptable"
             )

@@ -40,7 +40,8 @@ def check(
     """Return the options of the next run, in the form that sending uses.
 
     Raises:
-        TypeError: an option is unknown, belongs to this run's place, or has a wrong value.
+        TypeError: an option is unknown, has a wrong value, or would change the task's id or its
+            place in a workflow.
     """
     known = SendOptions.__annotations__
     for name in options:
@@ -88,7 +89,7 @@ def following(
         changes.setdefault("kwargsrepr", saferepr(kwargs))
     if "headers" in options:
         changes["headers"] = {**message.headers, **options["headers"]}
-    # As in Celery: if no task sent this one, its first run becomes the parent.
+    # As in Celery, a task that was not sent by another task becomes its own parent.
     changes.setdefault("parent_id", message.parent_id or message.id)
     return replace(
         message,
@@ -102,7 +103,7 @@ def following(
 
 
 def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None) -> str | None:
-    """Return the property for an expiry that was set, in whole milliseconds from now."""
+    """Return the property `expiration`: milliseconds to a newly set expiry, otherwise `kept`."""
     if "expires" not in options or expires is None:
         return kept
     left_s = (parse_time(expires) - datetime.now(UTC)).total_seconds()
@@ -110,7 +111,7 @@ def expiration(options: Mapping[str, Any], expires: str | None, kept: str | None
 
 
 def _time(given: Any, now: datetime, zone: tzinfo) -> str | None:
-    """Return a datetime, or seconds from now, as text."""
+    """Return a datetime, or seconds from now, as ISO 8601 text."""
     if isinstance(given, datetime):
         return given.isoformat()
     if isinstance(given, (int, float)):

@@ -31,7 +31,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# The number of names whose routes are cached, since a program may send tasks by any name.
+# The maximum number of names whose routes are cached, since a program may use any task name.
 _KNOWN = 10_000
 
 # The options of a route that determine the destination.
@@ -59,7 +59,7 @@ class Router:
 
     Attributes:
         queues: the names of the queues in the settings.
-        asks: True if a function decides, which is then called for each message.
+        asks: True if a function decides; it is then called for each message.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Router:
     ) -> None:
         """Read the routes from the task section of the settings.
 
-        `find_task` returns a registered task by its name, or None; router functions get that task.
+        `find_task` returns the registered task with a name, or None; router functions receive it.
         """
         self._default = config.task_default_queue
         self._default_exchange = config.task_default_exchange or config.task_default_queue
@@ -109,7 +109,7 @@ class Router:
         kwargs: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Merge send options with the route that the first router returns for this message.
+        """Merge send options with the first route that a router returns for this message.
 
         Raises:
             ConfigError: a router cannot be imported, or returns a value that is not a route.
@@ -145,11 +145,11 @@ class Router:
             raise _problem(router, f"it must return a route or None: {error}") from error
 
     def merge(self, found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge a caller's send options with a route's, which they override; None means unset.
+        """Merge a route with a caller's send options, which take precedence; None means unset.
 
         A caller that names a queue or an exchange has determined the destination. A routing key
-        alone goes with the route's exchange, or with the exchange of the route's queue; on a direct
-        exchange, the key is a queue's name.
+        alone is used with the route's exchange, or with the exchange of the route's queue; on a
+        direct exchange, the key is a queue's name.
         """
         if options.get("queue") or options.get("exchange"):
             found = {name: value for name, value in found.items() if name not in _WHERE}
@@ -199,7 +199,7 @@ class Router:
 
 
 def _look_up(table: Table, task: str) -> Mapping[str, Any] | None:
-    """Return the options of a task in a table; patterns are tried in order."""
+    """Return a task's options in a table: by exact name, or by the first pattern that matches."""
     found = table.get(task)
     if found is not None:
         return found
@@ -213,7 +213,7 @@ def _fits(pattern: str | re.Pattern[str], task: str) -> bool:
 
 
 def _made(router: AnyRouter) -> Any:
-    """Return a router ready to be called; a class, given as such or by name, is instantiated."""
+    """Return a router that is ready for use; instantiate a class, given directly or by name."""
     if isinstance(router, str):
         try:
             router = import_object(router)
@@ -239,7 +239,7 @@ def merge_options(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def worker_direct(hostname: str) -> str:
-    """Return the name of a worker's own queue, given its node name; see `worker_direct`."""
+    """Return the queue of a worker with this node name; see the setting `worker_direct`."""
     return f"{hostname}{DIRECT_SUFFIX}"
 
 
@@ -249,8 +249,8 @@ def select_queues(
     """Return the queues that a worker takes from.
 
     Args:
-        config: the names of the existing queues, and whether others may be created.
-        wanted: names of queues; if empty, all that the settings name, or the default queue.
+        config: names the existing queues, and says whether others are created on demand.
+        wanted: names of queues; if empty, all queues in the settings, or the default queue.
         excluded: names to omit; an unknown name only causes a warning.
 
     Raises:
@@ -277,6 +277,6 @@ def select_queues(
     left_out = frozenset(excluded)
     for name in sorted(left_out.difference(names, known)):
         _log.warning(
-            "cannot exclude queue %s: it is not among the queues%s", name, suggestion(name, names)
+            "cannot exclude queue %s: there is no such queue%s", name, suggestion(name, names)
         )
     return tuple(known.get(name, name) for name in names if name not in left_out)

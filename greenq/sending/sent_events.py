@@ -1,4 +1,4 @@
-"""What a sender publishes about its messages: task-sent events, with `task_send_sent_event`."""
+"""The events that a sender publishes about its messages if `task_send_sent_event` is on."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Models:
         self._returned = self._model(hints.get("return"))
 
     def _model(self, annotation: Any) -> Any:
-        """Return the model that an annotation names, and whether None is also allowed."""
+        """Return an annotation's model, if any, along with whether None is also allowed."""
         allowed = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
         rest = [each for each in allowed if each is not type(None)]
         if len(rest) == 1 and isinstance(rest[0], type) and issubclass(rest[0], self._base):
@@ -69,7 +69,7 @@ class Models:
         return given.args, given.kwargs
 
     def returned(self, value: Any, how: Mapping[str, Any]) -> Any:
-        """Return a value for storing: a model becomes plain data if the annotation is a model."""
+        """Return a value in its form for storage: a model of the annotated class as plain data."""
         if self._returned is not None and isinstance(value, self._returned[0]):
             return value.model_dump(**how)
         return value
@@ -87,7 +87,7 @@ def validating(
     """Wrap a task's code so that it receives models and returns plain data.
 
     Args:
-        strict: models are validated without conversions.
+        strict: whether models are validated without conversions.
         context: data for the models' validators, in addition to what `about` returns.
         dump: options for turning models into plain data.
         about: returns the data about the task for the validators.

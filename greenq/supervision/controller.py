@@ -1,4 +1,4 @@
-"""The second level of autoscaling: it starts and stops processes of a supervisord group.
+"""The second level of autoscaling, which starts and stops processes of a supervisord group.
 
 Each process reports its load to the server. One process leads: it asks supervisord which processes
 are running, decides (`sizing.decide`), and starts or drains one process at a time. A process is
@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 # How many changes the history keeps.
 _HISTORY: Final = 1000
 
-# How many of the changes `stats` shows.
+# How many of these changes `stats` shows.
 _SHOWN: Final = 20
 
 # How long shutdown may take: at most one call to the server and one to supervisord have to finish.
 _STOP_S: Final = 15.0
 
-# A process that has not reported within this time after it was started no longer delays decisions.
+# A process that has not reported within this time of its start no longer delays decisions.
 _COMING_S: Final = 60.0
 
 
@@ -88,17 +88,17 @@ class Processes(StartStopPart):
         cores: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take part in the sizing of the group that supervisord has started this process in.
+        """Take part in sizing the group in which supervisord has started this process.
 
         Args:
             place: the group, and this process's name in it.
             store: what the group's processes share.
-            rules: the limits. There are never more processes than cores unless the minimum demands
-                it, since more would not be faster.
+            rules: the limits. The maximum is lowered to the number of cores, since more processes
+                would not be faster, but never below the minimum.
             interval_s: seconds between reports.
-            pool, tasks, broker: those of the worker.
+            pool, tasks, broker: parts of the worker.
             queues: returns the queues whose backlog is considered.
-            cores: how many cores this process may use; by default, the machine is asked.
+            cores: how many cores this process may use; None means as many as the system allows.
             clock: monotonic time in seconds.
         """
         self._wanted = rules.most
@@ -111,7 +111,7 @@ class Processes(StartStopPart):
         self._pool, self._tasks, self._broker, self._queues = pool, tasks, broker, queues
         self._clock = clock
         self._samples: deque[GroupSample] = deque()
-        # When the hub measured its times for the last report.
+        # The hub's running time and busy time at the last report.
         self._times = (0.0, 0.0)
         # True while this process is draining because the leader has asked it to.
         self._drains = False
@@ -142,7 +142,7 @@ class Processes(StartStopPart):
         self._greenlet = None
 
     def info(self) -> dict[str, object]:
-        """Return what `stats` shows."""
+        """Return the data that `stats` shows."""
         return {
             "group": self._place.group,
             "process": self._place.process,
@@ -159,7 +159,7 @@ class Processes(StartStopPart):
         while not self._ending.is_set():
             try:
                 self.tick()
-                self._outage.recovered("the group's loads are on the server again")
+                self._outage.recovered("this process reports its load to the server again")
             except OperationalError as exc:
                 self.leads = False
                 self._samples.clear()
@@ -169,7 +169,7 @@ class Processes(StartStopPart):
         try:
             self._store.leave()
         except OperationalError as exc:
-            _log.info("this process's load stays on the server until it expires: %s", exc)
+            _log.info("this process's report stays on the server until it expires: %s", exc)
 
     def tick(self) -> None:
         """Report, then follow the leader's order, or lead. Switches: yes.
@@ -261,7 +261,7 @@ class Processes(StartStopPart):
         for name in late:
             self._say_once(
                 f"process {name} has not reported for {_COMING_S:.0f} s: is it a worker with "
-                "--processes, and of the same app and server?"
+                "--processes, and with the same app and server?"
             )
         return len(coming) - len(late)
 

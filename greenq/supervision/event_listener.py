@@ -1,7 +1,7 @@
-"""An event listener of supervisord: restarts a worker that does not answer or uses too much memory.
+"""A supervisord event listener that restarts workers that do not answer or use too much memory.
 
-Workers are pinged, and the thread next to a worker's hub answers even while a task blocks the hub.
-So a worker that does not answer is frozen: a call holds the GIL, the process is suspended, or it
+The listener pings the workers. A worker's watchdog thread answers even while a task blocks the hub,
+so a worker that does not answer is frozen: a call holds the GIL, the process is suspended, or it
 hung while starting.
 """
 
@@ -29,7 +29,7 @@ _OK: Final = b"RESULT 2\nOK"
 
 
 def events(source: IO[bytes], sink: IO[bytes]) -> Iterator[Mapping[str, str]]:
-    """Yield the header of each event, and acknowledge it afterwards, until the input ends.
+    """Yield the header of each event, then acknowledge the event, until the input ends.
 
     In the protocol, the listener writes READY, supervisord writes one line of headers and `len`
     bytes, and the listener writes a result.
@@ -79,7 +79,7 @@ class Judge:
     """Finds unresponsive and large processes among those seen."""
 
     def __init__(self, *, mute_after_s: float, max_bytes: int | None) -> None:
-        """Choose processes that do not answer for `mute_after_s` or use more than `max_bytes`."""
+        """Choose processes that have been silent for `mute_after_s` or exceed `max_bytes`."""
         self._mute_after_s = mute_after_s
         self._max_bytes = max_bytes
         # When each process became silent, by process id, and the processes that have answered at
@@ -89,7 +89,7 @@ class Judge:
         self._said: set[int] = set()
 
     def judge(self, now_s: float, seen: Collection[Seen]) -> Verdict | None:
-        """Return the process to restart, or None; the one silent for longest comes first."""
+        """Return the process to restart, or None; the one that was silent longest comes first."""
         self._note(now_s, seen)
         mute = [each for each in seen if self._is_mute(now_s, each)]
         if mute:
@@ -103,7 +103,7 @@ class Judge:
         return None
 
     def forgive(self) -> None:
-        """Forget which processes were silent and since when, because no worker could be asked."""
+        """Forget which processes were silent and since when, because none could be pinged."""
         self._silent_since.clear()
 
     def _note(self, now_s: float, seen: Collection[Seen]) -> None:
@@ -164,11 +164,11 @@ class EventListener:
         """Check once, and restart a process if necessary."""
         try:
             verdict = self._judge.judge(self._clock(), self._seen())
-            self._outage.recovered("the workers can be asked again")
+            self._outage.recovered("the workers can be pinged again")
         except OperationalError as exc:
             # Without the server, no worker can answer, and that is not the workers' fault.
             self._judge.forgive()
-            self._outage.failed("the workers cannot be asked, so none is restarted", exc)
+            self._outage.failed("the workers cannot be pinged, so none is restarted", exc)
             return
         except SupervisorError as exc:
             _log.error("the workers are not watched: %s", exc)

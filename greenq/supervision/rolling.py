@@ -1,6 +1,6 @@
 """A rolling restart: the workers of a group are drained and restarted one after another.
 
-A worker that does not come up ends the rolling restart, and the workers after it keep running the
+If a worker does not come up, the rolling restart ends, and the remaining workers keep running the
 code that they have loaded.
 """
 
@@ -20,13 +20,13 @@ _POLL_S: Final = 0.2
 
 
 class Nodes(Protocol):
-    """The workers of a cluster, as the server and their replies show them."""
+    """The workers of a cluster, as known from the server and from their replies."""
 
     def here(self) -> Mapping[int, str]:
         """Return the nodes of this machine that hold a lease, by process id."""
 
     def ask(self, node: str, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Return a node's reply to a remote command, or None if there is none."""
+        """Return a node's reply to a remote control command, or None if no reply arrives."""
 
 
 class RollingRestart:
@@ -64,8 +64,8 @@ class RollingRestart:
         """Restart all running workers and return their number.
 
         Raises:
-            SupervisorError: no worker is running, or one did not come up; then the workers after it
-                were not restarted.
+            SupervisorError: no worker is running, or a worker did not come up; the workers after
+                that worker were not restarted.
             OperationalError: the server cannot be reached, or refuses to answer.
         """
         running = self._running()
@@ -86,7 +86,7 @@ class RollingRestart:
         if not group:
             raise SupervisorError(
                 f"supervisord at {self._supervisor.url} has no group {self._group}: name one with "
-                "--group; `supervisorctl status` shows groups before the colon"
+                "--group; `supervisorctl status` shows each group's name before the colon"
             )
         running = [each for each in group if each.is_up]
         nodes = self._nodes.here()
@@ -112,9 +112,9 @@ class RollingRestart:
         self._say(f"{name}: ready")
 
     def _drain(self, name: str, node: str) -> None:
-        """Make a worker drain, and wait for its tasks; an interruption ends the draining."""
+        """Make a worker drain, and wait for its tasks; if interrupted, end the draining."""
         if self._nodes.ask(node, "drain", {}) is None:
-            self._say(f"{name}: takes no remote commands, so it is stopped without draining")
+            self._say(f"{name}: accepts no remote commands, so it is stopped without draining")
             return
         self._say(f"{name}: draining")
         deadline_s = self._clock() + self._drain_s

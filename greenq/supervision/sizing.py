@@ -30,7 +30,7 @@ class GroupSample:
         at_s: the time, by the monotonic clock.
         workers: how many processes take messages.
         coming: how many more have been started but have not reported yet.
-        busy: for what fraction of the time each hub was busy, added up over these processes.
+        busy: the fraction of the time that each hub was busy, added up over these processes.
         backlog: how many messages are waiting in the queues and in the workers.
         age_s: how long the oldest message in the queues has waited.
     """
@@ -65,7 +65,7 @@ class Rules:
 
 
 class SizeChange(NamedTuple):
-    """One process more (1), one fewer (-1) or no change (0), and the reason."""
+    """One more process (1), one fewer (-1) or no change (0), and the reason."""
 
     change: int
     reason: str
@@ -93,12 +93,12 @@ def decide(samples: Sequence[GroupSample], rules: Rules) -> SizeChange:
         return SizeChange(1, text)
     quiet_s = lasted(samples, lambda each: _needs_less(each, now.workers, rules.grow_after_s))
     if there > rules.least and quiet_s >= rules.keepalive_s:
-        return SizeChange(-1, f"one process fewer was enough for {quiet_s:.0f} s")
+        return SizeChange(-1, f"one process fewer would have been enough for {quiet_s:.0f} s")
     return SizeChange(0, "steady")
 
 
 def lasted(samples: Sequence[GroupSample], holds: Callable[[GroupSample], bool]) -> float:
-    """Return how many seconds a condition has held up to the last sample; -1 if it fails there."""
+    """Return for how many seconds a condition has held; -1 if the last sample does not meet it."""
     since_s = None
     for sample in reversed(samples):
         if not holds(sample):

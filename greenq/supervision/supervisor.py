@@ -45,7 +45,7 @@ class Process:
 
     Attributes:
         name: its name within the group.
-        state: supervisord's word for its state, such as RUNNING.
+        state: supervisord's name for its state, such as RUNNING.
         is_up: True if it is running, starting, or about to be started again.
         is_stopping: True if it was asked to end and is still running.
         is_fatal: True if it could not be started.
@@ -67,15 +67,14 @@ class Process:
 class Supervisor:
     """One supervisord, over its unix socket or TCP port.
 
-    Each call opens a connection of its own; with patched sockets, only the calling greenlet
-    waits.
+    Each call opens its own connection. With patched sockets, only the calling greenlet waits.
     """
 
     def __init__(self, url: str, username: str = "", password: str = "") -> None:
         """Use the supervisord at `url`: ``unix:///path`` or ``http://host:port``.
 
         Raises:
-            SupervisorError: `url` is neither.
+            SupervisorError: `url` has neither form.
         """
         self.url = url
         parts = urlsplit(url)
@@ -93,7 +92,7 @@ class Supervisor:
         """Return the processes of a group, in the order of their names.
 
         Raises:
-            SupervisorError: supervisord does not answer, or it refuses.
+            SupervisorError: supervisord does not answer, or refuses the call.
         """
         spare = {
             each["name"]
@@ -127,10 +126,12 @@ class Supervisor:
         )  # fmt: skip
 
     def stop(self, group: str, process: str, *, wait: bool = False) -> None:
-        """Stop a process warm if it is running; supervisord kills it after its stopwaitsecs.
+        """Begin a process's warm shutdown; supervisord kills it after its stopwaitsecs.
+
+        A process that is not running is left alone. If `wait`, return once the process has ended.
 
         Raises:
-            SupervisorError: supervisord does not answer, or it refuses.
+            SupervisorError: supervisord does not answer, or refuses the call.
         """
         self._call(
             "stopProcess", f"{group}:{process}", wait, fine=_NOT_RUNNING,
@@ -169,14 +170,14 @@ class Supervisor:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What supervisord passes to this process in its environment: group, name and address."""
+    """This process's group and name under supervisord, and supervisord itself."""
 
     group: str
     process: str
     supervisor: Supervisor
 
     def fingerprint(self, where: str) -> str:
-        """Return a text that is the same for all processes of this group, and for no others.
+        """Return text that is the same for all processes of this group, and for no others.
 
         Args:
             where: distinguishes machines and containers with the same host name.
@@ -189,7 +190,7 @@ def membership(environment: Mapping[str, str] = os.environ) -> Membership:
     """Return this process's place under supervisord.
 
     Raises:
-        SupervisorError: supervisord has not started this process, or has no socket.
+        SupervisorError: supervisord did not start this process, or has no socket.
     """
     for name in ("SUPERVISOR_GROUP_NAME", "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_SERVER_URL"):
         if not environment.get(name):
@@ -205,7 +206,7 @@ def supervisor_at(url: str, environment: Mapping[str, str] = os.environ) -> Supe
     """Return the supervisord at an address, with the password from the environment.
 
     Raises:
-        SupervisorError: `url` is not an address.
+        SupervisorError: `url` is not an address of supervisord.
     """
     names = ("SUPERVISOR_USERNAME", "SUPERVISOR_PASSWORD")
     return Supervisor(url, *(environment.get(name, "") for name in names))

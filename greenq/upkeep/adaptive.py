@@ -3,9 +3,10 @@
 A slow database or an API that throttles does not answer more calls per second when there are more
 greenlets; each call merely takes longer. So the autoscaler watches the mean duration of tasks
 while the pool is full and messages are waiting. When that duration is longer than it was in a pool
-that was not full, a smaller size is tried. If as many tasks end per second, the smaller size stays;
-otherwise the larger size is restored. Later, a larger size is tried in the same way. Durations
-alone prove nothing, since the mix of tasks may have changed; only the comparison of rates decides.
+that was not full, a smaller size is tried. If as many tasks end per second, the smaller size is
+kept; otherwise the larger size is restored. Later, a larger size is tried in the same way.
+Durations alone prove nothing, since the mix of tasks may have changed; only the comparison of rates
+decides.
 
 The code is pure: the time and all numbers are arguments.
 """
@@ -18,9 +19,9 @@ from typing import Final, NamedTuple
 # Tasks that take this many times as long as usual raise a suspicion.
 _SUSPECT: Final = 1.3
 
-# If rates were proportional to sizes, a smaller pool would lose some of its rate. It is enough if
-# it avoids this fraction of that loss. A larger pool is worthwhile if it achieves this fraction of
-# the corresponding gain.
+# If rates were proportional to sizes, a smaller pool would lose some of the rate. It is kept if it
+# avoids at least the first fraction of that loss. A larger pool is kept if it achieves at least the
+# second fraction of the corresponding gain.
 _KEEPS: Final = 0.5
 _GAINS: Final = 0.2
 
@@ -36,8 +37,8 @@ _UP: Final = 1.2
 _ENDED: Final = 50
 _MEASURED_S: Final = 1.0
 
-# A measurement continues until two ways of measuring agree this well, or until each slot has
-# finished this many tasks on average.
+# A measurement continues until the results of two methods differ by at most this fraction, or until
+# each slot has finished this many tasks on average.
 _AGREE: Final = 0.1
 _MOST_ROUNDS: Final = 8
 
@@ -69,7 +70,7 @@ class PoolSnapshot(NamedTuple):
 
 
 class _Size(NamedTuple):
-    """What a pool size has achieved: the mean duration, and the tasks per second."""
+    """The measured performance of a pool size: mean duration, and tasks per second."""
 
     size: int
     each_s: float
@@ -89,7 +90,7 @@ class _Trial(NamedTuple):
     """A size that is being tried.
 
     Attributes:
-        known: what the size before the trial has achieved.
+        known: the performance of the size before the trial.
         size: the size on trial.
         cap: the limit before the trial, or None.
     """
@@ -115,8 +116,8 @@ class Adaptive:
         self._best = 0.0
         self._hold_s = _HOLD_S
         self._next_s = -math.inf
-        # The sample that the present measurement started with, or None while the pool settles, and
-        # in `_mark` the sample that settling started with.
+        # `_mark` is the sample with which settling started. `_begin` is the sample with which the
+        # present measurement started, or None while the pool settles.
         self._mark: PoolSnapshot | None = None
         self._begin: PoolSnapshot | None = None
 
@@ -126,7 +127,7 @@ class Adaptive:
         return most if wanted is None else min(most, max(least, wanted))
 
     def look(self, now: PoolSnapshot, most: int, least: int) -> str | None:
-        """Record a sample of the pool; return the finding if it changes the limit."""
+        """Record a sample of the pool; if the limit changes, return the reason as text."""
         if not now.backlog:
             self._learn(now)
             return None
@@ -159,13 +160,13 @@ class Adaptive:
             self._usual_s += _FOLLOW * (each_s - self._usual_s)
 
     def _measure(self, now: PoolSnapshot) -> _Size | None:
-        """Return what the present size achieves, once it is full, settled and measured."""
+        """Return the performance of the present size once the full pool has been measured."""
         mark, begin = self._mark, self._begin
         if mark is None or mark.size != now.size or now.running > now.size:
             self._mark, self._begin = now, None
             return None
         if begin is None:
-            # At least one task per slot has ended since, so the former size has no effect any more.
+            # As many tasks have ended as there are slots, so the former size no longer matters.
             if now.ended - mark.ended >= now.size and now.running >= 0.9 * now.size:
                 self._begin = now
             return None
@@ -174,9 +175,8 @@ class Adaptive:
         each_s = _mean(begin, now)
         if each_s is None:
             return None
-        # Counting tasks is wrong while tasks of equal length all end at the same time. Adding up
-        # their durations is wrong for tasks of different lengths while the long ones are still
-        # running.
+        # Counting tasks misleads while tasks of equal length all end at the same time. Adding up
+        # their durations misleads if their lengths differ and the long ones are still running.
         ended = now.ended - begin.ended
         by_number_s = (now.at_s - begin.at_s) * now.size / ended
         if abs(each_s / by_number_s - 1) > _AGREE and ended < _MOST_ROUNDS * now.size:
@@ -187,7 +187,7 @@ class Adaptive:
     # --- deciding ---------------------------------------------------------------------------------
 
     def _consider(self, now: PoolSnapshot, found: _Size, most: int, least: int) -> str | None:
-        """Try another size if there is a reason."""
+        """Begin a trial of another size if there is a reason."""
         if now.at_s < self._next_s:
             return None
         usual_s = self._usual_s
@@ -222,7 +222,7 @@ class Adaptive:
             else:
                 self._steps = 0
                 self._hold(now, _HOLD_S)
-            return f"{known} only; {found}"
+            return f"{known}; {found}"
         # At this size, tasks take only as long as they inherently need.
         self._steps = 0
         self._usual_s = found.each_s
@@ -232,7 +232,7 @@ class Adaptive:
             self._cap = trial.cap
             return None
         self._cap = max(enough, found.size)
-        return f"{known} only; {found}; {self._cap} are enough"
+        return f"{known}; {found}; {self._cap} are enough"
 
     def _judge_larger(
         self, now: PoolSnapshot, trial: _Trial, found: _Size, most: int

@@ -1,4 +1,4 @@
-"""Autoreload: restarts the worker when a source file of the app changes; for development.
+"""Autoreload, for development: restarts the worker when a source file of the app changes.
 
 The package watchfiles waits for changes in a native thread alongside the hub.
 """
@@ -56,9 +56,9 @@ def require_watchfiles() -> Any:
 
 
 def app_folders() -> list[str]:
-    """Return the working directory and the directories of the app's own imported modules.
+    """Return the working directory and the directories of the app's imported modules.
 
-    Installed packages and greenq itself are not the app's own.
+    Installed packages and greenq itself are excluded.
     """
     found = {os.getcwd()}
     for module in list(sys.modules.values()):
@@ -80,7 +80,7 @@ def _outermost(folders: Iterable[str]) -> list[str]:
 
 
 def syntax_error(path: str) -> str | None:
-    """Return where and why a source file cannot be compiled; None if it can, or is gone."""
+    """Return where and why a source file cannot be compiled; None if it can, or is missing."""
     try:
         compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def syntax_error(path: str) -> str | None:
 
 
 class Sources:
-    """The source files of an app: waits for changes, and checks their syntax."""
+    """Waits for changes to the source files of an app, and checks the syntax of changed files."""
 
     def __init__(self, folders: Iterable[str]) -> None:
         """Watch all files below `folders`.
@@ -122,10 +122,10 @@ class Sources:
     def wait(self, *, interrupts: bool = False) -> str | None:
         """Wait in a native thread until files have changed and all changed files can be compiled.
 
-        A file that cannot be compiled is logged.
+        Each file that cannot be compiled is logged.
 
         Args:
-            interrupts: whether to raise KeyboardInterrupt at SIGINT.
+            interrupts: whether to raise KeyboardInterrupt on SIGINT.
 
         Returns:
             The first changed file; None after `end`.
@@ -182,7 +182,7 @@ class Autoreloader(StartStopPart):
         self._thread: NativeThread | None = None
 
     def start(self) -> None:
-        """Begin to watch the source files of the modules imported so far."""
+        """Begin to watch the directories of the modules imported so far."""
         folders = app_folders()
         self._sources = Sources(folders)
         _log.info("watching the source files in %s", ", ".join(folders))
@@ -207,7 +207,7 @@ class Autoreloader(StartStopPart):
         try:
             changed = sources.wait()
         except OSError as exc:
-            _log.error("source files are not watched; restart by hand: %s", exc)
+            _log.error("source files are not watched, so restart the worker by hand: %s", exc)
             return
         if changed is not None:
             why = f"{os.path.relpath(changed)} has changed"

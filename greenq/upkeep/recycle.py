@@ -65,7 +65,7 @@ class RecycleLimits:
         return self != RecycleLimits()
 
     def lowered(self, share: Callable[[], float]) -> RecycleLimits:
-        """Return these limits, each lowered by the fraction that a new call of `share` returns."""
+        """Return these limits, each lowered by a fraction from its own call of `share`."""
         tasks, memory_kb, lifetime_s = self.tasks, self.memory_kb, self.lifetime_s
         return RecycleLimits(
             tasks=tasks and max(1, round(tasks * (1 - share()))),
@@ -84,7 +84,7 @@ class Usage:
 
 
 def reached(limits: RecycleLimits, usage: Usage) -> str | None:
-    """Return which limit has been reached, for the log; None if no limit has."""
+    """Return which limit has been reached, as text for the log; None if no limit has been."""
     if limits.tasks is not None and usage.tasks >= limits.tasks:
         return f"it has finished {usage.tasks} tasks; its limit is {limits.tasks}"
     if limits.memory_kb is not None and usage.memory_kb >= limits.memory_kb:
@@ -101,7 +101,7 @@ def _mb(kb: int) -> str:
 def resident_kb() -> int:
     """Return this process's resident memory in units of 1024 bytes.
 
-    On a system without /proc, return the peak so far.
+    On a system without /proc, return the peak usage so far.
     """
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -115,10 +115,10 @@ class RestartGroup(Protocol):
     """The workers with the same queues that are currently restarting."""
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to restart; return the restarting workers if this one must wait. Switches: yes."""
+        """Claim a restart; if this worker must wait, return those restarting. Switches: yes."""
 
     def returned(self) -> None:
-        """Note that this worker has restarted. Switches: yes."""
+        """Record that this worker has restarted. Switches: yes."""
 
 
 class Recycle(StartStopPart):
@@ -193,7 +193,7 @@ class Recycle(StartStopPart):
             self._entry = None
 
     def usage(self) -> Usage:
-        """Return what has been used so far."""
+        """Return what this worker has used so far."""
         return Usage(
             tasks=self._done(),
             memory_kb=self._memory_kb() if self.limits.memory_kb is not None else 0,
@@ -201,7 +201,7 @@ class Recycle(StartStopPart):
         )
 
     def look(self) -> None:
-        """Report once that this worker is ready; later, ask to restart at a limit. Switches: no."""
+        """Report once that this worker is ready; at a limit, ask to restart. Switches: no."""
         now_s = self._clock()
         if self._is_asking or now_s < self._asks_s:
             return

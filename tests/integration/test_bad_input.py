@@ -292,7 +292,7 @@ JSON_BODIES = {
     "JSON: chord is a list": Kind(_body([[], {}, EMBED | {"chord": [1]}]), "chord"),
     "JSON: a callback": Kind(_body([[], {}, {"callbacks": [{"task": "x"}]}]), "is not a signature"),
     "JSON: deep": Kind(_body(b"[[" + b"[" * DEPTH + b"]" * DEPTH + b"], {}, {}]"), "deeply"),
-    "JSON: too large": Kind(_arg("x" * MAX_BODY_BYTES), "larger than"),
+    "JSON: too large": Kind(_arg("x" * MAX_BODY_BYTES), "bytes exceeds"),
     "tag: unknown": Kind(_tagged("complex", "1j"), "complex"),
     "tag: name is a list": Kind(_tagged([], 1), NOT_JSON),
     "tag: datetime of text": Kind(_tagged("datetime", "tomorrow"), NOT_JSON),

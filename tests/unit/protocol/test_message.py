@@ -233,7 +233,7 @@ def test_wrong_body_is_a_decode_error_with_its_bytes(body):
 
 
 def test_body_larger_than_allowed_is_refused_before_it_is_read():
-    with pytest.raises(DecodeError, match="11 bytes is larger than 10"):
+    with pytest.raises(DecodeError, match="11 bytes exceeds 10 bytes"):
         read(envelope_of(b"x" * 11), max_body_bytes=10)
 
 

@@ -329,7 +329,7 @@ def test_what_is_no_result_is_a_decode_error(payload):
 
 def test_result_larger_than_allowed_is_refused():
     payload = encode_result(task_id="i", status="SUCCESS", result="x" * 1000)
-    with pytest.raises(DecodeError, match="larger than 1000"):
+    with pytest.raises(DecodeError, match="exceeds 1000 bytes"):
         decode_result(payload, accept=ALL, max_bytes=1000)
     bomb = encode_result(task_id="i", status="SUCCESS", result="x" * 10_000, compression="gzip")
     with pytest.raises(DecodeError, match="expands beyond 1000"):

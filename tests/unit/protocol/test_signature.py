@@ -51,7 +51,7 @@ WRONG: list[tuple[Any, str]] = [
     (sig(args="x"), "args is str, not list or tuple"),
     (sig(kwargs=[]), "kwargs is list, not dict"),
     (sig(options=None), "options is NoneType, not dict"),
-    (sig(kind="other"), "its subtask_type is 'other'"),
+    (sig(kind="other"), "its subtask_type 'other' is unknown"),
     (sig(kind="chain"), "a chain has no list of tasks"),
     (sig(kind="group", kwargs={"tasks": {}}), "a group has no list of tasks"),
     (sig(kind="chord", kwargs={"body": sig()}), "a chord has no header"),

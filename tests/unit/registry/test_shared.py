@@ -140,5 +140,5 @@ def test_name_of_a_task_in_main_is_the_apps(made: Any) -> None:
 def test_what_is_wrong_is_said_where_it_is_written(made: Any) -> None:
     with pytest.raises(TypeError, match="did you mean max_retries"):
         shared_task(max_retry=3)(lambda: None)
-    with pytest.raises(TypeError, match="goes on a function"):
+    with pytest.raises(TypeError, match="must decorate a function"):
         shared_task(3)  # type: ignore[call-overload]

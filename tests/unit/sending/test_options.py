@@ -54,7 +54,11 @@ def app() -> Greenq:
         ("link_error", [{"task": "m.note"}, 3], "must be a signature"),
         ("chord", [], "must be a signature"),
         ("stamps", ["a"], "must be a mapping"),
-        ("retry_policy", {"max_retrys": 3}, "has 'max_retrys'; the known keys are max_retries"),
+        (
+            "retry_policy",
+            {"max_retrys": 3},
+            "has the unknown key 'max_retrys'; the known keys are max_retries",
+        ),
         ("retry_policy", {"max_retries": "3"}, "must be a whole number"),
     ],
 )

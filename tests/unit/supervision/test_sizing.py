@@ -36,7 +36,11 @@ def over(seconds: float, sample: GroupSample, every_s: float = 2.0) -> list[Grou
         (over(10, replace(BUSY, workers=4, busy=4.0)), 0, "at the maximum"),
         ([*over(8, BUSY), replace(CALM, at_s=9), replace(BUSY, at_s=11)], 0, "steady"),
         ([*over(10, BUSY)[:-1], replace(BUSY, at_s=10, workers=2, busy=1.9)], 0, "steady"),
-        (over(60, replace(CALM, workers=2)), -1, "one process fewer was enough for 60 s"),
+        (
+            over(60, replace(CALM, workers=2)),
+            -1,
+            "one process fewer would have been enough for 60 s",
+        ),
         (over(58, replace(CALM, workers=2)), 0, "steady"),
         (over(60, replace(CALM, workers=2, busy=0.6)), 0, "steady"),
         (over(60, replace(CALM, workers=3, busy=0.9)), -1, "one process fewer"),

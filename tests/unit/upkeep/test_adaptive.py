@@ -134,7 +134,7 @@ def test_what_was_found_is_in_the_history(caplog: pytest.LogCaptureFixture) -> N
         world = full(adaptive=True, downstream=SATURATED)
 
     said = [each.reason for each in world.scaler.history if "at once finish" in each.reason]
-    assert "500 at once finish 43.5 tasks a second, 11.50 s each only; 350 at once" in said[0]
+    assert "500 at once finish 43.5 tasks a second, 11.50 s each; 350 at once" in said[0]
     assert "pool limited to" in caplog.text
 
 
