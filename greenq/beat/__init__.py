@@ -1,4 +1,4 @@
-"""Periodic tasks: what is due (`entries`, `policies`: pure), and who sends it (`scheduler`).
+"""Periodic tasks: finding due times (`entries`, `policies`: no I/O), and sending (`scheduler`).
 
 The command line and a worker's step use this package. An app loads `periodic` by name.
 """

@@ -17,7 +17,7 @@ def entry_in_code(
     """Return an entry's name and its fields; see `Greenq.add_periodic_task`.
 
     Raises:
-        TypeError: `sig` is not a task, a name or a signature.
+        TypeError: `sig` is not a task, a task's name or a signature.
     """
     task: Any = sig
     if isinstance(sig, Mapping):

@@ -1,4 +1,4 @@
-"""Schedule entries, checked: from the settings, from code, or from the server's JSON."""
+"""Checked schedule entries, from the settings, from code or from the server's JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _OVERLAPS: Final = ("allow", "skip", "queue_one", "cancel")
 _SKIP = re.compile(r"skip\((\d+(?:\.\d+)?)\)")
 
-# Options that belong to a single send, whereas an entry is sent repeatedly.
+# Options that make sense only for a single send; an entry is sent repeatedly.
 _OF_ONE_SENDING: Final = ("task_id", "root_id", "parent_id", "eta")
 
 
@@ -49,15 +49,15 @@ class ScheduleEntry:
     """A task, its schedule, and what to do when a due time is missed or runs overlap.
 
     Attributes:
-        name: unique on the server.
+        name: the entry's name, which is unique on the server.
         task: the task's name.
         schedule: when the entry is due.
         args, kwargs, options: as for `send_task`.
         zone: the time zone of the wall-clock times.
-        missed: what to do about due times that were not sent in time.
-        skip_after_s: with ``skip``, how late a due time may be sent.
-        overlap: what to do when the last run has not ended.
-        jitter_s: each due time is delayed by up to this long.
+        missed: what to do about missed due times.
+        skip_after_s: with ``skip``, the delay after which a due time is skipped.
+        overlap: what to do if the last run has not ended.
+        jitter_s: the longest delay that is added to a due time.
         start, end: the first and the last possible due time.
     """
 
@@ -85,7 +85,7 @@ class ScheduleEntry:
         return due if due <= to_us(self.end) else None
 
     def latest_due(self, after_us: int, until_us: int) -> int | None:
-        """Return the last due time later than `after_us` and not later than `until_us`."""
+        """Return the last due time later than `after_us` but not later than `until_us`, or None."""
         after, until = self._from(after_us), from_us(until_us)
         if self.end is not None:
             until = min(until, self.end)
@@ -95,8 +95,8 @@ class ScheduleEntry:
     def _from(self, after_us: int) -> datetime:
         """Return the time after which to look for due times; `start` may postpone it.
 
-        An interval begins at the last due time, so this is one interval before `start`: then the
-        first due time is `start` itself.
+        An interval is counted from the last due time. To make `start` the first due time, an
+        interval schedule looks from one interval before `start`.
         """
         after = from_us(after_us)
         if self.start is None or after >= self.start:
@@ -106,7 +106,7 @@ class ScheduleEntry:
         return self.start - _MICROSECOND
 
     def ready(self, due_us: int) -> int:
-        """Return when a due time may be sent; jitter delays it equally in every beat."""
+        """Return when the task for a due time can be sent; every beat adds the same jitter."""
         if not self.jitter_s:
             return due_us
         share = zlib.crc32(f"{self.name}:{due_us}".encode()) / 2**32
@@ -127,7 +127,7 @@ _FIELDS: Final = frozenset({
 
 
 def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> ScheduleEntry:
-    """Check an entry written as in ``beat_schedule``.
+    """Check an entry given as in ``beat_schedule``, and return it.
 
     Args:
         name: the entry's name.
@@ -148,7 +148,7 @@ def make_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> ScheduleEnt
 
 
 class _EntryReader:
-    """Reads the fields of one entry and collects what is wrong with them."""
+    """Reads the fields of one entry and collects the problems in them."""
 
     def __init__(self, name: str, given: Mapping[str, Any]) -> None:
         self._name = name
@@ -176,10 +176,10 @@ class _EntryReader:
             "end": self._read("end", lambda value: _moment(value, own_zone or zone), None),
         }
         if made["overlap"] == "queue_one" and missed != "run_once":
-            reason = "queue_one sends the latest due time when the last run ends: omit missed"
+            reason = "queue_one sends only the latest due time, after the last run: omit missed"
             self._complain("missed", reason)
         if made["overlap"] != "allow" and (made["options"] or {}).get("ignore_result"):
-            self._complain("overlap", "needs results, and the options have ignore_result")
+            self._complain("overlap", "needs results, but the options contain ignore_result")
         if self.problems:
             return None
         return ScheduleEntry(
@@ -213,12 +213,12 @@ class _EntryReader:
 def _task_name(value: Any) -> str:
     name = getattr(value, "name", value)
     if not isinstance(name, str) or not name:
-        raise ValueError("must be a task or the name of one")
+        raise ValueError("must be a task or a task's name")
     return name
 
 
 def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
-    """Read a schedule: an object, seconds, a timedelta, a crontab's text, or a schedule's JSON.
+    """Read a schedule: a schedule object, seconds, a timedelta, a crontab's text, or JSON data.
 
     Raises:
         ValueError: the value is none of these.
@@ -237,7 +237,7 @@ def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
     found = maybe_schedule(value, bool(relative))
     if not isinstance(found, BaseSchedule):
         raise ValueError(
-            "must be seconds, a timedelta, a crontab, or an object of a subclass of "
+            "must be seconds, a timedelta, a crontab, or an instance of a subclass of "
             "greenq.schedules.BaseSchedule"
         )
     return found
@@ -277,7 +277,7 @@ def _missed(value: Any) -> tuple[Missed, float]:
     match = _SKIP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("must be run_once, run_all, or skip(N) with a number of seconds")
-    # A busy machine or a takeover may by itself delay a task by that much.
+    # A busy machine or a takeover alone can delay a task by up to a second.
     if float(match[1]) < 1:
         raise ValueError("skip(N): N must be at least 1 second")
     return "skip", float(match[1])
@@ -313,10 +313,10 @@ def _moment(value: Any, zone: tzinfo) -> datetime:
 
 
 def write_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> str:
-    """Check an entry and return it as the JSON that the server keeps.
+    """Check an entry and return it as the JSON that the server stores.
 
     Raises:
-        ConfigError: the entry is wrong, or its schedule, arguments or options are not JSON.
+        ConfigError: the entry is wrong, or its schedule, arguments or options have no JSON form.
     """
     entry = make_entry(name, given, zone)
     fields: dict[str, Any] = {each: value for each, value in given.items() if value is not None}
@@ -334,7 +334,7 @@ def write_entry(name: str, given: Mapping[str, Any], zone: tzinfo) -> str:
     except (TypeError, ValueError) as exc:
         reason = f"an entry added at run time must be JSON: {exc}"
         raise ConfigError([Problem(f"beat_schedule[{name!r}]", name, reason)]) from None
-    # Check that other beats will read what was meant.
+    # Check that other beats will be able to read the entry.
     read_entry(name, text, zone)
     return text
 
@@ -344,7 +344,7 @@ def _schedule_as_json(name: str, plan: BaseSchedule) -> dict[str, Any]:
         return {"crontab": plan.text}
     if type(plan) is schedule:
         return {"every": plan.seconds, "relative": plan.relative}
-    reason = "a schedule class of your own can only be used in code, in beat_schedule"
+    reason = "your own schedule class can be used only in the code, in beat_schedule"
     raise ConfigError([Problem(f"beat_schedule[{name!r}].schedule", plan, reason)])
 
 

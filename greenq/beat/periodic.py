@@ -1,4 +1,4 @@
-"""`app.periodic`: what programs and the command line do with the periodic entries."""
+"""`app.periodic`: operations on periodic entries, for programs and the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Listed:
     Attributes:
         entry: the entry.
         is_added: True if it was added at run time rather than in the settings or the code.
-        state: how far the entry has got; None until a beat has seen it.
+        state: the last due time that beats have handled, and its run; None until a beat has seen
+            the entry.
         paused: who paused it and when; None if it is not paused.
         last_run: how its last finished run ended: ``id``, ``state``, ``sent``, ``took``.
     """
@@ -56,8 +57,8 @@ class Listed:
 class PeriodicTasks:
     """The periodic entries of an app and of its server. Switches: yes.
 
-    Every beat sees a change within a second. Entries from `add` are kept on the server
-    until `remove`; they replace an entry with the same name in the settings or the code.
+    Every beat sees a change within a second. An entry from `add` is stored on the server until
+    `remove`; it replaces an entry with the same name in the settings or the code.
     """
 
     def __init__(self, app: BeatApp) -> None:
@@ -67,7 +68,7 @@ class PeriodicTasks:
         self._zone = ZoneInfo(app.config.task.timezone)
 
     def entries(self) -> list[Listed]:
-        """Return all entries by name: those in the code and those added at run time.
+        """Return all entries, sorted by name: those in the code and those added at run time.
 
         Raises:
             ConfigError: an entry is wrong.
@@ -107,7 +108,7 @@ class PeriodicTasks:
         """Add an entry, or replace the one with this name; `fields` are those of ``beat_schedule``.
 
         Raises:
-            ConfigError: a field is wrong, or not JSON.
+            ConfigError: a field is wrong, or has no JSON form.
             ValueError: the entry is too large, or there are too many entries.
         """
         text = write_entry(name, {"task": task, "schedule": schedule, **fields}, self._zone)
@@ -132,7 +133,7 @@ class PeriodicTasks:
         return self._store.resume(name)
 
     def run(self, name: str) -> str:
-        """Send an entry's task now, and return its id; the entry's due times stay as they are.
+        """Send an entry's task now, and return the task's id; the due times do not change.
 
         Raises:
             GreenqError: there is no such entry, or its task could not be sent.

@@ -1,4 +1,4 @@
-"""A beat answers ``inspect ping`` while its loop runs."""
+"""Replies to ``inspect ping`` for as long as a beat's loop is running."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pings(threading.Thread):
     """Answers pings to ``celerybeat@<host>``, the name of Celery's beat; ignores other requests."""
 
     def __init__(self, app: Connected, is_alive: Callable[[], bool]) -> None:
-        """Answer while `is_alive()` is true; no reply means that the beat is not sending."""
+        """Reply while `is_alive()` is true; no reply means that the beat is not sending."""
         super().__init__(name="pings", daemon=True)
         transport = app.transport
         self.node = f"celerybeat@{socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""What an entry does next: a pure function of its schedule, its last due time, and the time."""
+"""What to do next for an entry, computed from its schedule, its last due time and the time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Action = Literal["send", "skip", "wait", "cancel"]
 
 
 class NextAction(NamedTuple):
-    """The next thing to do for an entry. Times are unix microseconds of the server's clock.
+    """The next thing to do for an entry. Times are unix microseconds, by the server's clock.
 
     Attributes:
         due: the due time that the action is for; the action also settles earlier due times that are
@@ -34,8 +34,8 @@ def next_step(
     Args:
         entry: the entry.
         last_due: the last due time that was sent or skipped.
-        now: the server's time. A step for a later time is only a forecast.
-        is_running: whether the last run has not ended.
+        now: the server's time; an action for a later time is only a forecast.
+        is_running: True if the last run has not ended.
     """
     first = entry.next_due(last_due)
     if first is None:

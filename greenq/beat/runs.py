@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from greenq.transport.schedule_store import EntryState, ScheduleStore
     from greenq.transport.transport import Transport
 
-# A run's result is looked for after one second, then after four more, and so on; each pause is four
-# times as long as the one before, up to the last of these.
+# A run's result is looked for one second after the run was sent, then after a pause of four more
+# seconds, and so on: each pause is four times as long as the one before, up to a minute.
 _FIRST_US: Final = 1_000_000
 _LONGER: Final = 4
 _LONGEST_US: Final = 60_000_000
 
-# The number of results read in one portion, since each may be large, and the maximum number of
+# How many results are read together (few, since each may be large), and the maximum number of such
 # portions in one turn of the beat's loop.
 _PORTION: Final = 100
 _PORTIONS: Final = 10
@@ -32,7 +32,7 @@ _DAY_S: Final = 86400.0
 
 
 class _AwaitedRun(NamedTuple):
-    """A run whose result is awaited, sorted by when to check it. Times are in microseconds."""
+    """A run whose result is awaited, sorted by its next check. Times are in microseconds."""
 
     at: int
     pause: int
@@ -52,7 +52,8 @@ class Runs:
         self._store = store
         # How long a result remains available after the run has ended.
         self._limit_us = int((result_expires or _DAY_S) * 1_000_000)
-        # When the last run of each entry was sent, and the last run whose end was seen.
+        # For each entry, when its last run was sent, and when the last run that is known to have
+        # ended was sent.
         self._last: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._heap: list[_AwaitedRun] = []
@@ -103,7 +104,7 @@ class Runs:
                     self._ended[run.name] = run.sent
                     notes[run.name] = run_note(run.task_id, run.sent, meta)
             elif run.sent == self._last.get(run.name):
-                # Earlier runs are looked for only once.
+                # The results of earlier runs are looked for only once.
                 pause = min(_LONGER * run.pause, _LONGEST_US)
                 heapq.heappush(self._heap, run._replace(at=now + pause, pause=pause))
         if notes:
@@ -111,7 +112,7 @@ class Runs:
         return len(due) == _PORTION
 
     def running(self, asked: Iterable[tuple[str, EntryState]], now: int) -> set[str]:
-        """Return the entries whose last run has not ended, as far as its result shows."""
+        """Return the entries whose last run has not ended, as far as the results show."""
         young = [(name, state.task_id) for name, state in asked if self._is_young(state, now)]
         if not young:
             return set()
@@ -127,7 +128,7 @@ class Runs:
 
 
 def run_note(task_id: str, sent: int, meta: ResultMeta) -> dict[str, Any]:
-    """Return what is kept about a run: its state and its duration, including the wait."""
+    """Return what is stored about a run: its state, and its duration including its wait."""
     note: dict[str, Any] = {"id": task_id, "state": meta.status, "sent": sent / 1e6}
     if meta.date_done:
         done = datetime.fromisoformat(meta.date_done)

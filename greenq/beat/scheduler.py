@@ -1,8 +1,8 @@
 """The loop of a beat: find what is due, claim it, and leave everything else to the server.
 
-Any number of beats may run this loop. Among beats with the same entries, one leads and the others
-only ask whether it still does. Correctness does not depend on that, since each due time is claimed
-by a script on the server (lua/beat_claim.lua), and a claim that comes second does nothing.
+Any number of beats can run this loop. Among beats with the same entries, one leads and the others
+only ask whether it still does. Correctness does not depend on the lead, since each due time is
+claimed by a script on the server (lua/beat_claim.lua), and a claim that comes second does nothing.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ _log = logging.getLogger(__name__)
 # How often a beat asks the server who leads, and whether entries were changed.
 POLL_S: Final = 1.0
 
-# How long a beat that is told of changes waits for them.
+# How long a beat waits for changes if its link reports them.
 _REST_S: Final = 60.0
 
-# An entry whose send was refused is tried again after this time.
+# How long to wait after a refused send before trying to send the entry again.
 _RETRY_US: Final = 1_000_000
 
 # How soon to check again whether the last run has finished.
@@ -76,24 +76,26 @@ _WAIT_US: Final = 500_000
 # A beat whose server has been silent for this long does not answer pings.
 _ALIVE_S: Final = 15.0
 
-# Longer than a year, for the sake of entries that other programs send once a year.
+# Entries that no beat has sent for this long are forgotten. It is longer than a year because other
+# programs may send an entry once a year.
 _FORGOTTEN_US: Final = 400 * 86400 * 1_000_000
 _FORGOTTEN_AT_ONCE: Final = 1000
 
 # Options relative to the time of sending; a message with one of them is encoded again each time.
 _RELATIVE: Final = frozenset({"countdown", "expires"})
 
-# How many drafts of messages are kept for sharing; before one more is added, all are dropped.
+# How many drafts of messages are kept for sharing; if there are this many, all are dropped before
+# another one is added.
 _DRAFTS: Final = 1000
 
-# A due time sent within this time is on time, whatever the policy for missed due times.
+# A task sent within this time of its due time is on time, whatever the policy for missed due times.
 _PROMPT_US: Final = 1_000_000
 
 _HEADERS: Final = {"celery_beat_task": True}
 
 
 class Link(Protocol):
-    """Asks who leads on behalf of a beat, and wakes it when anything has changed."""
+    """Asks, on behalf of a beat, who leads, and wakes the beat when anything has changed."""
 
     @property
     def heard_s(self) -> float:
@@ -130,7 +132,7 @@ class _Slot:
         entry: what is sent, and when.
         seen: its state as text, for the server to compare.
         state: the parsed state.
-        step: what to do next; None if nothing will be due any more or the entry is paused.
+        step: what to do next; None if nothing will be due again or the entry is paused.
         following: the due time after that of `step`, once it is known.
         at: when to do `step`; this also marks the slot's valid place in the heap.
         draft: what its messages have in common.
@@ -184,11 +186,11 @@ class BeatApp(Connected, Protocol):
         """Commands to the workers."""
 
     def finalize(self) -> None:
-        """Create what would otherwise be created on first use."""
+        """Create the shared tasks, which would otherwise be created on first use."""
 
 
 class Scheduler:
-    """Sends what is due for one app until it is stopped; it runs in one thread or greenlet."""
+    """Sends one app's tasks as they become due, in one thread or greenlet, until stopped."""
 
     def __init__(
         self,
@@ -198,13 +200,13 @@ class Scheduler:
         name: str | None = None,
         link: Link | None = None,
     ) -> None:
-        """Send the entries of `app`, whose task modules are imported.
+        """Send the entries of `app`, whose task modules have been imported.
 
         Args:
             app: the app.
             clock: a clock in seconds; only differences count.
-            name: a readable name for this beat; by default host and process.
-            link: asks who leads; with None, this beat asks every second.
+            name: a readable name for this beat; by default, the host and the process id.
+            link: asks who leads; with None, the beat itself asks every second.
 
         Raises:
             ConfigError: an entry in the settings or in the code is wrong.
@@ -225,8 +227,8 @@ class Scheduler:
         self._offset = 0
         self._changes = -1
         self._polled_s = -math.inf
-        # When this beat last asked who leads, whether or not it got a reply, and whether it has
-        # not asked for so long that another beat may have led since the last reply.
+        # When this beat last asked who leads, whether or not it got a reply; and whether it went so
+        # long without asking that another beat may have led since the last reply.
         self._asked_s = -math.inf
         self._was_silent = False
         self._is_stopping = False
@@ -258,7 +260,7 @@ class Scheduler:
                 _log.debug("the lead was not given up: %s", exc)
 
     def stop(self) -> None:
-        """Make `run` end within a second; safe in a signal handler, unlike taking a lock."""
+        """Make `run` end within a second; safe in a signal handler, since it takes no lock."""
         self._is_stopping = True
         if self._link is not None:
             self._link.end()
@@ -276,7 +278,7 @@ class Scheduler:
         return wait_s
 
     def tick(self) -> float:
-        """Run one turn: poll if it is time, send what is due, and return when the next turn is.
+        """Run one turn: poll if it is time, and send what is due; return the pause in seconds.
 
         Raises:
             OperationalError: the server did not answer; nothing is lost, since the next turn tries
@@ -295,13 +297,13 @@ class Scheduler:
         return max(0.0, next_s)
 
     def _look_at_runs(self) -> None:
-        """Check how runs ended; results may be on another server, which must not stop this loop."""
+        """Check how runs ended; an outage of the result server must not stop this loop."""
         try:
             self._runs.look(self.now())
         except OperationalError as exc:
-            self._result_outage.failed("cannot read how periodic tasks end", exc)
+            self._result_outage.failed("cannot read the results of periodic tasks", exc)
         else:
-            self._result_outage.recovered("results of periodic tasks are read again")
+            self._result_outage.recovered("the results of periodic tasks can be read again")
 
     def now(self) -> int:
         """Return the server's time in microseconds, as far as this beat knows it."""
@@ -332,11 +334,11 @@ class Scheduler:
             text = "this beat sends" if lead.leads else f"beat {lead.leader} sends; this one waits"
             _log.info("%s", text)
         if self._was_silent or not lead.leads:
-            # What this beat knows about the entries is outdated, or will be.
+            # What this beat knows about the entries is out of date, or soon will be.
             self._slots, self._heap = {}, []
         if lead.leads and (self._was_silent or not self.leads or lead.changes != self._changes):
-            # The states are those that the previous leader wrote; `leads` is set only once they are
-            # known.
+            # The states are those that the previous leader wrote, so `leads` is set only after they
+            # have been read.
             self._load(lead.changes)
         self._was_silent = False
         self.leads, self._changes = lead.leads, lead.changes
@@ -354,8 +356,8 @@ class Scheduler:
         paused, states = self._store.paused(), self._store.states()
         missing = [name for name in entries if name not in states]
         if missing:
-            # If there were changes, the server has not lost its data: these entries are new, or
-            # were removed after this beat had last seen them.
+            # If the count of changes has grown, the server has not lost its data: these entries are
+            # new, or their states were removed after this beat last saw them.
             is_lost = changes <= self._changes
             known = {name: slot.seen for name, slot in self._slots.items()} if is_lost else {}
             states |= self._store.begin(missing, known, changes)
@@ -468,7 +470,7 @@ class Scheduler:
                     announced.sent()
 
     def _claimed(self, claims: Sequence[DueClaim]) -> list[ClaimOutcome]:
-        """Claim due times in one call, or one by one if a queue is forbidden to this user."""
+        """Claim due times in one call, or one by one if this user is denied access to a queue."""
         try:
             now, outcomes = self._store.claim(claims)
         except AccessRefused as exc:
@@ -479,7 +481,7 @@ class Scheduler:
         return outcomes
 
     def _with_running(self, due: Sequence[_Slot], now: int) -> Iterator[tuple[_Slot, bool]]:
-        """Pair each slot with whether its last run is still running, unless that is unknown."""
+        """Yield each slot and whether its last run is still running; retry if that is unknown."""
         asking = [(slot.entry.name, slot.state) for slot in due if slot.entry.overlap != "allow"]
         try:
             running = self._runs.running(asking, now)
@@ -499,12 +501,12 @@ class Scheduler:
         self._plan(slot, not_before=self.now() + _RETRY_US)
 
     def _give_up(self, slot: _Slot) -> None:
-        """Log the error of a schedule; a user-defined class may raise anything."""
+        """Stop sending an entry whose schedule failed; a user-defined class can raise anything."""
         slot.step = None
-        _log.exception("entry %s is not sent any more: its schedule failed", slot.entry.name)
+        _log.exception("entry %s is no longer sent: its schedule failed", slot.entry.name)
 
     def _due_step(self, slot: _Slot, now: int, *, is_running: bool) -> NextAction | None:
-        """Return what to do now for an entry; if nothing, plan the entry again and return None."""
+        """Return what to do now for an entry; if that is nothing, plan it again and return None."""
         try:
             step = self._step_now(slot, now, is_running=is_running)
         except Exception:
@@ -541,7 +543,7 @@ class Scheduler:
         )
         lists = draft.lists
         if lists and announced is not None:
-            # Receivers may have changed the priority.
+            # Signal receivers may have changed the priority.
             lists = self._lists(draft.queues, announced.priority)
         channel, limits = draft.channel, draft.limits
         return claim._replace(
@@ -560,7 +562,7 @@ class Scheduler:
             plan = producer.draft(entry.task, entry.args, entry.kwargs, options)
             draft = self._draft_of(plan, producer.queues(plan, f"entry {entry.name}"))
             if not plan.broadcast and not plan.exchange:
-                # Workers also declare the queue.
+                # If this user is not allowed to declare the queue, workers declare it.
                 with suppress(AccessRefused):
                     self._app.transport.broker.declare(draft.queues)
             if not is_kept:
@@ -665,8 +667,8 @@ def code_entries(app: BeatApp) -> dict[str, ScheduleEntry]:
 def fingerprint(entries: Iterable[ScheduleEntry]) -> str:
     """Return a text that identifies these entries; beats with the same entries share a leader.
 
-    During a deployment the old and the new beats each have a leader; claims prevent both from
-    sending the same due time.
+    During a deployment, the old beats and the new beats each have a leader; claims prevent both
+    leaders from sending the same due time.
     """
     lines = sorted(
         json.dumps([each.name, each.task, str(each.schedule), str(each.zone)], sort_keys=True)

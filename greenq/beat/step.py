@@ -31,8 +31,7 @@ class Beat(StartStopPart):
         Raises:
             ConfigError: an entry is wrong.
         """
-        # The scheduler is imported only here, since a worker without a beat should not pay for half
-        # a megabyte.
+        # The scheduler takes half a megabyte, so it is imported only in workers with a beat.
         scheduler = importlib.import_module("greenq.beat.scheduler")
         self._scheduler: Scheduler = scheduler.Scheduler(app, name=hostname, link=link)
         self._greenlet: Greenlet | None = None
@@ -49,5 +48,5 @@ class Beat(StartStopPart):
             _log.warning("the beat did not end within %g s", _STOP_S)
 
     def info(self) -> dict[str, object]:
-        """Return what `stats` shows."""
+        """Return the data that `stats` shows."""
         return {"name": self._scheduler.name, "leads": self._scheduler.leads}

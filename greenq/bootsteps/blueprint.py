@@ -1,7 +1,7 @@
 """Steps and blueprints: the parts of the worker and of the consumer, started in a fixed order.
 
-A `Part` names what it requires. A `Blueprint` orders its steps with `graphlib` so that each starts
-after everything it requires, and stops them in reverse. An app's own steps
+A `Part` names the parts that it requires. A `Blueprint` orders its steps with `graphlib` so that
+each starts after everything it requires, and stops them in reverse order. An app's own steps
 (greenq/bootsteps/steps.py) are added by `custom`, which binds them to their worker or consumer.
 """
 
@@ -30,11 +30,11 @@ class StepFailed(GreenqError):
 
 
 class Part:
-    """A part that is ready once created and needs no start.
+    """A part that is ready as soon as it is created, and needs no start.
 
     Attributes:
-        name: unique in its blueprint.
-        requires: names of the steps that come before it.
+        name: the step's name, which is unique in its blueprint.
+        requires: the names of the steps that must come before it.
         last: whether it comes after all parts that do not require it.
         included: if False, the part only keeps its place in the order and is never started.
     """
@@ -50,7 +50,7 @@ class Part:
             cls.name = cls.__name__
 
     def info(self) -> dict[str, object]:
-        """Return what `stats` shows about this step."""
+        """Return the data that `stats` shows about this step."""
         return {}
 
     @property
@@ -69,7 +69,7 @@ class StartStopPart(Part):
         """Start working. An exception aborts the start of the whole blueprint."""
 
     def stop(self) -> None:
-        """Stop gracefully: finish running tasks, requeue the rest."""
+        """Stop gracefully: finish running tasks, and requeue tasks that have not started."""
 
     def terminate(self) -> None:
         """Stop immediately; the same as `stop` unless a step has a quicker way."""
@@ -102,15 +102,15 @@ class GraphNode(NamedTuple):
 
 
 class Blueprint:
-    """An ordered set of steps that start together, and stop or terminate in reverse order."""
+    """An ordered set of steps, which start in this order and stop or terminate in reverse."""
 
     def __init__(self, name: str, steps: Iterable[Part]) -> None:
         """Order the steps.
 
         Args:
-            name: the name of the object whose parts the steps are.
-            steps: the steps in the preferred order, which requirements may change. A step that
-                requires one that is not included starts without it.
+            name: the blueprint's name, shown in the log and in errors.
+            steps: the steps in the preferred order, which requirements may change. A step starts
+                even if a step that it requires is not included.
 
         Raises:
             ConfigError: two steps share a name, a step requires one that is missing, or steps
@@ -122,7 +122,7 @@ class Blueprint:
         self._started: list[StartStopPart] = []
 
     def start(self) -> None:
-        """Start all steps in order; if one fails, stop those before it and raise its error."""
+        """Start all steps in order; if one fails, stop it and those before it; raise its error."""
         for step in self.steps:
             if isinstance(step, StartStopPart):
                 _log.debug("%s: starting %s", self.name, step.name)
@@ -150,7 +150,7 @@ class Blueprint:
                 _log.exception("%s: step %s failed to shut down", self.name, step.name)
 
     def info(self) -> dict[str, dict[str, object]]:
-        """Return the info of each step under its name in lower case."""
+        """Return the info of each step, under the step's name in lower case."""
         collected: dict[str, dict[str, object]] = {}
         for step in self.steps:
             try:
@@ -209,7 +209,7 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
         circle = " -> ".join(exc.args[1])
         reason = f"these steps require each other: {circle}"
         raise ConfigError([Problem(blueprint, circle, reason)]) from None
-    # Of the steps that may come next, take the first one given that is not marked last.
+    # Of the steps that can come next, take those not marked as last first, in the given order.
     given = {step.name: (step.last, place) for place, step in enumerate(steps)}
     ordered: list[Part] = []
     ready: list[str] = []
@@ -226,12 +226,12 @@ def _order(blueprint: str, steps: list[Part]) -> list[Part]:
 def custom(
     classes: Iterable[type[users.Step]], parent: object, options: Mapping[str, Any]
 ) -> list[Part]:
-    """Create an app's own steps for `parent`, by name, so that all workers have the same order.
+    """Create an app's own steps for `parent`, sorted by name, so all workers have the same order.
 
     Args:
         classes: the classes in ``app.steps``.
         parent: the worker or the consumer, with all its parts created.
-        options: values of the app's own command line options.
+        options: the values of the app's own command line options.
 
     Raises:
         ConfigError: a class is not derived from `Step`.

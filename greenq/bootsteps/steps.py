@@ -4,9 +4,9 @@
     app.steps["consumer"].add(MyStep)   # restarts with each connection to the server
     app.user_options["worker"].add(Option("--my-option", default="x"))
 
-A worker step starts before the consumer, so it is up before the first task runs, and stops after
-the consumer. A consumer step starts after all of greenq's own steps. `requires` and `last` change
-the order. `start` must return quickly, since nothing else starts until it does.
+A worker step starts before the consumer, and so before the first task runs, and stops after the
+consumer. A consumer step starts after all of greenq's own steps. `requires` and `last` change the
+order. `start` must return quickly, since nothing else starts until it does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Step:
-    """A part that is ready once created and needs no start.
+    """A part that is ready as soon as it is created, and needs no start.
 
     Attributes:
-        name: unique in its blueprint; defaults to the class's name.
-        requires: the steps that come before it: names, such as "Pool", or step classes. Only the
-            part of a name after a colon counts, so Celery's names also work.
+        name: the step's name, which is unique in its blueprint; by default, the class's name.
+        requires: the steps that must come before it: names, such as "Pool", or step classes. Only
+            the part of a name after a colon counts, so Celery's names also work.
         last: whether it comes after all steps that do not require it.
         enabled: the default result of `include_if`.
     """
@@ -40,11 +40,11 @@ class Step:
             cls.name = cls.__name__
 
     def __init__(self, parent: Any, **options: Any) -> None:
-        """Create the step; the worker's or the consumer's parts exist, but are not started.
+        """Create the step; the worker's or the consumer's parts exist, but have not been started.
 
         Args:
             parent: the `Worker` or the `Consumer`.
-            options: values of the command line options in ``app.user_options``.
+            options: the values of the command line options in ``app.user_options``.
         """
 
     def include_if(self, parent: Any) -> bool:
@@ -56,12 +56,12 @@ class Step:
         return None
 
     def info(self, parent: Any) -> dict[str, Any]:
-        """Return what ``greenq inspect stats`` shows under this step's name."""
+        """Return the data that ``greenq inspect stats`` shows under this step's name."""
         return {}
 
 
 class StartStopStep(Step):
-    """A part that is started and stopped, by itself or by starting and stopping its `obj`.
+    """A part that is started and stopped, by default by starting and stopping its `obj`.
 
     Attributes:
         obj: the return value of `create`.
@@ -87,13 +87,13 @@ class StartStopStep(Step):
             self.stop(parent)
 
     def shutdown(self, parent: Any) -> None:
-        """Release everything; called once, when the worker is ending and everything has stopped."""
+        """Release all resources; called once when the worker ends, after all steps have stopped."""
 
 
 class Option:
     """A command line option, defined as for ``argparse``.
 
-    The option's value is passed to every step as a keyword argument named like the option.
+    The option's value is passed to every step as a keyword argument with the option's name.
     """
 
     def __init__(self, *flags: str, **how: Any) -> None:

@@ -1,6 +1,6 @@
-"""Workflows: signatures and what they send, with Celery's API and wire format.
+"""Workflows: signatures and the messages they send, with Celery's API and wire format.
 
-Tasks, the app and workers use this package. The package sends through the app that it is given, and
+Tasks, the app and workers use this package. It sends messages through the app that it is given, and
 does not import gevent.
 """
 

@@ -1,4 +1,4 @@
-"""Celery's built-in tasks: what workers run for `map`, `starmap`, `chunks` and counted groups.
+"""Celery's built-in tasks, which workers run for `map`, `starmap`, `chunks` and counted groups.
 
 Every worker has these tasks.
 """
@@ -13,18 +13,18 @@ from greenq.canvas.signature import Signature
 
 
 def accumulate(_task: Any, *args: Any, index: int | None = None) -> Any:
-    """Return the arguments, or the one at `index`."""
+    """Return the arguments, or only the one at `index`."""
     return args if index is None else args[index]
 
 
 def map_items(task_: Any, task: Mapping[str, Any], it: Iterable[Any]) -> list[Any]:
-    """Call a task with each item."""
+    """Call a task with each item, and return the results."""
     call = Signature.from_dict(task, app=task_.app)
     return [call(item) for item in it]
 
 
 def map_arguments(task_: Any, task: Mapping[str, Any], it: Iterable[Sequence[Any]]) -> list[Any]:
-    """Call a task with the arguments in each item."""
+    """Call a task with each item as its arguments, and return the results."""
     call = Signature.from_dict(task, app=task_.app)
     return [call(*args) for args in it]
 
@@ -45,4 +45,4 @@ BUILT_IN: Final[Mapping[str, Callable[..., Any]]] = {
     "celery.map": map_items,
     "celery.starmap": map_arguments,
 }
-"""The functions, bound to their tasks, by name."""
+"""The functions by task name; each one gets its task as the first argument."""

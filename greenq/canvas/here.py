@@ -1,4 +1,4 @@
-"""Workflows that run in this process: what is passed from one part to the next."""
+"""Running workflows in this process: how values pass from one part to the next."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from greenq.states import FAILURE, SUCCESS
 
 
 def value_here(result: Any) -> Any:
-    """Return the value of the part that has run; for a group, the list of its values."""
+    """Return the value of a part that has run; for a group, the list of its members' values."""
     if isinstance(result, GroupResult):
         return [value_here(each) for each in result.results]
     return result.result
 
 
 def first_failed(result: Any) -> Any:
-    """Return the handle of the first task that has not returned, or None."""
+    """Return the handle of the first task that did not succeed, or None."""
     return next((each for each in result.handles() if each.state != SUCCESS), None)
 
 
 def run_in_place(sig: Any) -> Any:
-    """Run a signature for a task that it replaces, and return its value.
+    """Run a signature that replaces a task, and return the signature's value.
 
     Raises:
         Exception: the exception of a task that failed.
@@ -37,7 +37,7 @@ def run_in_place(sig: Any) -> Any:
 
 
 def after(before: Any, result: Any) -> Any:
-    """Make `before` the parent of the part that ran next, and return that part."""
+    """Make `before` the first ancestor of `result`, and return `result`."""
     first = result
     while first.parent is not None:
         first = first.parent
@@ -46,7 +46,7 @@ def after(before: Any, result: Any) -> Any:
 
 
 def unreached(body: Mapping[str, Any], header: Any, failed: Any) -> EagerResult[Any]:
-    """Return the handle of a body that does not run, since a task before it has failed."""
+    """Return the handle of a body that will not run because a task before it failed."""
     error = ChordError(f"Dependency {failed.id} raised {failed.result!r}")
     task_id = body["options"].get("task_id") or new_id()
     result: EagerResult[Any] = EagerResult(task_id, error, FAILURE, name=body["task"])

@@ -1,4 +1,4 @@
-"""Entering a workflow into the index before it is sent."""
+"""Entering a workflow into the index before the workflow is sent."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from greenq.canvas.plan import Call, ChordStart, Handle, WorkflowPlan
     from greenq.canvas.stream import GroupStream
 
-# How many calls are entered together, and how long calls are collected.
+# The most calls that are entered together, and the longest time for which they are collected.
 _PORTION = 200
 _PORTION_S = 1.0
 
 
 def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
-    """Enter a plan's calls and what follows them, and set their root. Switches: yes.
+    """Enter a plan's calls and the nodes that follow them; set the calls' root. Switches: yes.
 
     A task that is sent on its own is not a workflow unless it has a root.
     """
@@ -35,7 +35,7 @@ def announce(app: Any, made: WorkflowPlan, root_id: str | None) -> None:
         call.options["root_id"] = root_id
         items += noted(root_id, index.seconds, WAITING, [of_call(call)])
         items += noted(root_id, index.seconds, PLANNED, following.call(call))
-    # Enter all nodes at once: if only some were known, the workflow could seem to have ended.
+    # Enter all nodes together: if only some were known, the workflow could seem to have ended.
     index.note(items)
 
 
@@ -45,7 +45,7 @@ def announced(
     calls: Iterator[tuple[Call, list[ChordStart]]],
     root_id: str | None,
 ) -> Iterator[tuple[Call, list[ChordStart]]]:
-    """Yield each call of a stream once it is in the index. Switches: yes."""
+    """Yield each call of a stream after entering it in the index. Switches: yes."""
     root_id = root_id or stream.group_id
     following = Following()
     index = app.transport.workflows
@@ -66,7 +66,7 @@ def announced(
 def _portions(
     calls: Iterator[tuple[Call, list[ChordStart]]],
 ) -> Iterator[tuple[list[tuple[Call, list[ChordStart]]], Exception | None]]:
-    """Yield calls in portions; the last one comes with the error that ended them early, if any."""
+    """Yield calls in portions, each with None or the error that ended the calls early."""
     error: Exception | None = None
     portion: list[tuple[Call, list[ChordStart]]]
     while error is None:

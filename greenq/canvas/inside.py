@@ -1,4 +1,4 @@
-"""How a running task changes its workflow: another task replaces it or joins it."""
+"""How a running task changes its workflow: it is replaced, or its chord gets another part."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
-    """Return the replacement of a message; its last task has the message's id.
+    """Return the plan that replaces a message; the plan's last task has the message's id.
 
-    The replacement takes over what follows the message. The results of a group are gathered in a
-    list.
+    The plan takes over the message's callbacks, chain and chord. If it is a group, its results are
+    gathered in a list.
     """
     if kind(signature) == "group":
         signature = gathered(signature)
@@ -34,7 +34,7 @@ def replacement(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowP
 
 
 def addition(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan:
-    """Return an additional part for the chord that a message belongs to.
+    """Return the plan of an additional part for the chord that a message belongs to.
 
     Raises:
         ValueError: the message belongs to no chord.
@@ -45,7 +45,7 @@ def addition(message: TaskMessage, signature: Mapping[str, Any]) -> WorkflowPlan
 
 
 def _shared(message: TaskMessage) -> dict[str, Any]:
-    """Return the options of a part of the same workflow."""
+    """Return the options that a message shares with other parts of its workflow."""
     return {
         "root_id": message.root_id or message.id,
         "group_id": message.group,

@@ -1,4 +1,4 @@
-"""Errors in composing workflows: what was given instead of a signature, and what to write."""
+"""Errors in composing workflows: each says what was given, and what to write instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def not_a_signature(value: Any, where: str) -> TypeError:
     elif isinstance(value, dict):
         hint = 'a signature as plain data has at least the key "task"'
     elif isinstance(value, (list, tuple)):
-        hint = "several signatures are a group(…) or a chain(…)"
+        hint = "combine several signatures with group(…) or chain(…)"
     elif value is None or not callable(value):
         hint = "was the task called? Write add.s(2, 2), not add(2, 2)"
     else:
@@ -28,7 +28,7 @@ def not_a_signature(value: Any, where: str) -> TypeError:
 
 
 def check_call(args: object, kwargs: object, where: str) -> None:
-    """Refuse what cannot be the arguments of a call.
+    """Refuse values that cannot be the arguments of a call.
 
     Raises:
         TypeError: `args` is one value instead of several, or `kwargs` is not a mapping.

@@ -1,7 +1,7 @@
-"""The nodes of a workflow, as the index keeps them: messages sent, and messages to be created.
+"""The nodes of a workflow, as the index stores them: one for each message, sent or to be created.
 
-A workflow is named by its root id. Tasks that a Celery client sends as members of a group or of a
-header are each a root of their own; greenq's workers name all of them by the outermost group.
+A workflow is identified by its root id. If a Celery client sends a group or a header, each member
+is its own root; greenq's workers use the id of the outermost group for all members.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 PLANNED, WAITING, RUNNING, AGAIN, SUCCEEDED, FAILED, REVOKED = "pwrysfv"
 OPEN = (PLANNED, WAITING, RUNNING, AGAIN)
 
-# How many characters of a task's name are kept.
+# How many characters of a task's name are stored.
 _MOST_NAME_CHARS = 200
 
-# How many levels of enclosing chords and chains are followed; messages may be nested just as
-# deeply.
+# How many levels of enclosing chords and chains are followed; signatures in messages cannot be
+# nested more deeply.
 _MOST_LEVELS = 100
 
 
@@ -34,13 +34,13 @@ class WorkflowNode(NamedTuple):
     """A task and its place in a workflow, without its state.
 
     Attributes:
-        parent: the task that sent it; None if that is unknown or no task did.
-        group: the group that it is a member of, or, for a chord's body, its header.
+        parent: the task that sent it; None if the sender is unknown or is not a task.
+        group: the group that it is a member of or, for a chord's body, the chord's header.
         place: its index in that group.
         is_part: whether the body of a chord waits for it.
         after: the task or the group that it follows in its workflow; None for the first.
-        within: the groups with a member, or a member of a member, that begins with this task,
-            outermost first; in a chain, only the first step has any.
+        within: the groups in which a member, at any depth, begins with this task, outermost first;
+            of a chain's steps, only the first has any.
     """
 
     task_id: str
@@ -53,7 +53,7 @@ class WorkflowNode(NamedTuple):
     within: tuple[str, ...] = ()
 
     def written(self) -> str:
-        """Return everything except the id as text."""
+        """Return all fields except the id as text."""
         name = self.task[:_MOST_NAME_CHARS]
         place = (self.parent, self.group, self.place, int(self.is_part), self.after, self.within)
         return json.dumps((name, *place), separators=(",", ":"))
@@ -68,7 +68,7 @@ class WorkflowNode(NamedTuple):
 
 
 def unrun(letter: str) -> str:
-    """Return the letter for a task that cannot run; it never replaces that of another end."""
+    """Return the letter for a task that ended without running; it replaces no other final state."""
     return letter.upper()
 
 
@@ -106,7 +106,7 @@ def _within(
 
 
 def _end_of(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a signature that ends it, if a single task does."""
+    """Return the last part of a signature: a task, or the group that the signature ends with."""
     for _ in range(_MOST_LEVELS):
         what = kind(signature)
         if what == "chain" and signature["kwargs"]["tasks"]:
@@ -141,14 +141,14 @@ def of_call(call: Call) -> WorkflowNode:
 
 
 class Following:
-    """Finds the nodes that follow tasks, with the body of each chord only once."""
+    """Finds the nodes that follow tasks; yields the body of each chord only once."""
 
     def __init__(self) -> None:
         """Create a finder that has not seen any chord."""
         self._chords: set[str] = set()
 
     def call(self, call: Call) -> Iterator[WorkflowNode]:
-        """Yield what follows a call."""
+        """Yield the nodes that follow a call."""
         options = call.options
         return self.task(
             options["task_id"], options.get("group_id"), options.get("chain"), options.get("chord")
@@ -161,7 +161,7 @@ class Following:
         chain: Iterable[Mapping[str, Any]] | None,
         chord: Mapping[str, Any] | None,
     ) -> Iterator[WorkflowNode]:
-        """Yield what follows a task; `chain` is in reverse order."""
+        """Yield the nodes that follow a task; `chain` is in reverse order."""
         after = task_id
         for step in reversed(list(chain or ())):
             after = yield from self._planned(freeze(step)[0], after, (), None, False)
@@ -183,10 +183,10 @@ class Following:
         group: str | None,
         is_part: bool,
     ) -> Generator[WorkflowNode, None, str]:
-        """Yield the tasks of a frozen signature; return the node that the next step follows.
+        """Yield the nodes of a frozen signature; return the id that the next step follows.
 
-        The signature belongs to `group` (if `is_part`, to the group's chord) unless it names a
-        group of its own.
+        The signature is a member of `group` unless it names another group. If `is_part`, the body
+        of the group's chord waits for it.
         """
         options, kwargs, what = sig["options"], sig["kwargs"], kind(sig)
         group = options.get("group_id") or group

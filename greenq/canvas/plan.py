@@ -1,10 +1,11 @@
-"""What a signature sends: the messages of a workflow that are to be written now, and nothing else.
+"""What a signature sends: those messages of its workflow that can be written immediately.
 
-The code is pure: it reads signatures as plain data, wherever they come from, and does no I/O. A
-client sends a plan; a worker writes it together with the end of the preceding task.
+The code does no I/O, and reads signatures as plain data, wherever they come from. A client sends a
+plan; a worker writes it together with the settlement of the preceding task.
 
-A frozen signature has every id it will use. The body of a chord is not copied into its header:
-that happens only where messages are written, so a frozen signature is only as large as its tasks.
+In a frozen signature, every task and group has its id. The body of a chord is copied into the
+members of the header only when messages are written, so a frozen signature is no larger than its
+tasks.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Sig = dict[str, Any]
 # A handle as data, in Celery's format: ((id, handle of the preceding step), members of a group).
 Handle = tuple[tuple[str, Any], Any]
 
-# Options that belong only to one signature, and are not passed on to its parts.
+# Options that belong to one signature only, and are not passed on to its parts.
 _OWN = frozenset({"task_id", "group_id", "group_index"})
 # Options that take effect when a signature ends, not when it starts.
 _ENDS = frozenset({"chain", "chord", "link", "link_error"})
-# Options of a group for its members as a whole.
+# Options of a group with callbacks for all its members together.
 ONCE = ("on_error_once", "on_done")
-# Options of Celery's chords that concern its polling.
+# Options of chords that Celery needs for polling.
 _POLLING = frozenset({"interval", "max_retries", "chord_size"})
 
 _EMPTY: Mapping[str, Any] = {}
@@ -39,9 +40,10 @@ class Call(NamedTuple):
     """One message to write.
 
     Attributes:
-        options: names of `SendOptions`; ``link`` and ``link_error`` are lists of signatures,
-            ``chain`` is the rest of the chain in reverse order, ``chord`` is the signature of a
-            chord's body, and ``stamps`` is a mapping with the names in ``stamped_headers``.
+        options: send options by their names in `SendOptions`; ``link`` and ``link_error`` are lists
+            of signatures, ``chain`` is the rest of the chain in reverse order, ``chord`` is the
+            signature of a chord's body, and ``stamps`` maps the names in ``stamped_headers`` to
+            their values.
     """
 
     task: str
@@ -54,9 +56,9 @@ class ChordStart(NamedTuple):
     """A chord whose header is among the calls; its size must be stored before its last part ends.
 
     Attributes:
-        saved: the handle of the header, to be stored before sending, so that the body gets the
-            results of each group that ends a member as a separate list; None if no member ends in
-            a group.
+        saved: the handle of the header, or None if no member ends in a group. It is stored before
+            the chord is sent, so that the body gets the results of each such group as a separate
+            list.
     """
 
     group_id: str
@@ -66,12 +68,12 @@ class ChordStart(NamedTuple):
 
 
 class WorkflowPlan(NamedTuple):
-    """What to send now.
+    """What a signature sends now.
 
     Attributes:
         calls: the messages, in order.
-        chords: the chords that start with them.
-        handle: the workflow as data for a result handle (`Handle`).
+        chords: the chords whose headers are among the messages.
+        handle: the workflow's result handle as data (`Handle`).
     """
 
     calls: list[Call]
@@ -83,7 +85,7 @@ class Never(NamedTuple):
     """A task that will not run because one before it failed.
 
     Attributes:
-        chord: body of the chord that waits for this task as one of its parts, or None.
+        chord: the body of the chord that waits for this task as one of its parts, or None.
     """
 
     task_id: str
@@ -105,9 +107,9 @@ def plan(
     Args:
         args: prepended to the signature's own arguments, unless it is immutable.
         kwargs: override the signature's own, unless it is immutable.
-        options: override the signature's own, except group and stamps. ``task_id`` becomes the id
-            of the signature's end: a chain's last step, a chord's body, or the group. ``chain`` is
-            what follows the signature, in reverse order.
+        options: override the signature's own, except its group and stamps. ``task_id`` becomes the
+            id of the signature's end: a chain's last step, a chord's body, or the group. ``chain``
+            lists the steps that follow the signature, in reverse order.
     """
     given = {name: value for name, value in options.items() if value is not None}
     task_id = given.pop("task_id", None)
@@ -131,7 +133,7 @@ def follow(
     """Return what a signature sends as the callback of a task that returned `value`.
 
     Args:
-        stamps: the stamps of that task; those of the signature take precedence.
+        stamps: the stamps of that task; the signature's own take precedence.
         options: the options of `plan`, such as ``group_id``, ``chain`` and ``priority``.
     """
     if stamps:
@@ -140,7 +142,7 @@ def follow(
 
 
 def ids_of(signature: Mapping[str, Any]) -> Iterator[Never]:
-    """Yield, in order, each task of a frozen signature that will not run."""
+    """Yield a signature's tasks, in order, as tasks that will not run."""
     return _never(freeze(signature)[0], None, None)
 
 
@@ -151,7 +153,7 @@ def gathered(signature: Mapping[str, Any], **options: Any) -> Sig:
 
 
 def wrong_in(data: Mapping[str, Any]) -> str:
-    """Return what is wrong with plain data that should be a signature, or an empty text."""
+    """Return what is wrong with plain data that should be a signature, or an empty string."""
     if not isinstance(data.get("task"), str):
         return 'its "task" is not a name'
     if not isinstance(data.get("args"), (list, tuple)):
@@ -202,12 +204,12 @@ def members(group: Mapping[str, Any]) -> list[Sig]:
 
 
 def steps(chain: Mapping[str, Any]) -> list[Sig]:
-    """Return a chain's steps, with nested chains flattened and followed groups as chords."""
+    """Return a chain's steps; flatten nested chains, and turn groups before a step into chords."""
     return _joined(_flat(chain))
 
 
 def freeze(signature: Mapping[str, Any], task_id: str | None = None) -> tuple[Sig, Handle]:
-    """Return a copy in which every task has its id, and the handle of the whole.
+    """Return a copy in which every task has its id, and the signature's handle.
 
     Existing ids are kept; `task_id` becomes the id of the signature's end if the end has none.
     """
@@ -342,20 +344,20 @@ def _followed(group: Sig, body: Sig) -> Sig:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return an option, which may be a list or a single value, as a new list."""
+    """Return the value of an option, a list or a single item, as a new list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _both(first: Any, second: Any) -> list[Any]:
-    """Return the callbacks in both lists, each one once."""
+    """Return the items of the first list, and those of the second that are not in the first."""
     found = listed(first)
     return found + [each for each in listed(second) if each not in found]
 
 
 def merged(signature: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a signature's options combined with `given` ones, which override most of them."""
+    """Return a signature's options combined with those in `given`, which override most of them."""
     own: Mapping[str, Any] = signature["options"]
     if not given:
         return {name: value for name, value in own.items() if value is not None}
@@ -396,7 +398,7 @@ def for_members(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_id(signature: Sig, task_id: str) -> Sig:
-    """Return a signature whose last task has the id `task_id`."""
+    """Return a signature whose end has the id `task_id`."""
     what = kind(signature)
     kwargs = signature["kwargs"]
     if what == "chord":
@@ -428,7 +430,7 @@ def _with_errbacks(signature: Sig, errbacks: Sequence[Any]) -> Sig:
 
 
 class Place:
-    """A group while ids are assigned: each task that ends a member gets an index."""
+    """A group whose members are being frozen: each task that ends a member gets an index."""
 
     def __init__(self, group_id: str, first: int = 0) -> None:
         """Number the members of `group_id` from `first`."""
@@ -455,7 +457,7 @@ def freeze_in(
     """Freeze a signature in normal form.
 
     Args:
-        place: the group that it is a member of.
+        place: the group that the signature is a member of.
         task_id: the id of the signature's end, unless the end already has one.
         parent: the handle of the preceding step.
     """
@@ -470,7 +472,7 @@ def freeze_in(
         return _freeze_group(sig, place, task_id, parent)
     if what == "chord":
         return _freeze_chord(sig, place, task_id, parent)
-    raise ValueError(f"signature of {sig['task']} has the unknown type {what!r}")
+    raise ValueError(f"the signature of {sig['task']} has the unknown type {what!r}")
 
 
 def _freeze_task(
@@ -552,14 +554,14 @@ class Writer:
     """Turns frozen signatures into calls."""
 
     def __init__(self, calls: list[Call], chords: list[ChordStart]) -> None:
-        """Add to `calls` and to `chords`."""
+        """Append calls to `calls`, and chords that start with them to `chords`."""
         self._calls = calls
         self._chords = chords
 
     def write(
         self, sig: Sig, args: Sequence[Any], kwargs: Mapping[str, Any], given: Mapping[str, Any]
     ) -> int:
-        """Write a frozen signature, and return how many of its tasks end it."""
+        """Write a frozen signature, and return the number of tasks that end it."""
         sig = updated(sig, given)
         what = kind(sig)
         if what == "task":
@@ -619,7 +621,7 @@ class Writer:
 
 
 def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
-    """Return a call's arguments: `args`, unless the signature is immutable, then its own."""
+    """Return a call's arguments: `args` (unless the signature is immutable), then its own."""
     own = sig.get("args") or ()
     return own if sig.get("immutable") or not args else (*args, *own)
 
@@ -627,8 +629,8 @@ def completed(sig: Mapping[str, Any], args: Sequence[Any]) -> Sequence[Any]:
 def in_group(sig: Sig, group_id: str) -> Sig:
     """Return a frozen signature whose end belongs to a group.
 
-    The group is written only when the signature is sent, since Celery chooses a new group for a
-    chord that is sent later, but would keep what its header contains.
+    The group is recorded only when the signature is sent, because Celery assigns a new group id to
+    a chord that is sent later, but would keep an id that the chord's header already contains.
     """
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chord":
@@ -646,13 +648,13 @@ def _has_chord(sig: Mapping[str, Any]) -> bool:
 
 
 def _saved(group_id: str, found: Iterable[Sig]) -> Handle | None:
-    """Return the handle of a header in which some members end in groups."""
+    """Return the handle of a header if any of its members ends in a group, else None."""
     ends = [_end_of(each) for each in found]
     return None if all(inner is None for _own, inner in ends) else ((group_id, None), ends)
 
 
 def _end_of(sig: Mapping[str, Any]) -> Handle:
-    """Return the handle of what ends a frozen signature, without the steps before it."""
+    """Return the handle of a frozen signature's end, without the preceding steps."""
     what, kwargs = kind(sig), sig["kwargs"]
     if what == "chain":
         return _end_of(kwargs["tasks"][-1])
@@ -673,12 +675,12 @@ def ends_of(sig: Mapping[str, Any]) -> int:
 
 
 def attached(chain: Sig) -> list[Sig]:
-    """Return the steps of a frozen chain with the effects of its options, and what follows it."""
+    """Return a frozen chain's steps with its options applied, and the steps that follow it."""
     return _joined(_settled(chain))
 
 
 def body_of(chord: Sig) -> Sig:
-    """Return the body of a frozen chord with the effects of its options."""
+    """Return the body of a frozen chord with the chord's options applied."""
     body = _normal(chord["kwargs"]["body"])
     options = chord["options"]
     # Unless it belongs to another group, the body is marked as belonging to its header, as in
@@ -686,7 +688,8 @@ def body_of(chord: Sig) -> Sig:
     if kind(body) == "task":
         body = updated(body, {"group_id": chord["kwargs"]["header"]["options"]["task_id"]})
     body = _with_errbacks(body, listed(options.get("link_error")))
-    # The body waits for the header, and the header's last task to end is the body's parent.
+    # A chord's countdown delays only its header, and the body's parent is the header task that ends
+    # last.
     passed = {
         name: value
         for name, value in passed_on(chord).items()
@@ -702,7 +705,7 @@ def body_of(chord: Sig) -> Sig:
 
 
 def _followed_by(group: Sig, rest: Sequence[Any]) -> Sig:
-    """Return the chord made of a frozen group and what follows it, in reverse order."""
+    """Return the chord made of a frozen group and `rest`, the next steps in reverse order."""
     *later, body = rest
     return updated(_followed(group, _normal(body)), {"chain": later} if later else {})
 

@@ -47,7 +47,7 @@ class _Composite(Signature):
 
     @property
     def type(self) -> Any:
-        """The task with this name, which workers have for compatibility with Celery."""
+        """The task with this name, which is registered for compatibility with Celery."""
         return self.app.tasks[self.task]
 
     def own_app(self) -> Any:
@@ -58,18 +58,18 @@ class _Composite(Signature):
         return next((app for app in found if app is not None), None)
 
     def _parts(self) -> Iterator[Signature]:
-        """Yield the signatures that it is made of, unless they can be read only once."""
+        """Yield the signatures that this one is made of, unless they can be read only once."""
         yield from self.kwargs["tasks"]
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         return Signature.from_dict(data, app=self._app)
 
     def __len__(self) -> int:
-        """Count the tasks, that is, the steps or the members."""
+        """Return the number of steps or members."""
         return len(self.tasks)
 
     def __bool__(self) -> bool:
-        """A signature is true even if it has no tasks."""
+        """Return True, even if the signature has no tasks."""
         return True
 
     @property
@@ -98,7 +98,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return a chain that was written as plain data."""
+        """Rebuild a chain from plain data."""
         return _rebuilt(cls(app=app), data, app)
 
     @classmethod
@@ -107,7 +107,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
         parts = [first, checked(second, f"{first.reprcall()} | …", first.own_app())]
         tasks: list[Any] = []
         for part in parts:
-            # A chain with options stays a single step, so that its options stay with it.
+            # A chain with options stays a single step, so that the options apply only to it.
             tasks += part.tasks if isinstance(part, chain) and not part.options else [part]
         return cls(*tasks, app=first._app)  # noqa: SLF001  an attribute of a signature
 
@@ -117,7 +117,7 @@ class chain(_Composite):  # noqa: N801  Celery's name
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run the steps in this process; return the handle of the last one or the failed one."""
+        """Run the steps in this process; return the handle of the last one, or of a failed one."""
         last: Any = None
         given: tuple[Sequence[Any], Mapping[str, Any]] = (args or (), kwargs or {})
         for step in self.unchain_tasks():
@@ -149,7 +149,7 @@ _chain = chain
 
 @Signature.register_type()
 class group(_Composite):  # noqa: N801  Celery's name
-    """Signatures that run at the same time; their results are a list, in their order.
+    """Signatures that run in parallel; their results form a list in the members' order.
 
     Members from a generator are sent in bulk as they are produced, in constant memory.
     """
@@ -174,7 +174,7 @@ class group(_Composite):  # noqa: N801  Celery's name
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return a group that was written as plain data."""
+        """Rebuild a group from plain data."""
         return _rebuilt(cls(app=app), data, app)
 
     # --- members that are not read yet ------------------------------------------------------------
@@ -188,7 +188,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         if self._spent:
             raise ValueError(
                 "the members of this group came from a generator, which has been used up: make "
-                "the group from a list to use it twice"
+                "the group from a list if you use it twice"
             )
         source, self._source = self._source, None
         self._spent = source is not None
@@ -269,8 +269,8 @@ class group(_Composite):  # noqa: N801  Celery's name
         for option in ("link", "link_error"):
             if options.get(option):
                 raise TypeError(
-                    f"group.apply_async({option}=…): a group ends many times; use on_done() or "
-                    "on_error(once=True), a chord, or link the members"
+                    f"group.apply_async({option}=…): a group has no single end; use on_done() or "
+                    "on_error(once=True), use a chord, or link the members"
                 )
         return super().apply_async(args, kwargs, **options)
 
@@ -301,7 +301,7 @@ class group(_Composite):  # noqa: N801  Celery's name
         group_id = self.id or new_id()
         results = []
         for index, member in enumerate(self.take_source() or self.tasks):
-            # A member's parts have their places inside that member.
+            # The parts of a composed member have places in that member, not in this group.
             is_whole = isinstance(member, _Composite)
             place = {} if is_whole else {"group_id": group_id, "group_index": index}
             results.append(member.apply(args, kwargs, **options, **place))
@@ -403,7 +403,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return a chord that was written as plain data."""
+        """Rebuild a chord from plain data."""
         parts = data["kwargs"]
         made = cls(parts["header"], parts["body"], kwargs=parts.get("kwargs"), app=app)
         return _rebuilt(made, {**data, "kwargs": made.kwargs}, app)
@@ -432,7 +432,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
             yield self.body
 
     def __call__(self, body: Any = None, **options: Any) -> Any:
-        """Send the chord, with a different body if one is given."""
+        """Send the chord, with `body` instead of its own if one is given."""
         made = self if body is None else self.clone()
         if body is not None:
             made.body = body
@@ -458,8 +458,8 @@ class chord(_Composite):  # noqa: N801  Celery's name
     def _need_body(self) -> None:
         if self.body is None:
             raise ValueError(
-                "this chord has no body to send its results to: write chord(header)(body), or a "
-                "group for a header alone"
+                "this chord has no body to send its results to: write chord(header)(body), or use "
+                "a group if the tasks need no body"
             )
 
     def _send(
@@ -488,7 +488,7 @@ class chord(_Composite):  # noqa: N801  Celery's name
 
     def _body(self, what: str) -> Any:
         if self.body is None:
-            raise ValueError(f"{what} of a chord link its body, but this chord has none yet")
+            raise ValueError(f"a chord's {what} links its body, but this chord has none yet")
         return self.body
 
     def set_immutable(self, immutable: bool) -> None:
@@ -514,13 +514,14 @@ class _Map(Signature):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return a map that was written as plain data."""
+        """Rebuild a map from plain data."""
         return _rebuilt(cls(data["kwargs"]["task"], data["kwargs"]["it"], app=app), data, app)
 
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Any:
-        # Otherwise the map would be sent by name, since built-in tasks are not among the app's own.
+        # The inherited method would send the map by name, since the app itself does not define the
+        # built-in tasks.
         if self.app.config.task.task_always_eager:
             return self.apply(args, kwargs, **options)
         return super()._send(args, kwargs, options)
@@ -560,13 +561,13 @@ class chunks(Signature):  # noqa: N801  Celery's name
     ) -> None:
         """Accept the task's signature, the items, and the number of items in each part."""
         if type(n) is not int or n < 1:
-            raise ValueError(f"chunks(…, n={n!r}): must be a whole number of at least 1")
+            raise ValueError(f"chunks(…, n={n!r}): n must be a whole number of at least 1")
         data = {"task": checked(task, "chunks()", app), "it": list(it), "n": n}
         super().__init__("celery.chunks", (), data, options, immutable=True, app=app)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return chunks that were written as plain data."""
+        """Rebuild chunks from plain data."""
         task, it, n = map(data["kwargs"].get, ("task", "it", "n"))
         return _rebuilt(cls(task, it, n, app=app), data, app)
 
@@ -583,7 +584,7 @@ class chunks(Signature):  # noqa: N801  Celery's name
         return group([xstarmap(task, part, app=self._app) for part in parts], app=self._app)
 
     def __call__(self, **options: Any) -> Any:
-        """Send it."""
+        """Send one task for each part."""
         return self.apply_async(**options)
 
     def apply(

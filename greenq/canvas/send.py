@@ -26,7 +26,7 @@ def send_signature(
     """Send a signature of any kind through an app, and return its handle. Switches: yes.
 
     Raises:
-        NotAllSent: sending ended early, after some of the messages.
+        NotAllSent: sending ended early, after only some of the messages.
     """
     given, in_task = _in_task(options)
     made = plan.plan(signature, args, kwargs, **given)
@@ -54,9 +54,9 @@ def send_stream(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Any:
-    """Send a group, or a chord with that header, while its members are produced. Switches: yes.
+    """Send a group, or `chord` with it as the header, while members are produced. Switches: yes.
 
-    The size of the chord is written just before the last push, when it is known.
+    The size of the chord is written just before the last push, since it is not known earlier.
 
     Raises:
         NotAllSent: sending ended early; the chord's body will not run.
@@ -79,7 +79,7 @@ def send_stream(
             app.transport.chords.seal([(stream.group_id, stream.size)])
 
     if chord is not None:
-        # Without results there is nothing to collect, so refuse before anything is sent.
+        # A chord collects results: if they are disabled, refuse it before anything is sent.
         app.transport.chords.seal(())
     _send(
         app,
@@ -94,7 +94,7 @@ def send_stream(
 
 
 def _stream_handle(app: Any, stream: GroupStream, given: Mapping[str, Any]) -> Any:
-    """Return the handle of a sent stream; the body of a chord without members is sent first."""
+    """Return the handle of a sent stream; if a chord has no members, send its body first."""
     members = (
         _Members(stream, app)
         if stream.special
@@ -117,7 +117,7 @@ def _stream_handle(app: Any, stream: GroupStream, given: Mapping[str, Any]) -> A
 
 
 def _seal(app: Any, starts: Sequence[plan.ChordStart]) -> None:
-    """Write the data about chords that workers need before the last part of their headers ends."""
+    """Write the data that workers need about chords before the last part of each header ends."""
     if starts:
         app.transport.chords.seal((start.group_id, start.size) for start in starts)
     for start in starts:
@@ -144,7 +144,7 @@ def _send(
 
 
 def _in_task(options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the options, with those from the current task, and where to record the handle."""
+    """Return the options, completed from the current task, and the context to record children."""
     given = dict(options)
     add = given.pop("add_to_parent", True)
     context = current_context.get()
@@ -160,7 +160,7 @@ def _noted(handle: Any, context: Any) -> Any:
 
 
 class _Listing:
-    """Lists chords as being sent from their first push to their last, if there is more than one."""
+    """Keeps chords on the list of chords being sent, if sending takes more than one push."""
 
     def __init__(
         self, app: Any, starts: Callable[[], list[tuple[plan.ChordStart, int | None]]]
@@ -170,7 +170,7 @@ class _Listing:
         self._entries: list[str] = []
 
     def open(self) -> None:
-        """Put the chords on the list if this user is allowed to; only monitoring reads it."""
+        """Put the chords on the list, which only monitoring reads, if this user is allowed to."""
         chords = self._app.transport.chords
         for start, size in self._starts():
             body_id = start.body["options"]["task_id"]
@@ -188,7 +188,7 @@ class _Listing:
 
 
 class _Members(Sequence[Any]):
-    """The handles of a streamed group in which some members consist of more than one new task."""
+    """The handles of a streamed group in which some members are not single new tasks."""
 
     def __init__(self, stream: GroupStream, app: Any) -> None:
         self._stream = stream

@@ -35,7 +35,7 @@ class _Key:
 
 
 class Signature(dict[str, Any]):
-    """One call of a task: ``add.s(2, 2)``, or for a task known by name, ``signature("add", …)``.
+    """One call of a task: ``add.s(2, 2)`` or, for a task known by name, ``signature("add", …)``.
 
     Attributes:
         task: the task's name.
@@ -46,7 +46,7 @@ class Signature(dict[str, Any]):
     """
 
     TYPES: ClassVar[dict[str, type[Signature]]] = {}
-    """The classes of composed signatures by `subtask_type`."""
+    """The classes of composed signatures, by `subtask_type`."""
 
     task = _Key()
     args = _Key()
@@ -74,7 +74,7 @@ class Signature(dict[str, Any]):
             args, kwargs: the arguments.
             options: the options for sending it; `more` are also options.
             type: the task, if `task` is its name.
-            app: the app that the task belongs to; None means the task's, or the newest one.
+            app: the app that sends the signature; None means the task's app, or the newest one.
         """
         self._app = app
         self._type = type
@@ -96,7 +96,7 @@ class Signature(dict[str, Any]):
 
     @classmethod
     def register_type(cls, name: str | None = None) -> Callable[[type[Signature]], type[Signature]]:
-        """Register a class as the composed signature named `name`; a decorator."""
+        """Return a decorator that registers a class as the composed signature named `name`."""
 
         def register(made: type[Signature]) -> type[Signature]:
             cls.TYPES[name or made.__name__] = made
@@ -106,7 +106,7 @@ class Signature(dict[str, Any]):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], app: Any = None) -> Signature:
-        """Return a signature that was written as plain data, of the class that it names."""
+        """Rebuild a signature from plain data, with the class that the data names."""
         data = read(data)
         made = cls.TYPES.get(data.get("subtask_type") or data["task"])
         if made is None or made is cls:
@@ -169,14 +169,14 @@ class Signature(dict[str, Any]):
         return newest_app() if found is None else found
 
     def own_app(self) -> Any:
-        """Return the app that the signature, or one of its parts, belongs to, or None."""
+        """Return the app that the signature or one of its parts belongs to, or None."""
         if self._app is not None:
             return self._app
         return None if self._type is None else self._type.app
 
     @property
     def AsyncResult(self) -> Callable[[str], AsyncResult[Any]]:  # noqa: N802  Celery's name
-        """A function that returns the handle of a task id."""
+        """A function that returns the result handle for a task id."""
         app = self.app
         return lambda task_id: AsyncResult(task_id, app=app)
 
@@ -240,7 +240,7 @@ class Signature(dict[str, Any]):
         return self.apply_async().get()
 
     def election(self) -> Any:
-        """Make the workers elect one of them to send the signature, and return its handle.
+        """Have the workers elect the one that sends the signature; return the result handle.
 
         Use this for a call that several processes make but that must be sent only once.
         """
@@ -268,7 +268,7 @@ class Signature(dict[str, Any]):
         return result_from_tuple(handle, self.app)
 
     def _adopted(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a signature made of plain data, whose content this one takes over."""
+        """Return frozen plain data in the form in which this signature stores it."""
         return data
 
     # --- partials and copies ----------------------------------------------------------------------
@@ -281,7 +281,7 @@ class Signature(dict[str, Any]):
         *,
         force: bool = False,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Return the signature's arguments and options, combined with those given."""
+        """Return the signature's arguments and options, combined with the given ones."""
         merged = plan.merged(self, options or {})
         if self.immutable and not force:
             return self.args, self.kwargs, merged
@@ -316,7 +316,7 @@ class Signature(dict[str, Any]):
         kwargs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return a copy with different arguments or options; None keeps them."""
+        """Return a copy with different arguments or options; None keeps the present ones."""
         made = self.clone()
         for name, value in (("args", args), ("kwargs", kwargs), ("options", options)):
             if value is not None:
@@ -353,7 +353,7 @@ class Signature(dict[str, Any]):
     # --- callbacks --------------------------------------------------------------------------------
 
     def append_to_list_option(self, key: str, value: Any) -> Any:
-        """Add a value to an option that is a list, unless present, and return the value."""
+        """Add a value to an option that is a list, unless it is there already; return the value."""
         items = self._list_option(key)
         if value not in items:
             items.append(value)
@@ -384,7 +384,7 @@ class Signature(dict[str, Any]):
         return self
 
     def flatten_links(self) -> list[Any]:
-        """Return this signature and all that are linked to it, directly or indirectly."""
+        """Return this signature and all signatures linked to it, directly or indirectly."""
         found = [self]
         for each in plan.listed(self.options.get("link")):
             found += maybe_signature(each, app=self._app).flatten_links()
@@ -395,7 +395,7 @@ class Signature(dict[str, Any]):
     def stamp(
         self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: Any
     ) -> Any:
-        """Put stamps on the signature and on everything that belongs to it, and return it.
+        """Put stamps on this signature and everything that belongs to it; return the signature.
 
         Args:
             visitor: chooses stamps for each part.
@@ -413,7 +413,7 @@ class Signature(dict[str, Any]):
     # --- composing --------------------------------------------------------------------------------
 
     def __or__(self, other: Any) -> Any:
-        """Return a chain of this signature and the other, which gets its result."""
+        """Return a chain in which `other` gets the result of this signature."""
         if not isinstance(other, Mapping):
             raise not_a_signature(other, f"{self.reprcall()} | …")
         return self.TYPES["chain"].joined(self, other)  # type: ignore[attr-defined]
@@ -441,7 +441,7 @@ class Signature(dict[str, Any]):
 
 
 def read(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain data with all keys of a signature.
+    """Return plain data, completed with the missing keys of a signature.
 
     Raises:
         ValueError: the data names no task, or a part has the wrong type.
@@ -456,7 +456,7 @@ def read(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_links(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with callbacks as signatures."""
+    """Return a copy of the options in which callbacks are signatures."""
     made = dict(options)
     for name in ("link", "link_error", *plan.ONCE):
         if made.get(name):
@@ -476,7 +476,7 @@ def _empty() -> dict[str, Any]:
 
 
 def checked(value: Any, where: str, app: Any = None) -> Any:
-    """Return a signature given as such or as plain data.
+    """Return `value`, which is a signature or plain data, as a signature.
 
     Raises:
         TypeError: `value` is neither; the error says what to write.
@@ -489,9 +489,9 @@ def checked(value: Any, where: str, app: Any = None) -> Any:
 
 
 def signature(varies: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return a signature of a task, its name, or plain data; a signature is copied.
+    """Return a signature for a task, a task's name or plain data, or a copy of a signature.
 
-    Otherwise the arguments are those of `Signature`.
+    The other arguments are those of `Signature`.
     """
     if isinstance(varies, Signature):
         return varies.clone()
@@ -504,7 +504,7 @@ subtask = signature
 
 
 def maybe_signature(value: Any, app: Any = None, clone: bool = False) -> Any:
-    """Return a signature given as such or as plain data; None stays None."""
+    """Return `value`, which is a signature or plain data, as a signature; None stays None."""
     if value is None:
         return None
     if isinstance(value, Signature):
@@ -516,7 +516,7 @@ def maybe_signature(value: Any, app: Any = None, clone: bool = False) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Copy a list, and signatures wherever they are, but not the tasks' arguments."""
+    """Copy signatures and lists of any depth; return any other value unchanged."""
     if isinstance(value, Signature):
         return value.clone()
     return [_copied(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Stamps: named values on every task of a workflow, for finding, revoking and counting.
+"""Stamps: named values on every task of a workflow, for finding, revoking and counting tasks.
 
 Stamps are options of a signature; the option ``stamped_headers`` lists their names.
 """
@@ -14,7 +14,7 @@ STAMPED = "stamped_headers"
 
 
 class StampingVisitor:
-    """Chooses stamps for each part of a workflow; override what is needed.
+    """Chooses stamps for each part of a workflow; override the methods that you need.
 
     Each method returns stamps, by name, for the part it receives; stamps for a group, a chain
     or a chord's header also go to all parts inside it. If the returned values include
@@ -30,21 +30,21 @@ class StampingVisitor:
         return {}
 
     def on_group_end(self, group: Any, **headers: Any) -> None:
-        """Called after a group's members; override it if needed."""
+        """Do nothing; this is called after a group's members have been stamped."""
 
     def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any]:
         """Return stamps for a chain and its steps."""
         return {}
 
     def on_chain_end(self, chain: Any, **headers: Any) -> None:
-        """Called after a chain's steps; override it if needed."""
+        """Do nothing; this is called after a chain's steps have been stamped."""
 
     def on_chord_header_start(self, sig: Any, **header: Any) -> dict[str, Any]:
         """Return stamps for a chord's header and its members: the same as for a group."""
         return self.on_group_start(sig.tasks, **header)
 
     def on_chord_header_end(self, sig: Any, **header: Any) -> None:
-        """Called after a chord's header; override it if needed."""
+        """Do the same as for a group; this is called after a chord's header has been stamped."""
         self.on_group_end(sig.tasks, **header)
 
     def on_chord_body(self, sig: Any, **header: Any) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class _Stamper:
         self._append = append
 
     def stamp(self, sig: Any, headers: Mapping[str, Any]) -> None:
-        """Stamp a signature of any kind with `headers` and what the visitor adds."""
+        """Stamp a signature of any kind with `headers` and the stamps that the visitor adds."""
         what = plan.kind(sig)
         if what == "chain":
             self._stamp_chain(sig, headers)
@@ -118,7 +118,7 @@ class _Stamper:
                 self.stamp(linked, self._with(headers, hook, linked))
 
     def _with(self, headers: Mapping[str, Any], hook: str, sig: Any) -> Mapping[str, Any]:
-        """Return stamps, including those that the visitor adds for a part."""
+        """Return `headers` combined with the stamps that the visitor adds for a part."""
         if self._visitor is None:
             return headers
         added = dict(getattr(self._visitor, hook)(sig, **headers) or {})

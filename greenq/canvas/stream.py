@@ -1,4 +1,4 @@
-"""A group whose members are still being produced, and what to send for each, in constant memory."""
+"""A group whose members are still being produced, and the calls to send for each of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class GroupStream:
-    """A group whose members arrive one by one; it yields what to send for each, in constant memory.
+    """A group whose members arrive one by one; it yields the calls for each, in constant memory.
 
     Attributes:
         group_id: the group's id.
@@ -87,10 +87,10 @@ class GroupStream:
         return self._place.count
 
     def calls(self, source: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[ChordStart]]]:
-        """Yield what to send for the members of `source`, with the chords to start before it."""
+        """Yield the calls for the members of `source`, each with the chords to start before it."""
         ids = iter(self.ids)
         for member in source:
-            # The common case, made as fast as possible.
+            # The common case is kept as fast as possible.
             if (
                 not member["options"]
                 and member.get("subtask_type") is None

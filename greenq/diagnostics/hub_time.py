@@ -1,8 +1,8 @@
 """How long each running task has held the hub, that is, how long its greenlet itself has run.
 
-The age of a task that is waiting for a server says little; how long it has kept all other tasks
-waiting says more. What is measured is wall-clock time, from switching to the greenlet until
-switching away from it, so it includes time that the operating system gives to other processes.
+The age of a task that is waiting for a server says little; how long the task has kept all others
+waiting says more. That time is measured by the wall clock, from each switch to the greenlet until
+the switch away from it, so it includes time that the operating system gives to other processes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class HubTime:
         """
         self._greenlet_class = greenlet_class
         self._clock = clock
-        # The class of the greenlets counted; None, which matches none, while counting is off.
+        # The class of the greenlets to count; None, which matches no greenlet, while counting is
+        # off.
         self._counted: type[Any] | None = None
         self._hub = hub
         # How long the loop's own greenlet has run, and when that count started.
@@ -81,10 +82,10 @@ class HubTime:
         self._trace = self._previous = None
 
     def times(self) -> tuple[float, float]:
-        """Return the seconds since `start`, and for how many of them any greenlet ran.
+        """Return the seconds since `start`, and for how many of them greenlets ran.
 
-        During the remaining time, the loop waited or checked for events. Only a single greenlet,
-        which waits between calls, may call this. If no switch has been seen since the last call,
+        In the remaining time, the loop waited or checked for events. This must be called by one
+        greenlet only, which waits between calls: if no switch has been seen since the last call,
         another tracer has replaced this one, and the time since then counts as the loop's.
         """
         now = self._clock()
@@ -95,7 +96,7 @@ class HubTime:
         return since_s, since_s - self._loop_s
 
     def hub_s_of(self, request: Request) -> float:
-        """Return how long a request has run, up to now if it is running at this moment."""
+        """Return how long a request has held the hub, up to now if it is running at this moment."""
         counted_s, started_s, own = request.hub_s, request.started_s, request.greenlet
         if not self.on or own is None or started_s is None:
             return counted_s

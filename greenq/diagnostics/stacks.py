@@ -1,10 +1,10 @@
 """What every greenlet and every thread of this process is doing at the moment.
 
 `all_stacks` returns text, for the log. Greenlets at the same lines are grouped, so a thousand tasks
-that are waiting for the same server take one paragraph. `describe` returns data, for remote
+that are waiting for the same server take up one paragraph. `describe` returns data, for remote
 control: what the running tasks are waiting for, and the stacks of the oldest tasks.
 
-Both functions show only names, source lines, addresses and durations, but no arguments or variables
+Both functions show only names, source lines, addresses and durations, never arguments or variables
 of a task's code.
 """
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from greenq.running.request import Request
 
-# Packages that wait on behalf of a task's code. Their frames show what the wait is for, but the
-# stack that is shown is that of the task.
+# Packages that wait on behalf of a task's code. Their frames may tell what the task is waiting for;
+# if they do not, the waiting expression in the task's code is shown.
 _WAITING_PACKAGES = frozenset(
     {
         "concurrent", "gevent", "psycogreen", "queue", "select", "selectors", "socket", "ssl",
@@ -230,7 +230,7 @@ def _count_waits(waits: Counter[str], limit: int) -> list[dict[str, object]]:
 
 
 def _task_stack(frame: FrameType | None) -> list[str]:
-    """Return a stack from the task's own code inwards, or all of it if it has no task code."""
+    """Return a stack from the task's own code inwards, or all of it if no frame is the task's."""
     stack = list(traceback.walk_stack(frame))[::-1] if frame is not None else []
     own = next((at for at, (each, _) in enumerate(stack) if not _is_ours(each)), 0)
     return [f"{each.f_code.co_filename}:{line} {each.f_code.co_name}" for each, line in stack[own:]]
@@ -251,12 +251,10 @@ def _module(frame: FrameType) -> str:
 
 
 def waits_on(frame: FrameType | None) -> str:
-    """Return what a greenlet is waiting for, judging by its innermost frame.
-
-    If there is no frame, the text is "running".
+    """Return what a greenlet is waiting for, given its innermost frame; without one, "running".
 
     Sockets are shown with their address, and sleeps with their seconds. If nothing better is known,
-    the waiting expression is shown as in the task's code, without arguments: `self.done.wait()`.
+    the expression that waits is shown as in the task's code, without arguments: `self.done.wait()`.
     """
     if frame is None:
         return "running"
@@ -302,7 +300,8 @@ def _describe_wait(frame: FrameType, module: str) -> str:
 
 def _on_socket(verb: str, found: Any) -> str:
     """Return the operation on a gevent socket, and its peer's address."""
-    # Ask the C socket inside it, since no subclass overrides its methods, and they never wait.
+    # Ask the C socket inside the gevent socket: no subclass overrides its methods, and they never
+    # wait.
     real = getattr(found, "_sock", None)
     if not isinstance(real, _socket.socket):
         return verb
@@ -345,7 +344,7 @@ def _number(found: Any) -> int:
 
 
 def _peer_of(number: int) -> str:
-    """Return the address that a descriptor is connected to; "" if it is no connected socket."""
+    """Return the address that a descriptor is connected to; "" if it is not a connected socket."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -385,9 +384,9 @@ def _text(address: object) -> str:
 def _expression(code: CodeType, offset: int) -> str:
     """Return what the instruction at an offset calls, as in the source but without arguments.
 
-    gevent's compiled code has no frames, so the call is all that shows what is waiting there.
+    gevent's compiled code has no frames, so only the call shows what the greenlet is waiting for.
     """
-    # For a call to Python code, the offset is that of its last cache entry.
+    # For a call to Python code, the offset is that of the call's last cache entry.
     *before, waiting = (each for each in dis.get_instructions(code) if each.offset <= offset)
     names = _names(before, waiting)
     if names and waiting.opname.startswith("CALL"):
@@ -409,7 +408,7 @@ def _names(before: list[dis.Instruction], waiting: dis.Instruction) -> str:
             continue
         name = each.argval if isinstance(each.argval, str) else ""
         if each.opname == "LOAD_CONST":
-            # Since Python 3.13, the names of a call's arguments come before it.
+            # Since Python 3.13, the names of keyword arguments are loaded before the call.
             if isinstance(each.argval, tuple):
                 continue
             break

@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 T = TypeVar("T")
 
-# The heartbeat interval, in seconds, of a worker that did not report one; this is Celery's figure.
+# The heartbeat interval, in seconds, of a worker that did not report one; the same as in Celery.
 _FREQ_S = 60.0
 
 # How many heartbeats of a worker are remembered.
@@ -141,11 +141,12 @@ class ObservedTask:
 
     Attributes:
         state: the strongest state reported; see `greenq.states.precedence`.
-        sent, received, started, succeeded, failed, retried, revoked, rejected: unix times.
+        sent, received, started, succeeded, failed, retried, revoked, rejected: the unix times of
+            the events.
         args, kwargs, result, exception: texts that the sender has shortened.
         worker: the sender of the last event; None if only the client has sent one.
-        client: who sent the task.
-        timestamp: unix time of the event that led to the state.
+        client: the name of the node that sent the task.
+        timestamp: the unix time of the event that led to the state.
         clock: the largest logical clock of its events.
     """
 
@@ -227,9 +228,9 @@ class ObservedTask:
         _take_over(self, event, _TASK_FIELDS)
 
     def _is_late(self, state: str, timestamp: float) -> bool:
-        """Return whether an event for that state is older than the state already known."""
+        """Return whether an event is too late to change the known state to `state`."""
         if state == states.RETRY:
-            # A retry comes between two starts, so only an end is final.
+            # A retry comes between two starts, so it replaces any state except a later final one.
             return self.ready and timestamp < (self.timestamp or 0.0)
         return states.precedence(state) > states.precedence(self.state)
 
@@ -252,7 +253,7 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
         self._key = key
 
     def __getitem__(self, name: str) -> set[ObservedTask]:
-        """Return the tasks with that name; there may be none."""
+        """Return the set of tasks with that name, which may be empty."""
         return {task for task in self._state.all_tasks() if self._key(task) == name}
 
     def __iter__(self) -> Iterator[str]:
@@ -261,7 +262,7 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
         return iter([name for name in names if name is not None])
 
     def __len__(self) -> int:
-        """Count the names."""
+        """Return the number of names."""
         return sum(1 for _ in self)
 
     def __call__(
@@ -277,9 +278,9 @@ class TaskIndex(Mapping[str, set[ObservedTask]]):
 
 
 class State:
-    """What is known about a cluster from its events; any thread may use this object.
+    """What is known about a cluster from its events. Thread-safe.
 
-    A limited number of workers and tasks is kept; those whose last event is the oldest are dropped.
+    The number of workers and tasks is limited; those whose last event is the oldest are dropped.
 
     Attributes:
         workers: the workers by node name.
@@ -297,7 +298,7 @@ class State:
         max_workers_in_memory: int = 5000,
         max_tasks_in_memory: int = 10000,
     ) -> None:
-        """Create an empty state; `callback` gets this state and each event before it is counted.
+        """Create an empty state; `callback` gets this state and each event before it is processed.
 
         Args:
             callback: a function whose exceptions reach the caller of `event`.
@@ -380,7 +381,7 @@ class State:
             return iter([worker for worker in self.workers.values() if worker.alive])
 
     def all_tasks(self) -> list[ObservedTask]:
-        """Return the current tasks, the most recently updated at the end."""
+        """Return the current tasks, the most recently updated one last."""
         with self._lock:
             return list(self.tasks.values())
 
@@ -391,7 +392,7 @@ class State:
     def tasks_by_timestamp(
         self, limit: int | None = None, reverse: bool = True
     ) -> Iterator[tuple[str, ObservedTask]]:
-        """Yield pairs of id and task, latest first by the logical clock of their last event."""
+        """Yield pairs of id and task, sorted by the clock of the last event, latest first."""
         ordered = sorted(self.all_tasks(), key=_order, reverse=reverse)
         return iter([(task.uuid, task) for task in ordered[:limit]])
 
@@ -436,7 +437,7 @@ def _order(task: ObservedTask) -> tuple[int, float]:
 
 
 def _latest(things: dict[str, T], name: str, make: Callable[[str], T], most: int) -> tuple[T, bool]:
-    """Return a name's entry, created if missing, and whether it is new; make it the newest."""
+    """Return the entry of a name, created if missing, and whether it is new; move it to the end."""
     is_new = name not in things
     thing = things[name] = make(name) if is_new else things.pop(name)
     if len(things) > most:

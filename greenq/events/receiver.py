@@ -1,9 +1,9 @@
-"""Events for programs, which can receive them and keep track of workers and tasks.
+"""Events for programs: receiving and sending them, and keeping track of workers and tasks.
 
     receiver = app.events.Receiver({"task-failed": note, "*": state.event})
     receiver.capture(limit=None, timeout=None, wakeup=True)
 
-The names are those of ``app.events`` in Celery, so code written for one library runs on the other.
+The names are those of ``app.events`` in Celery, so code for one library also runs with the other.
 Events may come from anyone who is allowed to publish on the server, so every field is checked
 before use.
 """
@@ -61,7 +61,7 @@ class Events:
     """An app's interface for sending and receiving events: `app.events`."""
 
     def __init__(self, app: Connected) -> None:
-        """Use the server of `app`; nothing is opened yet."""
+        """Use the server of `app`; no connection is opened yet."""
         self._app = app
 
     def Receiver(  # noqa: N802  Celery's name
@@ -90,7 +90,7 @@ class Events:
             kind: the event's type, such as ``task-progress``; events whose type begins with
                 ``task-`` concern the task whose id is in the field ``uuid``.
             hostname: the sender; None means this process, ``gen<pid>@<host>``.
-            fields: anything with a JSON form.
+            fields: the event's fields, whose values must have a JSON form.
 
         Raises:
             EncodeError: a field has no JSON form.
@@ -125,7 +125,8 @@ class Receiver:
     reports this.
 
     Attributes:
-        handlers: the handlers by event type; ``"*"`` handles all events without their own.
+        handlers: the handlers by event type; ``"*"`` handles all events without a handler of their
+            own.
         should_stop: set by `stop`.
         ignored: the number of messages so far that were not events.
     """
@@ -141,17 +142,17 @@ class Receiver:
         accept: Iterable[str] = ("json",),
         signer: Signer | None = None,
     ) -> None:
-        """Prepare to receive; nothing is opened yet.
+        """Prepare to receive; no connection is opened yet.
 
         Args:
             client: the server.
             keys: the names of the channels.
-            clock: a clock that advances beyond every number received.
-            handlers: functions that take one event, by its type.
+            clock: a logical clock, which advances beyond every number received.
+            handlers: functions that take an event, by event type.
             routing_key: ``#`` receives all events, ``task.#`` those of tasks. Keys for single types
                 of task events match nothing, since workers send task events in batches with the key
                 ``task.multi``.
-            accept: serializers and content types of events.
+            accept: the serializers and content types of events that are accepted.
             signer: signs the request for heartbeats.
         """
         self.handlers = dict(handlers or {})
@@ -178,7 +179,7 @@ class Receiver:
 
         Raises:
             TimeoutError: no event arrived for `timeout` seconds.
-            OperationalError: the server cannot be reached at the beginning, or refuses.
+            OperationalError: the server cannot be reached at first, or refuses the subscription.
         """
         for _ in self.itercapture(limit, timeout, wakeup):
             pass
@@ -186,7 +187,7 @@ class Receiver:
     def itercapture(
         self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True
     ) -> Iterator[Event]:
-        """Like `capture`, but also yield each event after its handler has returned."""
+        """Do the same as `capture`, but yield each event after its handler has returned."""
         count = 0
         self.open(wakeup=wakeup)
         try:
@@ -210,14 +211,14 @@ class Receiver:
             self.close()
 
     def stop(self) -> None:
-        """Stop capturing soon; any thread or handler may call this."""
+        """Stop capturing soon; any thread or handler can call this."""
         self.should_stop = True
 
     def open(self, *, wakeup: bool = True) -> None:
         """Start listening; everything published from now on is received.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses the subscription.
         """
         self._wakeup = wakeup
         self._listen()
@@ -226,7 +227,7 @@ class Receiver:
         """Return the events since the last call; wait for one if there are none.
 
         Raises:
-            AccessRefused: the server does not let this user listen.
+            AccessRefused: this user is not allowed to subscribe.
         """
         try:
             if not self._connection.connected:

@@ -44,9 +44,10 @@ class QueueStats:
     Attributes:
         counts: its messages by place.
         workers: how many workers take from it.
-        in_flight: an estimate of its share of the messages that workers hold. Those messages are
-            divided among the queues by the number of the queues' workers.
-        wanted_workers: how many workers of this worker's size could run all its messages at once.
+        in_flight: an estimate of its share of the messages that workers hold, which are divided
+            among the queues in proportion to their numbers of workers.
+        wanted_workers: how many workers of this worker's size are needed to run all its messages in
+            parallel.
     """
 
     counts: QueueCounts
@@ -69,7 +70,7 @@ class QueueStats:
         return self.counts.oldest_s if self.counts.waiting else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the queue for JSON."""
+        """Return the queue as data for JSON."""
         return {
             "backlog": self.counts.waiting,
             "oldest_s": _rounded(self.oldest_s),
@@ -95,7 +96,7 @@ class Stats:
     queues: Mapping[str, QueueStats]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the state for JSON."""
+        """Return the state as data for JSON."""
         return {
             "at": round(self.at, 3),
             "workers": self.workers,
@@ -106,7 +107,7 @@ class Stats:
 
 
 class ClusterStats:
-    """Counts the cluster's queues for one worker; only one thread, no matter which, may use it."""
+    """Counts the cluster's queues for one worker; not thread-safe, so only one thread uses it."""
 
     def __init__(self, parts: Parts, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Count the queues of the app, of `parts`, and of all workers with a lease."""
@@ -118,10 +119,10 @@ class ClusterStats:
         self._last: Stats | OperationalError | None = None
 
     def read(self) -> Stats:
-        """Count the queues, unless the last count is recent.
+        """Return the last count if it is recent; otherwise count the queues again.
 
         Raises:
-            OperationalError: the server cannot be reached, or refuses.
+            OperationalError: the server cannot be reached, or refuses the commands.
         """
         now = self._clock()
         if self._last is None or now - self._read_s >= KEPT_S:
@@ -173,7 +174,7 @@ class ClusterStats:
         return sorted(names)[:MOST_QUEUES]
 
     def _slots(self) -> int:
-        """Return how many tasks a worker like this one runs at once."""
+        """Return how many tasks a worker like this one can run in parallel."""
         autoscaler = self._parts.autoscaler
         return autoscaler.most if autoscaler is not None else max(1, self._parts.pool.size)
 

@@ -1,12 +1,12 @@
 """Whether this worker is alive, ready and started, for probes that restart it or wait for it.
 
     live      red if only ending the process helps. It is never red because the server of the queues
-              is down: a restart would not help, and every worker would restart at once.
+              is down: a restart would not help, and all workers would restart together.
     started   red until all parts have started; then green, even if the server does not answer, for
               the same reason.
     ready     red while no messages are taken, unless that is intended.
 
-Everything here reads attributes, is safe in any thread, and never waits.
+The code only reads attributes, is safe in any thread, and never waits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class HealthReport(NamedTuple):
 
     Attributes:
         reasons: why the answer is red, one sentence each; empty if it is green.
-        notes: what an operator may want to know, such as paused queues.
-        facts: further numbers.
+        notes: other things that an operator may want to know, such as paused queues.
+        facts: further data about the worker.
     """
 
     reasons: list[str]
@@ -48,7 +48,7 @@ class HealthReport(NamedTuple):
         return not self.reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the answer as data for JSON."""
         return {
             "status": "ok" if self.ok else "failing",
             "reasons": self.reasons,

@@ -1,8 +1,8 @@
 """A small HTTP server on a native thread: GET and HEAD of a few fixed paths, with strict limits.
 
-Clients are not trusted. A client that sends slowly, too much, or nothing at all holds one of a few
-connections for a few seconds. If all connections are in use, a new connection replaces the oldest.
-No client waits for another client.
+Clients are not trusted. A client that sends slowly, too much, or nothing at all occupies one of a
+few connections for a few seconds. If all connections are in use, a new connection replaces the
+oldest. No client waits for another client.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How many connections may be open at once.
+# The maximum number of open connections.
 MOST_CONNECTIONS: Final = 32
 
 # The maximum size of a request's head.
@@ -75,7 +75,7 @@ class CannotListen(GreenqError):
 
 
 class HttpServer:
-    """Answers on the given addresses from `start` to `stop`.
+    """Answers requests to the given addresses from `start` to `stop`.
 
     `quick` answers are computed immediately on the thread that serves all clients. `slow` answers,
     which query the server of the queues or take some time, are computed on a second thread, which
@@ -93,8 +93,8 @@ class HttpServer:
     ) -> None:
         """Answer `quick` and `slow` paths on `addresses`.
 
-        The thread that computes slow answers calls `finish` when it ends, to close what the answers
-        use.
+        The thread that computes slow answers calls `finish` when it ends, to close the connections
+        that the answers use.
         """
         self._addresses = addresses
         self._quick = quick
@@ -148,7 +148,7 @@ class HttpServer:
         self._close_listeners()
 
     def forget(self) -> None:
-        """Close a forked child's copies of the sockets, since it serves no requests."""
+        """Close a forked child's copies of the sockets, since the child serves no requests."""
         for listener in self._listeners:
             listener.close()
         for exchange in self._exchanges:
@@ -161,7 +161,7 @@ class HttpServer:
         except OSError as exc:
             hint = ""
             if exc.errno == errno.EADDRINUSE:
-                hint = "; is it another worker's? Each needs its own address"
+                hint = "; does another worker use it? Each worker needs its own address"
             raise CannotListen(f"cannot listen on {address}: {exc.strerror or exc}{hint}") from exc
         listener.setblocking(False)
         self._listeners.append(listener)
@@ -308,10 +308,10 @@ class _HttpExchange:
     """One connection: it reads a request, writes the answer, and is then closed.
 
     Attributes:
-        connection: not blocking.
-        ends_s: when it is closed at the latest.
+        connection: the socket, in non-blocking mode.
+        ends_s: the latest time at which it is closed.
         path: the path of the slow answer that it is waiting for, or None.
-        rest: what is left to write; empty while the request is read or the answer computed.
+        rest: the bytes left to write; empty while the request is being read or the answer computed.
     """
 
     __slots__ = ("_head", "_is_head_only", "connection", "ends_s", "path", "rest")
@@ -339,14 +339,16 @@ class _HttpExchange:
         return is_complete or len(self._head) > MOST_REQUEST_BYTES
 
     def request(self) -> str | Response:
-        """Return the requested path, or the answer to a request that is not served."""
+        """Return the requested path, or the error response if the request is not valid."""
         if len(self._head) > MOST_REQUEST_BYTES:
-            return json_response(431, {"error": f"more than {MOST_REQUEST_BYTES} bytes"})
+            return json_response(
+                431, {"error": f"the request has more than {MOST_REQUEST_BYTES} bytes"}
+            )
         words = bytes(self._head).split(b"\n", 1)[0].rstrip(b"\r").split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or not words[1].startswith(b"/"):
             return json_response(400, {"error": "this is not an HTTP/1 request"})
         if words[0] not in (b"GET", b"HEAD"):
-            return json_response(405, {"error": "only GET and HEAD"})
+            return json_response(405, {"error": "only GET and HEAD are served"})
         self._is_head_only = words[0] == b"HEAD"
         return words[1].partition(b"?")[0].decode("ascii", "replace")
 
@@ -400,7 +402,7 @@ def _bound(address: Address) -> _socket.socket:
 
 
 def _bound_at(path: str) -> _socket.socket:
-    """Return a unix socket that only this user may connect to."""
+    """Return a unix socket that only this user can connect to."""
     _remove_stale(path)
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     before = os.umask(0o177)

@@ -1,4 +1,4 @@
-"""Metrics of a worker for Prometheus, under greenq's own names, celery-exporter's and Flower's.
+"""A worker's metrics for Prometheus, under the names of greenq, celery-exporter or Flower.
 
 Nothing is counted here: each scrape reads the worker's existing counters, and its `TaskTally`. This
 module needs prometheus_client, so it is imported only if metrics are wanted.
@@ -44,7 +44,7 @@ _EVENTS: Final = {
 
 
 class Metrics:
-    """The metrics of one worker, and those that its app keeps with prometheus_client."""
+    """The metrics of one worker, and those that its app maintains with prometheus_client."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class Metrics:
             self.registry.register(_COLLECTORS[name](reading))
 
     def text(self) -> bytes:
-        """Return everything in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(REGISTRY) + generate_latest(self.registry)
 
 
 class Reading:
-    """What the collectors read; only one thread, no matter which, may use it."""
+    """The data that the collectors read; not thread-safe, so only one thread uses it."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Reading:
         stats: ClusterStats,
         health: Health,
     ) -> None:
-        """See `Metrics`."""
+        """Read the parts of a worker; see `Metrics`."""
         self.parts = parts
         self.consumer = consumer
         self.tally = tally
@@ -91,21 +91,21 @@ class Reading:
         self._started: Counter[tuple[str, str]] = Counter()
 
     def cluster(self) -> Stats | None:
-        """Return the cluster's queues; None while the server cannot be reached."""
+        """Return the cluster's state; None while the server cannot be reached."""
         try:
             return self._stats.read()
         except OperationalError:
             return None
 
     def series(self) -> list[tuple[tuple[str, str], Series]]:
-        """Return the counts by task and queue, in order."""
+        """Return the counts by task and queue, sorted."""
         return sorted(self.tally.series.copy().items())
 
     def started(self) -> Counter[tuple[str, str]]:
         """Return how many runs have started, by task and queue, whether they have ended or not.
 
-        A run that ends leaves the count of running tasks before it enters that of ended runs, but a
-        counter must never decrease.
+        A run that ends leaves the count of running tasks before it enters the count of ended runs.
+        A counter must never decrease, so the highest value of each is kept.
         """
         found = Counter(
             self.tally.label(each.task.name, each.delivery.queue)
@@ -130,7 +130,7 @@ class _WorkerCollector(Collector):
 
 
 class GreenqCollector(_WorkerCollector):
-    """greenq's own names."""
+    """Metrics under greenq's own names."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
@@ -180,13 +180,19 @@ class GreenqCollector(_WorkerCollector):
         ready = self._reading.health.ready().ok
         autoscaler = parts.autoscaler
         traffic = parts.app.transport.client.traffic
-        yield _gauge("worker_start_time_seconds", "Unix time.", time.time() - parts.uptime_s)
-        yield _gauge("worker_ready", "1 if it takes messages, or intentionally takes none.", ready)
-        yield _gauge("worker_draining", "1 if it is draining.", parts.tasks.draining)
+        yield _gauge(
+            "worker_start_time_seconds",
+            "When the worker started, in unix time.",
+            time.time() - parts.uptime_s,
+        )
+        yield _gauge(
+            "worker_ready", "1 if the worker takes messages, or intentionally takes none.", ready
+        )
+        yield _gauge("worker_draining", "1 if the worker is draining.", parts.tasks.draining)
         yield _gauge("lease_seconds", "How long the lease is still valid; 0 without one.", lease_s)
-        yield _gauge("pool_size", "Number of tasks that may run at once.", pool.size)
+        yield _gauge("pool_size", "Number of tasks that can run in parallel.", pool.size)
         most = autoscaler.most if autoscaler else pool.size
-        yield _gauge("pool_limit", "Largest size that the pool may grow to.", most)
+        yield _gauge("pool_limit", "Largest size that the pool can grow to.", most)
         yield _gauge("pool_running", "Tasks that are running.", pool.running)
         yield _gauge("pool_waiting", "Messages waiting in this worker for a slot.", pool.waiting)
         yield _gauge("reserved_messages", "Messages held by this worker.", len(state.reserved))
@@ -234,7 +240,7 @@ class GreenqCollector(_WorkerCollector):
                 ("oldest_seconds", "Age of the oldest waiting message."),
                 ("drain_seconds", "Time until the queue is empty at the present rate, if known."),
                 ("workers", "Workers that take from the queue."),
-                ("wanted_workers", "Workers of this size needed to run all messages at once."),
+                ("wanted_workers", "Workers of this size needed to run all messages in parallel."),
                 ("paused", "1 if the queue is paused."),
             )
         }
@@ -257,7 +263,7 @@ class GreenqCollector(_WorkerCollector):
 
 
 class ExporterCollector(_WorkerCollector):
-    """The names of celery-exporter, for its dashboards and alerts."""
+    """Metrics under the names of celery-exporter, for its dashboards and alerts."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
@@ -325,7 +331,7 @@ class ExporterCollector(_WorkerCollector):
 
 
 class FlowerCollector(_WorkerCollector):
-    """The names of Flower, for its dashboard."""
+    """Metrics under the names of Flower, for its dashboard."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
@@ -392,7 +398,7 @@ _COLLECTORS: Final[dict[str, type[_WorkerCollector]]] = {
 def _histogram(
     bounds: Sequence[float], counts: Sequence[int], total: float
 ) -> tuple[list[tuple[str, float]], float]:
-    """Return the buckets, cumulative as Prometheus expects them, and the sum."""
+    """Return the buckets, made cumulative as Prometheus expects, and the sum."""
     names = [*map(str, bounds), "+Inf"]
     return list(zip(names, map(float, accumulate(list(counts))), strict=True)), total
 

@@ -45,7 +45,7 @@ class Monitoring(StartStopPart):
         """
         self.server.start()
         for address in self.server.bound:
-            _log.info("health and metrics are answered at %s", address)
+            _log.info("health and metrics are served at %s", address)
 
     def stop(self) -> None:
         """Stop answering. Switches: yes."""
@@ -79,7 +79,7 @@ def build_monitoring(parts: Parts, consumer: Consumer) -> Part:
 def _metrics(
     parts: Parts, consumer: Consumer, stats: ClusterStats, health: Health
 ) -> Callable[[], Response]:
-    """Make the worker keep counts for metrics; return the object that serves them."""
+    """Make the worker keep counts for metrics; return the function that serves the metrics."""
     config = parts.app.config.worker
     module = _metrics_module(str(config.worker_metrics_address))
     parts.state.tally = tally = parts.state.tally or TaskTally()
@@ -103,7 +103,7 @@ def _metrics_module(address: str) -> Any:
 
 
 def _address(text: str, node: str) -> Address:
-    """Return an address from the settings; ``%n`` and so on in a socket's path name the worker."""
+    """Return an address from the settings, with ``%n`` and so on in a socket's path expanded."""
     address = parse_address(text)
     return address._replace(path=file_name(address.path, node)) if address.path else address
 

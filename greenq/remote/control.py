@@ -60,7 +60,7 @@ class Control:
     """
 
     def __init__(self, app: Connected) -> None:
-        """Control the workers of `app`; nothing is connected yet."""
+        """Control the workers of `app`; no connection is opened yet."""
         self._app = app
 
     @property
@@ -115,7 +115,7 @@ class Control:
         """Send a command to all workers, or to some.
 
         Args:
-            command: the command's name, which may also be that of a command added by a program.
+            command: the name of a built-in command or of a command that a program has added.
             arguments: the command's arguments by name.
             destination: node names, or one name; None means all.
             reply: whether to wait for replies.
@@ -124,7 +124,7 @@ class Control:
             callback: called with each reply, ``{node name: reply}``, as it arrives.
             pattern: a pattern that node names must match.
             matcher: the type of the pattern: ``glob`` or ``pcre``.
-            extra: more arguments.
+            extra: further arguments of the command.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -172,7 +172,7 @@ class Control:
         return self.broadcast("shutdown", {}, destination, **options)
 
     def drain(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
-        """Make greenq workers finish their tasks and take no more; Celery's workers cannot."""
+        """Make greenq workers finish their tasks and take no more; Celery has no such command."""
         return self.broadcast("drain", {}, destination, **options)
 
     def heartbeat(self, destination: Nodes = None, **options: Unpack[Options]) -> Replies | None:
@@ -194,7 +194,7 @@ class Control:
     def election(
         self, id: str, topic: str, action: Any = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Make workers elect one that performs `action` (a signature if the topic is ``task``)."""
+        """Have workers elect the one that performs `action`, a signature for the topic ``task``."""
         arguments = {"id": id, "topic": topic, "action": action}
         return self.broadcast("election", arguments, **options)
 
@@ -203,13 +203,13 @@ class Control:
     def pool_grow(
         self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Let pools run `n` more tasks at once."""
+        """Let pools run `n` more tasks in parallel."""
         return self.broadcast("pool_grow", {"n": n}, destination, **options)
 
     def pool_shrink(
         self, n: int = 1, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Let pools run `n` fewer tasks at once."""
+        """Let pools run `n` fewer tasks in parallel."""
         return self.broadcast("pool_shrink", {"n": n}, destination, **options)
 
     def pool_restart(
@@ -220,14 +220,14 @@ class Control:
         destination: Nodes = None,
         **options: Unpack[Options],
     ) -> Replies | None:
-        """Restart pools, importing modules first, or with `reload` importing them again."""
+        """Restart pools after importing `modules`, or importing them again if `reload` is true."""
         arguments = {"modules": modules, "reload": reload, "reloader": reloader}
         return self.broadcast("pool_restart", arguments, destination, **options)
 
     def autoscale(
         self, max: int, min: int, destination: Nodes = None, **options: Unpack[Options]
     ) -> Replies | None:
-        """Set the maximum and minimum number of tasks that an autoscaled pool runs at once."""
+        """Set the maximum and minimum number of slots of an autoscaled pool."""
         return self.broadcast("autoscale", {"max": max, "min": min}, destination, **options)
 
     # --- tasks ------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Control:
             task_id: one id, or several.
             destination: as in `broadcast`.
             terminate: also end tasks that are already running.
-            signal: the signal that a Celery worker ends them with.
+            signal: the signal with which Celery workers end such tasks.
             options: as in `broadcast`.
         """
         ids = task_id if isinstance(task_id, str) else list(task_id)
@@ -330,10 +330,10 @@ class Control:
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **options)
 
     def pause(self, queue: str) -> None:
-        """Stop all greenq workers, even those started later, from using a queue until `resume`.
+        """Stop all greenq workers, even those started later, from taking from a queue.
 
-        Each worker learns of the pause at its next lease renewal, within a second or two. Celery
-        workers continue to take messages.
+        The pause lasts until `resume`. Each worker learns of it at its next lease renewal, within a
+        second or two. Celery workers continue to take messages.
         """
         self._app.transport.broker.pause(queue, f"gen{os.getpid()}@{socket.gethostname()}")
 
@@ -345,7 +345,8 @@ class Control:
         """Delete all messages waiting in the app's queues, and return how many there were.
 
         The queues are those of ``task_queues``, or the default one. Messages that a worker has
-        taken or parked for their ETA are not included, and those of a Broadcast never wait.
+        taken, or that are parked for their ETA, are not included; messages to a Broadcast never
+        wait.
         """
         task = self._app.config.task
         broker = self._app.transport.broker
@@ -408,7 +409,7 @@ class Inspect:
         return self._ask("ping", {}, destination or self._destination)
 
     def status(self) -> Any:
-        """Ask greenq workers what they are doing; even blocked ones answer."""
+        """Ask greenq workers what they are doing; even blocked workers reply."""
         return self.ask("status")
 
     def stats(self) -> Any:
@@ -420,7 +421,7 @@ class Inspect:
         return self.ask("report")
 
     def conf(self, with_defaults: bool = False) -> Any:
-        """Ask for the changed settings, or for all; secrets are hidden."""
+        """Ask for the changed settings, or for all settings; secrets are hidden."""
         return self.ask("conf", with_defaults=with_defaults)
 
     def clock(self) -> Any:
@@ -490,7 +491,7 @@ class Inspect:
         return self.ask("autoscale_log")
 
     def memsample(self) -> Any:
-        """Take a sample of memory usage, and return it."""
+        """Make workers take a sample of their memory usage, and return it."""
         return self.ask("memsample")
 
     def memdump(self, samples: int = 10) -> Any:

@@ -1,6 +1,6 @@
 """How many messages wait in each queue, how old the oldest is, and how fast the number changes.
 
-The messages are counted on the server, for the commands about queues and a worker's HTTP endpoint.
+The messages are counted on the server, for the commands about queues and a worker's HTTP endpoints.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class QueueCounts:
         dead: dead letters.
         held: messages waiting in workers for their ETA or a retry, or held back by a rate limit;
             None if unknown.
-        consumers: nodes that take from it.
+        consumers: the names of the nodes that take from it.
         untaken: True if it is certain that no worker takes from it.
         paused: who paused it and when; None if it is not paused.
         oldest_s: the age of the oldest waiting message; None if unknown.
-        change_per_s: growth of the waiting messages per second; None after a single count.
+        change_per_s: the growth in waiting messages per second; None after a single count.
     """
 
     name: str
@@ -63,7 +63,7 @@ class QueueCounts:
         return self.waiting / -self.change_per_s
 
     def as_json(self) -> dict[str, Any]:
-        """Return the queue for JSON."""
+        """Return the counts as data for JSON."""
         shown: dict[str, Any] = {
             "waiting": self.waiting,
             "depth": {str(step): count for step, count in self.depth.items()},
@@ -101,7 +101,7 @@ class QueuesSnapshot:
 
 
 def app_queues(task: TaskConfig) -> list[str]:
-    """Return the queues that the app's workers consume by default.
+    """Return the queues that the app's workers take from by default.
 
     Broadcasts are omitted, since no messages wait in them.
     """
@@ -111,7 +111,7 @@ def app_queues(task: TaskConfig) -> list[str]:
 
 
 def look(broker: Broker, names: Iterable[str]) -> QueuesSnapshot:
-    """Count the messages of queues; ask only the server."""
+    """Count the messages of queues by asking only the server, not the workers."""
     names = tuple(names)
     paused, oldest, now = broker.paused(), broker.oldest(names), time.time()
     queues = {
@@ -139,7 +139,7 @@ def from_counts(
 
 
 def change_per_s(before: QueuesSnapshot | None, now: QueuesSnapshot, name: str) -> float | None:
-    """Return the growth of a queue's waiting messages per second; None if unknown."""
+    """Return by how many messages per second a queue's backlog grows; None if unknown."""
     if before is None or name not in before.queues or now.at_s <= before.at_s:
         return None
     grown = now.queues[name].waiting - before.queues[name].waiting

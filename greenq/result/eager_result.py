@@ -46,7 +46,7 @@ class EagerResult(AsyncResult[R]):
     def _deliver(
         self, meta: ResultMeta, propagate: bool, callback: Callable[[str, Any], object] | None
     ) -> Any:
-        """Return the value, or None if the task neither returned nor failed, as when ignored."""
+        """Return the value, or None if the state is not final, as for an ignored task."""
         if propagate and meta.status in PROPAGATE_STATES:
             # The exception is raised with the traceback from this process.
             raise meta.result

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class ResultSet(ResultBase):
     """Handles of tasks, or of groups, whose outcomes are read together.
 
-    Each query reads the states of all tasks in portions of 1,000, and waiting for them takes one
-    subscription. All results must be on one server.
+    Each query reads the states of all tasks in portions of 1,000, and waiting for all of them takes
+    one subscription. All results must be on one server.
 
     Attributes:
         results: the handles, in order.
@@ -39,13 +39,13 @@ class ResultSet(ResultBase):
 
     TimeoutError = ResultTimeout
 
-    # On the classes that an app offers, this is that app.
+    # The app, in the subclasses that an app provides.
     own_app: Any = None
     id: str | None = None
     parent: ResultBase | None = None
 
     def __init__(self, results: Iterable[Any] = (), app: Any = None) -> None:
-        """Store `results`; `app` is the app of the results, by default that of the first one."""
+        """Store `results`; `app` is the app they belong to, by default that of the first one."""
         self.results: Any = results if isinstance(results, Sequence) else list(results)
         self._app = self.own_app if app is None else app
 
@@ -58,7 +58,7 @@ class ResultSet(ResultBase):
 
     @property
     def backend(self) -> Any:
-        """The reader of results from the server."""
+        """The object that reads results from the server."""
         return self.results[0].backend if self.results else self.app.backend
 
     # --- its members ------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class ResultSet(ResultBase):
                 own.append(result)
 
     def remove(self, result: ResultBase | str) -> None:
-        """Remove a handle, given as a handle or as an id.
+        """Remove a handle; `result` is the handle or its id.
 
         Raises:
             KeyError: the handle is not present.
@@ -97,7 +97,7 @@ class ResultSet(ResultBase):
         self._own_list().clear()
 
     def _own_list(self) -> list[Any]:
-        """Return the handles as a list that may be changed."""
+        """Return the handles as a list that can be changed."""
         if not isinstance(self.results, list):
             self.results = list(self.results)
         return self.results
@@ -110,7 +110,7 @@ class ResultSet(ResultBase):
     # --- the stored states ------------------------------------------------------------------------
 
     def _states(self) -> dict[str, ResultMeta]:
-        """Return the state of each task by id; states not known to be final are read."""
+        """Return the state of each task by id; read only the states not known to be final."""
         handles = list(self.handles())
         states = {handle.id: handle.final for handle in handles if handle.final is not None}
         unread = dict.fromkeys(handle.id for handle in handles if handle.final is None)
@@ -127,7 +127,7 @@ class ResultSet(ResultBase):
         return [[states[each.id].status for each in result.handles()] for result in self.results]
 
     def ready(self) -> bool:
-        """Return whether all tasks have ended, whether they succeeded or failed."""
+        """Return whether all tasks have ended, successfully or not."""
         return all(status in READY_STATES for statuses in self._statuses() for status in statuses)
 
     def waiting(self) -> bool:
@@ -135,7 +135,7 @@ class ResultSet(ResultBase):
         return not self.ready()
 
     def successful(self) -> bool:
-        """Return whether all tasks have returned."""
+        """Return whether all tasks have succeeded."""
         return all(status == SUCCESS for statuses in self._statuses() for status in statuses)
 
     def failed(self) -> bool:
@@ -151,7 +151,7 @@ class ResultSet(ResultBase):
     ) -> None:
         """Raise the exception of the first failed task, if any.
 
-        `callback` is called with the id and the current result of each task before it.
+        `callback` is called with the id and the current result of each task before the failed one.
         """
         states = self._states()
         for handle in self.handles():
@@ -179,7 +179,7 @@ class ResultSet(ResultBase):
         The value of a group among the results is the list of its members' values.
 
         Args:
-            timeout: the longest wait in seconds, for all together; None means no limit.
+            timeout: the longest wait in seconds, for all results together; None means no limit.
             propagate: raise the exception of the first task that fails; if False, return it among
                 the values.
             interval: as for `AsyncResult.get`.
@@ -191,7 +191,7 @@ class ResultSet(ResultBase):
             on_interval: called when nothing has been announced for `interval` (by default 0.5 s).
 
         Raises:
-            RuntimeError: a task is waiting for others, which may need the slot that it holds.
+            RuntimeError: a task waits for other tasks, which may need the slot that it occupies.
             ResultTimeout: not all tasks ended in time.
             Exception: a task's exception, with the worker's traceback as its cause.
         """
@@ -281,7 +281,7 @@ class ResultSet(ResultBase):
                     yield self.results[position]
 
     def _needs(self) -> tuple[dict[str, list[tuple[AsyncResult[Any], int]]], list[int]]:
-        """Return the results that need each task's end, and how many ends each result needs."""
+        """Return the results that wait for each task, and how many tasks each result waits for."""
         needed: dict[str, list[tuple[AsyncResult[Any], int]]] = {}
         left = []
         for position, result in enumerate(self.results):
@@ -311,7 +311,7 @@ class ResultSet(ResultBase):
         on_error: Callable[[Exception], object] | None = None,
         weak: bool = False,
     ) -> ResultSet:
-        """Have `callback` called with this set once all tasks end; see `AsyncResult.then`."""
+        """Have `callback` called with this set after all tasks end; see `AsyncResult.then`."""
         handles: dict[str, list[AsyncResult[Any]]] = {}
         for handle in self.handles():
             if handle.known() is None:
@@ -355,7 +355,7 @@ class ResultSet(ResultBase):
         return self.results
 
     def __len__(self) -> int:
-        """Count the results."""
+        """Return the number of results."""
         return len(self.results)
 
     def __iter__(self) -> Iterator[Any]:
@@ -367,7 +367,7 @@ class ResultSet(ResultBase):
         return self.results[index]
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is a set of the same results."""
+        """Return whether `other` is a set of the same results in the same order."""
         if isinstance(other, ResultSet):
             return list(other.results) == list(self.results)
         return NotImplemented
@@ -403,7 +403,7 @@ class GroupResult(ResultSet):
         return self._own_tuple(), [result.as_tuple() for result in self.results]
 
     def save(self) -> GroupResult:
-        """Store which tasks belong to the group, for `restore`, as long as results are kept."""
+        """Store the list of the group's tasks for `restore`, for as long as results are kept."""
         self.backend.save_group(self.id, self.as_tuple())
         return self
 
@@ -428,7 +428,7 @@ class GroupResult(ResultSet):
         return True
 
     def __eq__(self, other: object) -> bool:
-        """Groups with the same id, results and parent are equal; so are a group and its id."""
+        """Return whether `other` has the same id, results and parent, or is the group's id."""
         if isinstance(other, GroupResult):
             same = other.id == self.id and other.parent == self.parent
             return same and list(other.results) == list(self.results)

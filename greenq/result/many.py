@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 
 class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
-    """The handles of tasks that were sent together, in order, created on access.
+    """The handles of tasks that were sent together, in order.
 
-    The sequence has a length and supports indexes and slices. Its handles take no memory, since
-    each access returns a new one.
+    The sequence has a length and supports indexes and slices. It stores only ids: each access
+    creates a new handle.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AsyncResults(Sequence[AsyncResult[R]], Generic[R]):
         self._app = app
 
     def __len__(self) -> int:
-        """Count the tasks."""
+        """Return the number of tasks."""
         return len(self.ids)
 
     @overload

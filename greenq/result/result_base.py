@@ -1,4 +1,4 @@
-"""The base of task and group handles: app, parent, and whether waiting is allowed."""
+"""The base class of task and group handles, and the rule for waiting in tasks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 
     from greenq.protocol.meta import ResultMeta
 
-# Whether waiting for results is allowed in this context; None allows it only if no task is running
-# in this context.
+# Whether code in this context is allowed to wait for results; None means only outside tasks.
 _joins: ContextVar[bool | None] = ContextVar("greenq_joins", default=None)
 
 
 @contextmanager
 def allow_join_result() -> Iterator[None]:
-    """Let a task wait for the results of others, in a ``with`` statement."""
+    """Allow a task to wait for the results of other tasks inside a ``with`` statement."""
     with _set_joins(True):
         yield
 
 
 @contextmanager
 def denied_join_result() -> Iterator[None]:
-    """Refuse to wait for results in a ``with`` statement, as in a task."""
+    """Forbid waiting for results inside a ``with`` statement, as in a task."""
     with _set_joins(False):
         yield
 
@@ -47,7 +46,7 @@ def _set_joins(may: bool) -> Iterator[None]:
 
 @contextmanager
 def join_as_here() -> Iterator[None]:
-    """In a ``with`` statement, keep the rule that holds outside, even if a task begins inside."""
+    """Inside a ``with`` statement, keep the rule that applies outside, even if a task begins."""
     with _set_joins(_may_wait()):
         yield
 
@@ -63,14 +62,14 @@ def refuse_in_task(what: str) -> None:
         return
     raise RuntimeError(
         f"a task must not wait for the result of another one ({what}): "
-        "when all slots of the workers are waiting like this, none is left for the other tasks. "
-        "End the task and continue in the other one, or, where there is always a free slot, "
+        "if the tasks in all slots of the workers wait like this, no slot is left for the others. "
+        "Let this task end and continue in the other one or, if a slot is always free, "
         "call get(disable_sync_subtasks=False) or use allow_join_result()"
     )
 
 
 def ask_for_app(newest: Callable[[], Any]) -> None:
-    """Register the function `newest` that provides the app for `newest_app`."""
+    """Register `newest`, the function from which `newest_app` gets the app."""
     _newest[:] = [newest]
 
 
@@ -86,7 +85,7 @@ def newest_app() -> Any:
     return _newest[-1]()
 
 
-# Provided by the module of apps, which is in a layer above this one.
+# Set by `greenq.registry`, which is in a layer above this one.
 _newest: list[Callable[[], Any]] = []
 
 
@@ -109,7 +108,7 @@ class ResultBase:
         raise NotImplementedError
 
     def __json__(self) -> tuple[Any, Any]:
-        """Let a task return a handle, as the tuple that the result then contains."""
+        """Return the tuple that is stored if a task returns this handle."""
         return self.as_tuple()
 
     @property
@@ -135,7 +134,7 @@ class ResultBase:
         raise NotImplementedError
 
     def revoke_by_stamped_headers(self, headers: Mapping[str, Any], **how: Any) -> None:
-        """Revoke all tasks, in any group, that have one of these stamps."""
+        """Revoke all tasks that have one of these stamps, in this group or any other."""
         self.app.control.revoke_by_stamped_headers(headers, **how)
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[ResultBase | None, Any]]:
@@ -155,7 +154,7 @@ class ResultBase:
                 raise IncompleteStream(f"{node} has not ended: its children are not known yet")
 
     def collect(self, intermediate: bool = False, **how: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield each handle from `iterdeps` with its value, once known; `how` is as for `get`."""
+        """Yield each handle from `iterdeps` with its value, which is awaited by ``get(**how)``."""
         for _, node in self.iterdeps(intermediate):
             yield node, node.get(**how)
 
@@ -188,8 +187,8 @@ class ResultBase:
             node = node.parent
 
 
-# The functions that create a handle from its tuple; the two classes register themselves here, since
-# each may contain the other.
+# The functions that create a handle from its tuple. The two classes of handles register themselves
+# here, since a handle of either class may contain handles of the other.
 makers: dict[str, Callable[..., ResultBase]] = {}
 
 
@@ -235,7 +234,7 @@ def fulfil(
     callback: Callable[[Any], object],
     on_error: Callable[[Exception], object] | None,
 ) -> None:
-    """Call the function passed to `then`; `on_error` receives the callback's exceptions."""
+    """Call the function that was passed to `then`; `on_error` receives its exception, if any."""
     try:
         callback(result)
     except Exception as exc:
@@ -261,7 +260,7 @@ def children_of(meta: ResultMeta, app: Any) -> list[Any]:
 
 
 def as_dict(meta: ResultMeta) -> dict[str, Any]:
-    """Return a state as ``on_message`` receives it."""
+    """Return a state as the dict that ``on_message`` receives."""
     return {
         "task_id": meta.task_id,
         "status": meta.status or PENDING,

@@ -1,4 +1,4 @@
-"""The tree of tasks and the tasks that they sent, as a graph."""
+"""A graph of tasks and the tasks that they sent."""
 
 from __future__ import annotations
 

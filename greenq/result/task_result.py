@@ -64,8 +64,7 @@ class AsyncResult(ResultBase, Generic[R]):
             name: the task's name, if known.
             app: the app whose transport is used.
             parent: the handle of its predecessor in a chain.
-            ignored: True if the sender does not want a result, so that there is nothing to wait
-                for.
+            ignored: True if the sender does not want a result, so there is nothing to wait for.
         """
         self.id = id
         self._name = name
@@ -78,7 +77,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def transport(self) -> Transport:
-        """The connection to the server that holds the result."""
+        """The connection to the server that stores the result."""
         if self._own_transport is None:
             self._own_transport = self.app.transport
         return self._own_transport
@@ -140,7 +139,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def name(self) -> str | None:
-        """The task's name, known to the sending process, and elsewhere read from the result."""
+        """The task's name; unless this process sent the task, it is read from the result."""
         return self._read().extra.get("name") if self._name is None else self._name
 
     @property
@@ -188,11 +187,11 @@ class AsyncResult(ResultBase, Generic[R]):
     maybe_reraise = maybe_throw
 
     def ready(self) -> bool:
-        """Return True if the task has ended, whether it succeeded or failed."""
+        """Return True if the task has ended, successfully or not."""
         return self.state in READY_STATES
 
     def successful(self) -> bool:
-        """Return True if the task has returned."""
+        """Return True if the task has succeeded."""
         return self.state == SUCCESS
 
     def failed(self) -> bool:
@@ -231,7 +230,7 @@ class AsyncResult(ResultBase, Generic[R]):
             disable_sync_subtasks: False allows waiting in a task, as `allow_join_result` does.
 
         Raises:
-            RuntimeError: a task is waiting for another one, which may need the slot that it holds.
+            RuntimeError: a task waits for another task, which may need the slot that it occupies.
             ResultTimeout: the task did not end in time.
             Exception: the task's exception, with the worker's traceback as its cause.
         """
@@ -294,7 +293,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
         Args:
             signal: a name shown in events; greenlets receive no signal.
-            wait: wait until every worker has answered, for at most `timeout` seconds (1).
+            wait: wait until every worker has replied, for at most `timeout` seconds (by default 1).
 
         Raises:
             OperationalError: the server could not be reached.
@@ -306,7 +305,7 @@ class AsyncResult(ResultBase, Generic[R]):
         forget([self], self.backend)
 
     def known(self) -> ResultMeta | None:
-        """Return the final state, without reading it, if it is known or will not be stored."""
+        """Return the final state if it is known, SUCCESS if none will be stored, or None."""
         if self.final is None and self.ignored:
             return ResultMeta(task_id=self.id, status=SUCCESS)
         return self.final
@@ -316,7 +315,7 @@ class AsyncResult(ResultBase, Generic[R]):
         yield self
 
     def exists(self) -> bool:
-        """Return whether a state is stored, which the state PENDING alone does not tell."""
+        """Return whether a state is stored, which the state PENDING alone does not show."""
         found: bool = self.backend.exists(self.id)
         return found
 
@@ -369,7 +368,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return self.id
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is a handle of the same task, or its id."""
+        """Return whether `other` is a handle of the same task, or its id."""
         if isinstance(other, AsyncResult):
             return other.id == self.id
         return other == self.id if isinstance(other, str) else NotImplemented

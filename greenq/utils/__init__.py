@@ -1,5 +1,5 @@
-"""What every layer may use, and what knows nothing of tasks: the log, pauses, addresses and so on.
+"""Helpers for every layer, independent of tasks: for logging, pauses, addresses and so on.
 
-The name of `greenq.utils.log` comes from Celery. The package uses only the errors and, of the wire
-formats, the module for text.
+The name of `greenq.utils.log` comes from Celery. Of the rest of greenq, the package uses only
+`greenq.errors` and `greenq.protocol.text`.
 """

@@ -1,4 +1,4 @@
-"""Logging, set up only for the command line; each line logged by a task contains its name and id.
+"""Logging, set up only for the command line; a task's log lines contain the task's name and id.
 
 Nothing here takes effect before `setup` is called, so a program that only sends keeps its own
 logging.
@@ -44,8 +44,9 @@ class Style:
     """The format of log lines.
 
     Attributes:
-        format, task_format: format strings of logging, for lines logged outside and inside tasks.
-        date_format, task_date_format: the formats of their times; None means logging's default.
+        format, task_format: format strings for `logging`, for lines from outside and inside tasks.
+        date_format, task_date_format: the formats of times in these lines; None means the default
+            of `logging`.
         json: write each line as a JSON object instead.
     """
 
@@ -108,7 +109,7 @@ def setup(
             is not set.
         stream: where the log goes if `logfile` is None.
         hijack_root: whether to replace the root logger's existing handlers.
-        style: the format of its lines.
+        style: the format of the lines.
 
     Raises:
         ConfigError: there is no such level, or the file cannot be written.
@@ -125,7 +126,7 @@ def setup(
     root.setLevel(level.upper())
 
 
-# The parent of the task loggers. It has no handlers, but receivers of after_setup_task_logger may
+# The parent of the task loggers. It has no handlers, but receivers of after_setup_task_logger can
 # add some. It is not below ``greenq``, since the level of ``greenq`` is for greenq's own lines.
 task_logger: Final = logging.getLogger("greenq_task")
 
@@ -133,8 +134,9 @@ task_logger: Final = logging.getLogger("greenq_task")
 def get_task_logger(name: str) -> logging.Logger:
     """Return the logger `name`; its lines from a task contain the task's name and id.
 
-    Lines of any other logger do so as well; this function exists for users of Celery. The logger's
-    records also pass through `task_logger`, unless a parent logger is in use.
+    So do the lines of any other logger; this function exists for compatibility with Celery. The
+    logger's records also pass through `task_logger`, unless the logger already has a parent other
+    than the root logger.
     """
     logger = logging.getLogger(name)
     if logger.parent is logging.root and logger is not task_logger:
@@ -153,7 +155,7 @@ def wants_color(stream: TextIO, wanted: bool | None = None) -> bool:
 
 
 def _own(stream: TextIO) -> TextIO:
-    """Return another stream to the same file; if that is impossible, the same stream."""
+    """Return another stream to the same file or, if that is impossible, `stream` itself."""
     try:
         # Choose a high number, so that a task that closes the first few descriptors does not close
         # this one.
@@ -196,7 +198,7 @@ def add_task(record: logging.LogRecord) -> bool:
 
 
 def keep_going() -> None:
-    """Keep errors in log handlers from stopping greenq's own code, without losing the line.
+    """Keep errors in log handlers from stopping greenq's own code or losing a line.
 
     A task may close the log's stream or add a handler that raises. Other loggers still raise errors
     in the code that uses them.
@@ -205,8 +207,8 @@ def keep_going() -> None:
     _stderr = _identity(2)
     for handler in (*logging.root.handlers, *logging.getLogger("greenq").handlers):
         # The watchdog thread also logs. If an operating system thread holds one of gevent's locks,
-        # a greenlet that waits for it may wait forever. So use a real lock, which is held only
-        # while a line is written.
+        # a greenlet that waits for the lock may wait forever. So use a real lock, which is held
+        # only while a line is written.
         handler.lock = _thread.RLock()
     for name, logger in list(logging.root.manager.loggerDict.items()):
         own = name == "greenq" or name.startswith("greenq.")
@@ -228,7 +230,8 @@ class _Unfailing(logging.Logger):
 def _write_plainly(record: logging.LogRecord, error: BaseException) -> None:
     """Write a record to file descriptor 2, because a handler could not write it.
 
-    Nothing is written if a task has closed the descriptor, since it may now be a connection.
+    Nothing is written if a task has closed the descriptor, since its number may have been reused,
+    for example by a connection.
     """
     if _identity(2) != _stderr:
         return
@@ -316,7 +319,7 @@ class _Formatter(logging.Formatter):
         self._of_tasks = logging.Formatter(style.task_format, style.task_date_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        # greenq's own lines about a task already name it.
+        # greenq's own lines about a task already name the task.
         own = record.name == "greenq" or record.name.startswith("greenq.")
         named = getattr(record, "task_id", None) is not None and not own
         line = as_record(self._of_tasks.format(record) if named else super().format(record))
@@ -366,7 +369,7 @@ def _task_of(record: logging.LogRecord) -> dict[str, str]:
             "task_id": task_id,
             "root_id": getattr(record, "root_id", task_id),
         }
-    # The worker logs "Task %s received", for example, about a request outside its context.
+    # For example, the worker logs "Task %s received" outside the context of the request.
     for argument in record.args if isinstance(record.args, tuple) else ():
         found: Any = getattr(argument, "message", None)
         if hasattr(found, "root_id") and hasattr(found, "task"):
@@ -395,7 +398,7 @@ class Redirected(io.TextIOBase):
         self._level = level
         self._original = original
         # The text waiting for its line ending, and its writer. The lock is a real one, since tasks
-        # may have threads; nothing waits while it is held.
+        # may have threads; no code waits while it holds the lock.
         self._text = ""
         self._running: Running | None = None
         self._lock = _thread.RLock()
@@ -413,11 +416,11 @@ class Redirected(io.TextIOBase):
         return self._original.buffer
 
     def fileno(self) -> int:
-        """Return the original's descriptor, for child processes."""
+        """Return the descriptor of the original stream, for child processes."""
         return self._original.fileno()
 
     def isatty(self) -> bool:
-        """Return False, since there are no colours in a log line."""
+        """Return False, since log lines should have no colours."""
         return False
 
     def writable(self) -> bool:
@@ -441,7 +444,7 @@ class Redirected(io.TextIOBase):
         self._emit(text, running)
 
     def close(self) -> None:
-        """Log the waiting text, but stay open, since the stream is not the task's alone."""
+        """Log the waiting text, but stay open, since other tasks use the same stream."""
         self.flush()
 
     @contextmanager
@@ -459,7 +462,7 @@ class Redirected(io.TextIOBase):
     def _add(self, text: str, running: Running | None) -> list[tuple[str, Running | None]]:
         """Add text that `running` writes; return the complete lines with their writers.
 
-        Text by another writer that is still waiting for its line ending is now treated as complete.
+        If another writer's text is still waiting for its line ending, that text counts as complete.
         """
         with self._lock:
             complete: list[tuple[str, Running | None]] = []
@@ -512,7 +515,7 @@ def redirect(level: str) -> Iterator[None]:
 
 
 class OutageLog:
-    """Logs when an outage of one part, which keeps retrying, begins and ends.
+    """Logs when an outage begins and ends, for a part that keeps retrying.
 
     Each kind of error is logged once per outage; repetitions are logged at DEBUG.
     """
@@ -545,7 +548,7 @@ class Repeated:
     """Limits log lines about data from outside: a few of each kind, then only their number.
 
     A kind is a line's text before formatting, so the code limits the number of kinds. The number of
-    lines not logged is logged with the first line of the same kind after the minute.
+    lines not logged is logged with the first line of the same kind after that minute.
     """
 
     def __init__(

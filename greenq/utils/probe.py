@@ -1,6 +1,7 @@
 """``greenq health``: ask the worker on this machine whether it is healthy, as a probe.
 
-A probe runs every few seconds, so this loads nothing else of greenq: no app, no gevent, no redis.
+A probe runs every few seconds, so this module imports nothing else of greenq: no app, no gevent, no
+redis.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="live: the worker needs no restart; ready: it takes messages; startup: it has "
         "started (default: live)")  # fmt: skip
     add("-t", "--timeout", type=_seconds, default=2.0, metavar="S",
-        help="wait this long for the answer (default 2)")  # fmt: skip
-    add("-q", "--quiet", action="store_true", help="print nothing, only set the exit code")
+        help="wait this many seconds for the answer (default: 2)")  # fmt: skip
+    add("-q", "--quiet", action="store_true", help="print nothing; only set the exit code")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,12 +97,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run ``greenq health`` without the rest of the command line."""
+    """Run ``greenq health`` without loading the rest of the command line."""
     parser = argparse.ArgumentParser(
         prog="greenq health",
         description="Ask the worker on this machine whether it is healthy.",
         allow_abbrev=False,
-        # Without a width, argparse loads shutil with all its compressions to ask the terminal.
+        # Without a width, argparse imports shutil, and with it all compression modules, to ask the
+        # terminal.
         formatter_class=partial(argparse.HelpFormatter, width=80),
     )
     add_options(parser)
@@ -112,7 +114,7 @@ def ask(address: Address, path: str, timeout_s: float) -> tuple[int, str]:
     """Get `path` from a worker; return the HTTP status and the text of the answer.
 
     Raises:
-        OSError: there is no answer from this address in time, or the answer is not a worker's.
+        OSError: no answer comes from this address in time, or the answer is not from a worker.
     """
     ends_s = time.monotonic() + timeout_s
     request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
@@ -159,7 +161,7 @@ def _default_address() -> Address:
         if os.environ.get(name):
             return parse_address(os.environ[name])
     raise ValueError(
-        f"no address: name the worker's --health address, or set {_VARIABLES[0]} for both"
+        f"no address: give the worker's --health address, or set {_VARIABLES[0]} for both"
     )
 
 

@@ -22,6 +22,6 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
 
 
 def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the end of an error message that suggests the nearest name, or an empty text."""
+    """Return the end of an error message that suggests the nearest name, or an empty string."""
     near = nearest(name, known, cutoff=cutoff)
     return "" if near is None else f"; did you mean {near}?"

@@ -1,4 +1,4 @@
-"""The version of greenq, in a module below all others, so that every module may import it."""
+"""The version of greenq, in a module below all others, so that every module can import it."""
 
 from __future__ import annotations
 

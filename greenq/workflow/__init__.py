@@ -1,7 +1,7 @@
 """A workflow as one object: the states of its tasks, and how to stop it or run it again.
 
-A `Workflow` reads and writes the index of workflows, which senders and workers keep if the setting
-``workflow_index`` is on.
+A `Workflow` reads and writes the index of workflows, which senders and workers maintain if the
+setting ``workflow_index`` is on.
 
 The app and the command line use this package.
 """
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 _LOOK_S = 0.05
 _MOST_LOOK_S = 0.5
 
-# How often workers ask which workflows are stopped, plus a small margin.
+# The interval at which workers ask which workflows are stopped, plus a small margin.
 _KNOWN_S = 1.0
 
-# A chord that is being completed now is complete after this time.
+# A chord that is being completed now will be complete after this time.
 _COMPLETED_S = 5.0
 
 # How many tasks are written in one call.
@@ -65,8 +65,8 @@ class Workflow:
     def state(self) -> str:
         """The overall state: PENDING, STARTED, PAUSED, SUCCESS, FAILURE or REVOKED. Switches: yes.
 
-        A workflow that the index does not know is also PENDING. A workflow that was cancelled is
-        REVOKED immediately, although some of its tasks may still be ending.
+        A workflow that the index does not know is also PENDING. A cancelled workflow is REVOKED
+        immediately, even while some of its tasks are still ending.
         """
         record = self._index.record(self.id)
         return PENDING if record is None else state_of(record)
@@ -79,7 +79,7 @@ class Workflow:
 
     @property
     def progress(self) -> float:
-        """The fraction of the tasks known so far that have ended, from 0 to 1. Switches: yes."""
+        """Of the tasks known so far, the fraction that has ended, from 0 to 1. Switches: yes."""
         return progress_of(self.counts)
 
     def tree(self) -> Tree:
@@ -121,16 +121,15 @@ class Workflow:
     # --- stopping ---------------------------------------------------------------------------------
 
     def cancel(self) -> int:
-        """Terminate running tasks and let no others begin; return how many had not ended.
+        """Terminate running tasks and let no others begin; return how many tasks had not ended.
 
-        Every task that has not ended becomes REVOKED, and its callers learn this. Switches: yes.
+        Every task that has not ended becomes REVOKED, and its callers are notified. Switches: yes.
 
         Raises:
             GreenqError: the index does not know the workflow.
         """
         self._index.stop(self.id, CANCELLED)
-        # If the workflow was paused, each message that was put aside ends like any other waiting
-        # one.
+        # Messages that were put aside while the workflow was paused end like other waiting ones.
         self._index.release(self.id)
         nodes = dict(self._index.nodes(self.id))
         ids = [task_id for task_id, text in nodes.items() if text[:1] in OPEN]
@@ -180,12 +179,12 @@ class Workflow:
         yes.
 
         Raises:
-            GreenqError: nothing has failed, the messages are no longer kept, or the results that
+            GreenqError: no task has failed, the messages are no longer stored, or the results that
                 a chord needs no longer exist.
         """
         if self._known().stop == CANCELLED:
             self._index.stop(self.id, "")
-            # A worker that has not learned of the retry would revoke what is sent now.
+            # A worker that has not learned of the retry would revoke the tasks that are sent now.
             time.sleep(_KNOWN_S)
         ends_s, sent = time.monotonic() + _COMPLETED_S, 0
         claims: dict[str, str] = {}
@@ -227,11 +226,11 @@ class Workflow:
     def _reopen_chords(
         self, tree: Tree, failed: Mapping[str, WorkflowTask], claims: dict[str, str]
     ) -> bool:
-        """Make the chords count their failed parts again; return False if parts have ended since.
+        """Make the chords count their failed parts again; return False if the tree is out of date.
 
-        `claims` are the claims on chords because of which earlier calls were refused. If a chord's
-        body was sent or has failed before the tree was read, such a claim was left behind by the
-        completion of the chord.
+        `claims` are the claims on chords that made earlier calls fail. If a chord's body was sent
+        or had failed before the tree was read, such a claim was left behind when the chord was
+        completed.
         """
         # A cancelled body is revoked whether or not its chord was completed.
         unsure = (STATES[PLANNED], STATES[REVOKED])
@@ -256,7 +255,7 @@ class Workflow:
     def _parts(
         self, group: str, tasks: list[WorkflowTask], failed: Mapping[str, WorkflowTask]
     ) -> tuple[list[ChordPart], list[ChordPart]]:
-        """Return the parts of a chord that have failed, and those that have finished."""
+        """Return the parts of a chord that have failed, and those that have succeeded."""
         backend = self._app.transport.backend
         finished = [task for task in tasks if task.state == SUCCESS]
         metas = list(backend.get_many([task.id for task in finished]))
@@ -290,12 +289,12 @@ class Workflow:
     def on_success(self, signature: Mapping[str, Any]) -> None:
         """Have a signature sent when all tasks have ended and none has failed. Switches: yes.
 
-        The signature is sent once, with only its own arguments; if all tasks have ended already, it
-        is sent now. The same holds for `on_failure` and `on_end`.
+        The signature is sent once, with only its own arguments; if all tasks have already ended, it
+        is sent immediately. The same applies to `on_failure` and `on_end`.
 
         Raises:
-            GreenqError: the index does not know the workflow, the workflow has 100 such calls
-                already, or the signature begins with more than one task.
+            GreenqError: the index does not know the workflow, the workflow already has 100 such
+                calls, or the signature begins with more than one task.
         """
         self._call("success", signature)
 
@@ -344,7 +343,7 @@ class Workflow:
 
 
 def workflow_id(found: Any) -> str:
-    """Return the id of a workflow, given as that id or as the handle of the workflow's end."""
+    """Return the id of a workflow, given that id or the handle of the workflow's end."""
     if isinstance(found, str):
         return found
     root: str = first_of(found.as_tuple())

@@ -1,4 +1,4 @@
-"""The tasks of a workflow as a tree, its critical path, and how long it may still take."""
+"""A workflow's tasks as a tree, its critical path, and an estimate of its remaining time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from greenq.canvas.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# The states' names by their letters.
+# The names of the states, by letter.
 STATES: Mapping[str, str] = {
     PLANNED: "PLANNED", WAITING: "WAITING", RUNNING: "STARTED", AGAIN: "RETRY",
     SUCCEEDED: "SUCCESS", FAILED: "FAILURE", REVOKED: "REVOKED",
@@ -34,11 +34,11 @@ class WorkflowTask:
     """A task of a workflow.
 
     Attributes:
-        node: its task and its place in the workflow.
+        node: the task's id, its name and its place in the workflow.
         state: PLANNED (to be sent when the step before it has ended), WAITING, STARTED, RETRY,
             SUCCESS, FAILURE or REVOKED.
-        began, ended: unix seconds; None until then.
-        worker: the node name of its worker; "" until that is known.
+        began, ended: the times in unix seconds; None until then.
+        worker: the node name of its worker; "" until it is known.
     """
 
     node: WorkflowNode
@@ -49,7 +49,7 @@ class WorkflowTask:
 
     @classmethod
     def read(cls, task_id: str, text: str) -> WorkflowTask:
-        """Return a task as the index keeps it."""
+        """Return a task from its text in the index."""
         head, _, rest = text.partition("|")
         began, ended, worker = [*head[1:].split(" ", 2), "", ""][:3]
         return cls(
@@ -67,7 +67,7 @@ class WorkflowTask:
 
     @property
     def name(self) -> str:
-        """The task's name; "" until that is known."""
+        """The task's name; "" until it is known."""
         return self.node.task
 
     @property
@@ -76,7 +76,7 @@ class WorkflowTask:
         return self.state in _OPEN
 
     def runtime_s(self, now_s: float) -> float | None:
-        """Return the run's duration, up to `now_s` if it is running; None if it has not begun."""
+        """Return how long the task ran, or has run by `now_s`; None if it has not begun."""
         if self.began is None:
             return None
         return max(0.0, (now_s if self.ended is None else self.ended) - self.began)
@@ -84,7 +84,7 @@ class WorkflowTask:
 
 @dataclass(slots=True)
 class WorkflowGroup:
-    """Tasks that run at the same time.
+    """Tasks that run in parallel.
 
     Attributes:
         id: the group's id.
@@ -120,7 +120,7 @@ class Tree:
     """
 
     def __init__(self, tasks: Iterable[WorkflowTask]) -> None:
-        """Arrange tasks."""
+        """Arrange the tasks in sequences of steps."""
         self.tasks = {task.id: task for task in tasks}
         self.groups: dict[str, WorkflowGroup] = {}
         self.lines: list[list[WorkflowStep]] = []
@@ -130,7 +130,7 @@ class Tree:
             for group in (*task.node.within, task.node.group)
             if group is not None
         }
-        # The sequence and the step of each task and each group.
+        # For each task and each group, the sequence that it is in, and its step.
         self._places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
         self._group_places: dict[str, tuple[list[WorkflowStep], WorkflowStep]] = {}
         self._arrange()
@@ -145,8 +145,8 @@ class Tree:
             if waiting:
                 before = waiting.popleft()
             else:
-                # Other programs may have written the index: it may contain tasks that follow one
-                # another in a circle.
+                # Another program may have written to the index, so tasks may follow one another in
+                # a cycle.
                 before = next(iter(followers.keys() - {None}))
                 followers[None] = followers.pop(before)
                 before = None
@@ -195,7 +195,7 @@ class Tree:
     def _continued(
         self, before: str | None
     ) -> tuple[list[list[WorkflowStep]], list[WorkflowStep] | None]:
-        """Return the list for a new sequence, and the sequence that ends with `before`, or None."""
+        """Return the list for a new sequence, and the sequence that ends with `before`, if any."""
         place = self._places.get(before or "") or self._group_places.get(before or "")
         if place is None:
             return self.lines, None
@@ -228,7 +228,7 @@ class Tree:
 
         A task is assumed to take as long as other tasks with its name. The workflow will take at
         least as long as the longest remaining sequence of steps, and is assumed to use as many
-        slots as were busy so far.
+        slots as have been busy on average so far.
         """
         took: dict[str, list[float]] = defaultdict(list)
         for task in self.tasks.values():
@@ -274,7 +274,7 @@ def _append(
     line: list[WorkflowStep] | None,
     what: WorkflowTask | WorkflowGroup,
 ) -> tuple[list[WorkflowStep], WorkflowStep]:
-    """Put a task or a group at the end of a sequence, or of a new one; return its place."""
+    """Append a task or a group to a sequence, or to a new one; return its place."""
     if line is None:
         line = []
         lines.append(line)

@@ -57,7 +57,7 @@ def test_a_blocked_worker_answers_that_it_lives_and_by_what_it_is_blocked(server
         ) as worker,
         Greenq("client", broker=server.url, set_as_current=False) as client,
     ):
-        worker.wait_text(f"health and metrics are answered at 127.0.0.1:{port}")
+        worker.wait_text(f"health and metrics are served at 127.0.0.1:{port}")
         wait_until(lambda: get(port, "/readyz")[0] == 200, WAIT_S)
         assert get(port, "/livez")[0] == get(port, "/startupz")[0] == 200
 
@@ -130,7 +130,7 @@ def test_a_port_in_use_is_one_clear_line(server: Server, tmp_path: Path) -> None
         assert worker.wait_exit() == 1
     assert worker.text.strip().splitlines()[-1] == (
         f"greenq worker: cannot listen on 127.0.0.1:{port}: Address already in use; "
-        "is it another worker's? Each needs its own address"
+        "does another worker use it? Each worker needs its own address"
     )
     assert "Traceback" not in worker.text
     # It has never held a lease.
@@ -290,7 +290,7 @@ def test_the_backlog_of_the_cluster_is_the_same_from_any_worker(server: Server) 
 def test_nothing_listens_by_default(server: Server) -> None:
     with greenq_worker(server.url) as worker:
         worker.wait_text("is ready")
-        assert "answered at" not in worker.text
+        assert "served at" not in worker.text
         assert listening(worker) == []
 
 

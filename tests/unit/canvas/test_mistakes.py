@@ -31,9 +31,9 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "body": (lambda add: chord([add.s(1, 1)], add), TypeError, "chord body takes .* add.s"),
     "header": (lambda add: chord(add, add.s()), TypeError, "chord header takes .* add.s"),
     "list as body": (
-        lambda add: chord([add.s(1, 1)], [add.s()]), TypeError, r"are a group\(…\) or a chain",
+        lambda add: chord([add.s(1, 1)], [add.s()]), TypeError, r"with group\(…\) or chain",
     ),
-    "list after |": (lambda add: add.s(1) | [add.s(2)], TypeError, r"are a group\(…\)"),
+    "list after |": (lambda add: add.s(1) | [add.s(2)], TypeError, r"with group\(…\)"),
     "no body": (lambda add: chord([add.s(1, 1)])(), ValueError, "no body"),
     "link without body": (lambda add: chord([]).link(add.s()), ValueError, "none yet"),
     "empty chain": (lambda add: chain().delay(), ValueError, "empty chain cannot be sent"),
