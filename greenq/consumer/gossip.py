@@ -1,4 +1,4 @@
-"""Gossip: tracks which other workers are alive, and elects one worker for a duty."""
+"""Gossip: tracks which other workers are alive, and takes part in elections."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import logging
 import math
 import random
 import time
-from collections import deque
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.bootsteps.blueprint import StartStopPart
+from greenq.consumer.voting import LATE_S, Voting
 from greenq.errors import ContentDisallowed, DecodeError, OperationalError, SignatureError
 from greenq.hub import spawn
 from greenq.protocol.event import EXCHANGE, SILENT_INTERVALS, read_events
-from greenq.protocol.limits import INTERVAL, KEPT_NAME, named
+from greenq.protocol.limits import INTERVAL, KEPT_NAME
 from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:
@@ -55,21 +54,6 @@ _CHECK_S = 5.0
 _LOOK_S = 10.0
 _LOOK_EACH_S = 0.1
 
-# How long to wait for votes.
-_VOTES_S = 2.0
-
-# A timer that fires later than this shows that this worker was blocked.
-_LATE_S = 0.5
-
-# A worker that was blocked gets this long to read what other workers have sent in the meantime.
-_HEAR_S = 0.2
-
-# The maximum number of elections at once; the worker ignores any more.
-_ELECTIONS = 1000
-
-# The maximum number of votes in all elections at once; any more do not count.
-_VOTES = 20_000
-
 # How many lines of each kind are logged per minute; this is enough for a fleet that is starting.
 _LINES = 100
 
@@ -79,9 +63,6 @@ _NEIGHBOURS = 10_000
 # The software name (`sw_ident`) of workers with leases, and the event types that carry it.
 _OURS = "greenq"
 _TELLING = ("worker-online", "worker-heartbeat")
-
-# The version of the election protocol; votes of other versions do not count.
-_VERSION = 1
 
 
 @dataclass(slots=True)
@@ -101,24 +82,6 @@ class Neighbour:
     leased: bool = False
 
 
-@dataclass(slots=True)
-class _Election:
-    """An election in progress.
-
-    Attributes:
-        deadline: ends the election even if votes are missing.
-        votes: the clock, name and topic in each node's vote.
-        action: what this worker does if it wins.
-        is_known: whether the leases have been read since the election began, so that all voters are
-            known.
-    """
-
-    deadline: TimerEntry
-    votes: dict[str, tuple[int, str, str]] = field(default_factory=dict)
-    action: Any = None
-    is_known: bool = False
-
-
 def _begin(run: Callable[[], object], name: str) -> None:
     spawn(run, name=name)
 
@@ -132,10 +95,7 @@ class Gossip(StartStopPart):
     2. Listen to heartbeats while there are workers of another kind (Celery's), which have no
        leases. Such workers are found by their reply to a starting worker's hello or by their
        events; to find any others, gossip listens at intervals.
-    3. Hold elections. When an election is requested, each worker votes by publishing its clock. The
-       lowest clock wins; among equal clocks, the smallest name wins. Each worker finds the winner
-       by itself, with the same result, as soon as it has the votes of all live neighbours, or after
-       two seconds.
+    3. Hold elections (`Voting`), so that of all workers that receive a request, one acts on it.
     """
 
     name = "Gossip"
@@ -175,13 +135,10 @@ class Gossip(StartStopPart):
         """
         self.neighbours: dict[str, Neighbour] = {}
         self._subscriber = subscriber
-        self._events = events
         self._timer = timer
         self._clock = clock
         self._hostname = hostname
         self._accept = accept
-        self._leaders = leaders
-        self._claim = claim
         self._leased = leased
         self._greeted = greeted
         self._begin = begin
@@ -189,10 +146,6 @@ class Gossip(StartStopPart):
         self._now_s = now_s
         self._rare = [keys.fanout(EXCHANGE, key) for key in _RARE]
         self._frequent = [keys.fanout(EXCHANGE, key) for key in _FREQUENT]
-        self._elections: dict[str, _Election] = {}
-        self._votes = 0
-        # Finished elections, remembered so that a late vote does not reopen one.
-        self._decided: deque[str] = deque(maxlen=_ELECTIONS)
         self._check: TimerEntry | None = None
         self._timers: list[TimerEntry] = []
         # When listening to heartbeats began, and when it may end at the earliest; infinite if not
@@ -206,6 +159,11 @@ class Gossip(StartStopPart):
         # hold a lease.
         self._strangers: set[str] = set()
         self._repeated = Repeated(_log, at_once=_LINES)
+        self.voting = Voting(
+            events, timer, hostname=hostname, leaders=leaders, claim=claim,
+            neighbours=self.neighbours, stood_still=self._stood_still, look=self._look,
+            begin=begin, repeated=self._repeated,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Start listening to events and reading the leases."""
@@ -228,10 +186,7 @@ class Gossip(StartStopPart):
         for entry in self._timers:
             entry.cancel()
         self._timers = []
-        for election in self._elections.values():
-            election.deadline.cancel()
-        self._elections.clear()
-        self._votes = 0
+        self.voting.stop()
         self.neighbours.clear()
 
     def elect(self, election_id: str, topic: str, action: object) -> None:
@@ -240,25 +195,8 @@ class Gossip(StartStopPart):
         Raises:
             ValueError: the election's id or topic is too long.
         """
-        for name, value in (("id", election_id), ("topic", topic)):
-            wrong = KEPT_NAME.wrong(value)
-            if wrong:
-                raise ValueError(named(f"the election's {name}", wrong))
-        if len(self._elections) >= _ELECTIONS:
-            self._repeated.log(
-                "too many elections at once: not voting in %s", election_id, level=logging.ERROR
-            )
-            return
-        vote = {"id": election_id, "topic": topic, "action": action, "cver": _VERSION}
-        if self._subscriber.late_s > _LATE_S:
-            self._timer.call_after(_HEAR_S, lambda: self._vote_late(election_id, vote))
-        else:
-            self._events.send("worker-elect", vote)
-
-    def _vote_late(self, election_id: str, vote: Mapping[str, Any]) -> None:
-        """Vote although this worker was blocked, unless others may already have decided."""
-        if election_id not in self._elections and election_id not in self._decided:
-            self._events.send("worker-elect", vote)
+        late = self._subscriber.late_s > LATE_S
+        self.voting.elect(election_id, topic, action, late=late)
 
     def receive(self, data: bytes) -> None:
         """Record a worker's event."""
@@ -309,7 +247,7 @@ class Gossip(StartStopPart):
     def _lose(self, neighbour: Neighbour) -> None:
         del self.neighbours[neighbour.node]
         self._repeated.log("missed heartbeat from %s", neighbour.node, level=logging.INFO)
-        self._decide_all()
+        self.voting.decide_all()
 
     def _look_on(self) -> None:
         """Read the leases now, and again after a pause that grows with the number of neighbours."""
@@ -329,7 +267,7 @@ class Gossip(StartStopPart):
         try:
             while self._looks_again:
                 self._looks_again = False
-                timers, begun = self._timers, list(self._elections.values())
+                timers, begun = self._timers, list(self.voting.elections.values())
                 # A node that joins during the call may be missing from the result.
                 before = {each.node for each in self.neighbours.values() if each.leased}
                 leased = {*self._leased()} - {self._hostname, ""}
@@ -337,9 +275,7 @@ class Gossip(StartStopPart):
                 # has been started again.
                 if self._timers is timers:
                     self._follow(before, leased)
-                    for election in begun:
-                        election.is_known = True
-                    self._decide_all()
+                    self.voting.know(begun)
         except OperationalError as exc:
             # Even if the leases are unknown, elections end after two seconds.
             _log.debug("the leases could not be read: %s", exc)
@@ -369,13 +305,13 @@ class Gossip(StartStopPart):
             self._clock.adjust(event["clock"])
             self._meet(node, kind, event)
         if kind == "worker-elect":
-            self._count(event)
+            self.voting.count(event)
 
     def _meet(self, node: str, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "worker-offline":
             if self.neighbours.pop(node, None):
                 self._repeated.log("%s left", node, level=logging.INFO)
-                self._decide_all()
+                self.voting.decide_all()
             return
         neighbour = self.neighbours.get(node) or self._add(node)
         if neighbour is None:
@@ -398,105 +334,8 @@ class Gossip(StartStopPart):
         self._repeated.log("%s joined", node, level=logging.INFO)
         return neighbour
 
-    def _count(self, event: Mapping[str, Any]) -> None:
-        """Record and acknowledge a vote, and decide the election if no vote is missing."""
-        election_id, topic, node = event.get("id"), event.get("topic"), event["hostname"]
-        takes = KEPT_NAME.takes
-        if not takes(election_id) or not takes(topic) or not takes(node):
-            self._repeated.log(
-                "a vote by %.100s does not count: its id, topic or node is not a name", node
-            )
-            return
-        if event.get("cver") != _VERSION:
-            self._repeated.log(
-                "%s has a different election protocol; its vote does not count", node
-            )
-            return
-        if self._votes >= _VOTES:
-            self._repeated.log("too many votes at once: the vote of %s does not count", node)
-            return
-        election = self._elections.get(election_id)
-        is_new = election is None
-        if election is None:
-            if election_id in self._decided or len(self._elections) >= _ELECTIONS:
-                return
-            deadline = self._timer.call_after(_VOTES_S, lambda: self._close(election_id))
-            election = self._elections[election_id] = _Election(deadline)
-        self._votes += node not in election.votes
-        election.votes[node] = event["clock"], f"{node}.{event.get('pid')!s:.20}", topic
-        if node == self._hostname:
-            election.action = event.get("action")
-        # Celery's workers count these acknowledgements.
-        self._events.send("worker-elect-ack", {"id": election_id})
-        if is_new:
-            self._look()
-        self._decide_if_complete(election_id)
-
-    def _decide_all(self) -> None:
-        for election_id in list(self._elections):
-            self._decide_if_complete(election_id)
-
-    def _decide_if_complete(self, election_id: str) -> None:
-        """Decide if all nodes, except those known to be lost, have voted."""
-        election = self._elections.get(election_id)
-        if election is None or not election.is_known:
-            return
-        # Compare the numbers first, because comparing many names takes long.
-        if len(election.votes) < len(self.neighbours):
-            return
-        # Even silent neighbours count: they may have voted while this worker was blocked.
-        if election.votes.keys() >= self.neighbours.keys() | {self._hostname}:
-            self._decide(election_id)
-
-    def _close(self, election_id: str) -> None:
-        """Decide without the missing votes."""
-        election = self._elections[election_id]
-        if self._stood_still(election.deadline):
-            # After being blocked, this worker may have read only its own vote, and could become a
-            # second leader.
-            election.deadline = self._timer.call_after(_HEAR_S, lambda: self._close(election_id))
-        else:
-            self._decide(election_id)
-
     def _stood_still(self, due: TimerEntry) -> bool:
         """Return whether this worker was blocked or still has unread events from others."""
-        is_late = self._timer.clock() - due.due_s > _LATE_S
+        is_late = self._timer.clock() - due.due_s > LATE_S
         has_waiting = self._subscriber.has_waiting
         return is_late or any(map(has_waiting, (*self._rare, *self._frequent)))
-
-    def _decide(self, election_id: str) -> None:
-        """Find the winner among the votes, and act if it is this worker."""
-        election = self._elections.pop(election_id)
-        self._votes -= len(election.votes)
-        election.deadline.cancel()
-        self._decided.append(election_id)
-        node, (_clock, _name, topic) = min(election.votes.items(), key=lambda vote: vote[1][:2])
-        if node != self._hostname:
-            self._repeated.log(
-                "%s was elected for %s %s", node, topic, election_id, level=logging.INFO
-            )
-            return
-        self._repeated.log(
-            "this worker was elected for %s %s", topic, election_id, level=logging.INFO
-        )
-        act = self._leaders.get(topic)
-        if act is None:
-            known = ", ".join(sorted(self._leaders))
-            self._repeated.log(
-                "no leader is registered for elections on %r: known topics are %s",
-                *(topic, known), level=logging.ERROR,
-            )  # fmt: skip
-            return
-        self._begin(
-            partial(self._lead, election_id, topic, partial(act, election.action)), "leader"
-        )
-
-    def _lead(self, election_id: str, topic: str, act: Callable[[], object]) -> None:
-        """Act as the winner, unless another worker, which lacked this one's vote, has done so."""
-        try:
-            if self._claim(election_id):
-                act()
-            else:
-                _log.warning("another worker acts as the winner of %s %s", topic, election_id)
-        except Exception:
-            _log.exception("the action of the elected worker for %s failed", topic)

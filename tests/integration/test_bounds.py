@@ -250,14 +250,14 @@ def flood_elections() -> None:
         world.gossip._note(event("worker-elect", f"{number}", id="1", **vote))
     world.gossip._note(event("worker-elect", "n", id="x" * 256, **vote))
 
-    elections = world.gossip._elections.values()
+    elections = world.gossip.voting.elections.values()
     assert len(elections) == 1000
     assert sum(len(each.votes) for each in elections) == 20_000
     assert all(each.action is None for each in elections)
     for number in range(1000):
-        world.gossip._decide(f"{number}")
-    assert world.gossip._votes == 0
-    assert len(world.gossip._decided) == 1000
+        world.gossip.voting.decide(f"{number}")
+    assert world.gossip.voting.votes == 0
+    assert len(world.gossip.voting.decided) == 1000
     with pytest.raises(ValueError, match="255"):
         world.gossip.elect("x" * 256, "lead", None)
 

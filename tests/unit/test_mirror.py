@@ -105,6 +105,7 @@ ELSEWHERE: dict[str, str] = {
     "consumer/refusals.py": "unit/consumer/test_tasks.py",
     "consumer/returns.py": "unit/consumer/test_tasks.py",
     "consumer/waiting.py": "unit/consumer/test_tasks.py",
+    "consumer/voting.py": "unit/consumer/test_gossip.py",
     "events/receiver.py": "integration/test_events_receiver.py",
     "execution/processes.py": "integration/test_always_ends.py",
     # The watchdog thread's duties, each by what the thread makes of it.
