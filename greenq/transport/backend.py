@@ -1,8 +1,8 @@
 """Results: storing, reading, awaiting and forgetting them.
 
 A result is a key with an expiry. Storing it also publishes the same bytes on a channel with the
-same name. All waiting callers receive the results through the process's one `ChannelListener`, so
-ten thousand callers of `get` share one connection, in plain threads and in greenlets alike.
+same name. All waiting callers in a process receive their results through its one `ChannelListener`,
+so ten thousand callers of `get` share one connection, in plain threads and in greenlets alike.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ _READ_AGAIN_S = 1.0
 _LISTENED = 256
 _SAMPLE = 64
 
-# The pause before the other tasks are read (again); it is longer if reading them would take more
-# than a twentieth of the time.
+# The pause before the other tasks are read (again); it is longer if reading them would otherwise
+# take more than a twentieth of the time.
 _LOOK_S = 0.5
 _LOOK_SHARE = 20
 
@@ -86,11 +86,11 @@ class Backend:
         silence_s: float,
         signer: Signer | None = None,
     ) -> None:
-        """Read and write results as `config` says.
+        """Read and write results as `config` specifies.
 
         Args:
             client: the server.
-            keys: its key names.
+            keys: the server's key names.
             config: the result section of the settings.
             accept_content: the content types to accept unless ``result_accept_content`` is set.
             accept_compression: the compressions to accept in addition to ``result_compression``.
@@ -98,7 +98,7 @@ class Backend:
             silence_s: seconds without data after which a listening connection is checked.
             signer: signs and checks results; None for neither.
         """
-        # Whether results contain more than Celery's usually do; see `stored`.
+        # Whether results contain more fields than Celery's usually do; see `stored`.
         self.extends = config.result_extended
         self._client = client
         self._keys = keys
@@ -114,14 +114,14 @@ class Backend:
             REVOKED: f"{KIND_FINAL}{expiry}",
         }
         self._rule = f"{KIND_PASSING}{expiry}"
-        # How long a chord is kept after its last change, and the kind of key for its parts.
+        # How long a chord is kept after its last change, and whether its parts are kept in order.
         chord_expiry = config.result_chord_expires
         self.chord_seconds = expiry if chord_expiry is None else int(chord_expiry)
         self._is_ordered = config.result_backend_transport_options.result_chord_ordered
         self._chord_rule = chord_rule(self._is_ordered, self.chord_seconds, expiry)
         names = config.result_accept_content
         self._max_bytes = max_bytes
-        # The options that all stored values are decoded with.
+        # The options for decoding any stored value.
         self._reading: dict[str, Any] = {
             "serializer": config.result_serializer,
             "accept": serialize.accepted(accept_content if names is None else names),
@@ -184,7 +184,7 @@ class Backend:
     def part(
         self, group_id: str, index: int | None, task_id: str, status: str, result: object
     ) -> ChordPart:
-        """Return the part that a task of a chord's header adds when it ends.
+        """Return the part that a task of a header adds to its chord when the task ends.
 
         Raises:
             EncodeError: the result cannot be serialized.
@@ -201,9 +201,9 @@ class Backend:
         """Read a chord by its group's key. Switches: yes.
 
         Returns:
-            The worker that is to send the body; the parts that have ended, in their order, as
-            `decode_part` returns them; and the group as saved, or None unless the group's members
-            include groups.
+            The claim of the worker that is to send the body; the parts that have ended, in their
+            order, as `decode_part` returns them; and the saved group, which is None unless the
+            group's members include groups.
 
         Raises:
             ProtocolError: a part cannot be read.
@@ -219,17 +219,17 @@ class Backend:
         )
 
     def read_claim(self, group: str) -> str | None:
-        """Read which worker is to send the body of a chord, by its group's key. Switches: yes."""
+        """Read the claim of the worker that is to send the body of a chord, by its group's key."""
         claim = self._client.call("GET", f"{group}.c")
         return None if claim is None else claim.decode(errors="replace")
 
     def store(self, task_id: str, status: str, result: object, **fields: Any) -> None:
-        """Store a state immediately; `fields` are those of `stored`."""
+        """Store a state immediately; `fields` are the other arguments of `stored`."""
         state = self.stored(task_id, status, result, **fields)
         settle(self._client, self._keys, [Settlement("", KEEP, result=state)])
 
     def get(self, task_id: str) -> ResultMeta:
-        """Read a task's stored state; a task without one is PENDING."""
+        """Read a task's stored state; a task without a stored state is PENDING."""
         return next(self.get_many((task_id,)))
 
     def get_many(self, task_ids: Iterable[str]) -> Iterator[ResultMeta]:
@@ -256,18 +256,18 @@ class Backend:
         return found
 
     def exists(self, task_id: str) -> bool:
-        """Return whether a state of a task is stored."""
+        """Return whether a task has a stored state."""
         return bool(self._client.call("EXISTS", self._keys.result(task_id)))
 
     def _payloads(self, keys: Sequence[str], timeout_s: float = math.inf) -> list[bytes | None]:
-        """Read keys in two attempts, each of which gets half of the time."""
+        """Read keys in up to two attempts, each of which gets half of the time."""
         whole_s = min(max(timeout_s, _LEAST_READ_S), self._client.call_timeout_s)
         if len(keys) == 1:
             return [self._reads.one(keys[0], whole_s)]
         return self._in_two_attempts([("MGET", *keys)], whole_s)[0]  # type: ignore[no-any-return]
 
     def _read_each(self, keys: Sequence[str], timeout_s: float) -> list[Any]:
-        """Read the keys of several callers as if each caller were alone."""
+        """Read the keys of several callers; an error concerns only the key that it stands for."""
         return self._in_two_attempts([("GET", key) for key in keys], timeout_s)
 
     def _in_two_attempts(self, commands: list[tuple[str, ...]], whole_s: float) -> list[Any]:
@@ -302,7 +302,7 @@ class Backend:
         return StateWrite(self._keys.group(group_id), self._rule, payload)
 
     def restore_group(self, group_id: str) -> Any:
-        """Read a group's result tuple; None if none is stored."""
+        """Read a group's result tuple; return None if there is none."""
         payload = self._payloads([self._keys.group(group_id)])[0]
         if payload is None:
             return None
@@ -313,7 +313,7 @@ class Backend:
         self._client.call("DEL", self._keys.group(group_id))
 
     def wait(self, task_id: str, **how: Any) -> ResultMeta:
-        """Wait until a task has ended, and return its state; `how` is as for `wait_many`.
+        """Wait until a task has ended, and return its state; `how` is passed on to `wait_many`.
 
         Raises:
             ResultTimeout: the task did not end in time.
@@ -330,15 +330,15 @@ class Backend:
         on_message: Callable[[ResultMeta], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Generator[ResultMeta]:
-        """Yield the final state of each task when it ends, starting with those already ended.
+        """Yield each task's final state when the task ends, starting with tasks that have ended.
 
         Args:
             task_ids: the tasks' ids; each is yielded once.
-            timeout_s: the longest wait for all of them; None means no limit.
+            timeout_s: the time limit for all tasks together; None means no limit.
             interval_s: read the stored states again when nothing was announced for this many
-                seconds; None means that only the announcements are relied on.
+                seconds; None means to rely on the announcements alone.
             on_message: called with each state announced in the meantime, including final states.
-            on_interval: called each time nothing was announced for `interval_s`.
+            on_interval: called each time nothing has been announced for `interval_s`.
 
         Raises:
             ResultTimeout: a task did not end in time.
@@ -358,7 +358,7 @@ class Backend:
         interval_s: float | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[ResultMeta]:
-        """Yield the final state of each task in order; keeps at most one portion of the states.
+        """Yield the final state of each task in order, keeping at most one portion of the states.
 
         Args:
             task_ids: the tasks' ids, each once.
@@ -504,7 +504,7 @@ class Backend:
         return [Heard(key, payload) for key, payload in found if payload]
 
     def _reread(self, keys: Sequence[str], ends_s: float) -> list[Heard]:
-        """Read like `_read_stored`; return nothing during an outage, since a later read follows."""
+        """Call `_read_stored`, but return nothing during an outage, since a later read follows."""
         try:
             return self._read_stored(keys, ends_s)
         except OperationalError:
@@ -519,7 +519,7 @@ class Backend:
     ) -> Iterator[ResultMeta]:
         """Yield the final states among the news, and remove their keys from `waiting`.
 
-        Anyone may publish, so announcements without a valid signature only add their keys to
+        Anyone can publish, so announcements without a valid signature only add their keys to
         `forged`. If `forged` is None, the news comes from the stored states.
         """
         for key, payload in news:
@@ -543,12 +543,12 @@ class Backend:
                 yield meta
 
     def close(self) -> None:
-        """Stop listening, and make no further calls."""
+        """Stop listening, and drop the functions that have not been called yet."""
         self._callbacks.close()
         self._listener.close()
 
     def _decode(self, task_id: str, payload: bytes) -> ResultMeta:
-        """Read the state of a task.
+        """Decode a task's state, and check its signature.
 
         Raises:
             SignatureError: a signature is required, but the state has none that is valid for this
@@ -560,7 +560,7 @@ class Backend:
         try:
             meta = self._read_state(signer.open("result", "", payload))
             if meta.task_id != task_id:
-                raise SignatureError(f"it is signed as that of task {meta.task_id}")
+                raise SignatureError(f"it is signed as the result of task {meta.task_id}")
         except SignatureError as exc:
             raise SignatureError(
                 f"the result of task {task_id} is refused: {exc}; check security_signing_key "

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Backlog(Generic[T]):
-    """A queue that drops its oldest items when it holds too many, or too many bytes.
+    """A queue that drops its oldest items when it has too many items, or too many bytes.
 
     One thread may add and remove items while another thread pops them. Each thread has its own
     count of bytes, so no lock is needed.
@@ -38,7 +38,7 @@ class Backlog(Generic[T]):
 
     @property
     def full(self) -> bool:
-        """True if adding another item may drop one."""
+        """True if adding another item might drop one."""
         return len(self._items) >= self._most or self.bytes >= self._most_bytes
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Backlog(Generic[T]):
             self.dropped += 1
 
     def remove(self, item: T) -> bool:
-        """Remove an item early; False if it was popped already. For the adding thread only."""
+        """Remove an item early, in the adding thread; return False if it was already popped."""
         try:
             self._items.remove(item)
         except ValueError:

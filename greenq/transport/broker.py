@@ -74,7 +74,8 @@ _SWEPT = 100
 def own_binding(queue: str) -> Binding:
     """Return the binding of a queue that the settings do not name.
 
-    Its exchange has the queue's name; the queues of single workers, ``<node>.dq2``, share one.
+    Its exchange has the queue's name; the private queues of workers, ``<node>.dq2``, share one
+    exchange.
     """
     node = queue.removesuffix(DIRECT_SUFFIX)
     if node != queue and "@" in node:
@@ -83,7 +84,7 @@ def own_binding(queue: str) -> Binding:
 
 
 class Broker:
-    """Queues on one server: declares, publishes, inspects, requeues and buries. Switches: yes."""
+    """The queues on one server, and all calls for them except the take. Switches: yes."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Broker:
             client, keys: the server, and its key names.
             dead_limits: the limits on dead letters.
             signer: signs messages; None leaves them unsigned.
-            queues: the queues of the settings, by name.
+            queues: the queues that the settings declare, by name.
         """
         self.client = client
         self.keys = keys
@@ -125,7 +126,7 @@ class Broker:
     def bindings_of(self, queue: str) -> tuple[Binding, ...]:
         """Return the bindings of a queue: those of the settings, or one to its own exchange."""
         known = self._queues.get(queue)
-        # A queue given by name may also be the queue of a single worker.
+        # A queue given by name may also be the private queue of a worker.
         if known is None or known.sources == (Binding(Exchange(queue), queue),):
             return (own_binding(queue),)
         return known.sources
@@ -133,8 +134,8 @@ class Broker:
     def declare_commands(self, queue: str) -> list[Command]:
         """Return the commands that declare a queue, or none if this process has already sent them.
 
-        The commands write both binding sets, unless the queue expires. If they wrote only the
-        first, a Celery process that removes expired bindings could remove the queue's.
+        Unless the queue expires, the commands also add its binding to the permanent bindings.
+        Otherwise, a Celery process that removes expired bindings could remove this one too.
         """
         if queue in self._declared:
             return []
@@ -170,7 +171,7 @@ class Broker:
         self._note_declared(queue)
 
     def limits_of(self, queue: str) -> tuple[float | None, int | None]:
-        """Return a queue's expiry in seconds and the number of messages that may wait in it."""
+        """Return a queue's expiry in seconds, and its maximum length; None means no limit."""
         limited = self._limited.get(queue)
         return (None, None) if limited is None else (limited.expires, limited.max_length)
 
@@ -244,8 +245,8 @@ class Broker:
     ) -> None:
         """Push messages in one command and one round trip: all of them or none, in this order.
 
-        The first push also declares the queue. It is not an error if this user is not allowed to do
-        so, since the workers also declare it. From time to time, the same round trip also asks
+        The first push also declares the queue. It is not an error if this user is not allowed to
+        declare it, since the workers also do so. From time to time, the same round trip also asks
         which workers take from the queue.
 
         Raises:
@@ -286,11 +287,11 @@ class Broker:
         new_ids: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> bool:
-        """Push messages unless an earlier push delivered them; False if that push left traces.
+        """Push messages unless an earlier push has left traces; return False in that case.
 
         The messages are pushed together or not at all, so a trace of one proves that all arrived.
-        `new_ids` are their task ids if the ids were generated for this call: then a result also
-        counts as a trace.
+        If their task ids were generated for this call, `new_ids` are these ids, and a result then
+        also counts as a trace.
         """
         keys = self.keys
         step = keys.step_of(priority)
@@ -333,7 +334,7 @@ class Broker:
         return int(min(answers[-1]))
 
     def depth(self, queues: Iterable[str], *, timeout_s: float | None = None) -> int:
-        """Count the messages waiting in queues; messages of all priorities are added up."""
+        """Count the messages waiting in these queues, of all priorities together."""
         commands: list[Command] = [("LLEN", key) for key in self.lists(queues)]
         return sum(self.client.pipeline(commands, timeout_s=timeout_s)) if commands else 0
 
@@ -474,7 +475,7 @@ class Broker:
         return self.resealed(queue, raw, envelope.mark_redelivered(raw, deliveries))
 
     def resealed(self, queue: str, raw: str | bytes, changed: str) -> str | bytes:
-        """Return `changed`, derived from a message of `queue`, signed if that message was.
+        """Return `changed`, a new form of a message of `queue`, signed if that message was signed.
 
         If the message has no valid signature, `changed` is returned as it is.
         """
@@ -528,8 +529,8 @@ class Broker:
     def bound_queues(self, connection: Connection, exchange: str, routing_key: str) -> list[str]:
         """Return the queues that an exchange's bindings lead to for a routing key.
 
-        Queues of the settings are declared first, so that messages wait there even if the workers
-        of these queues have never run.
+        Queues that the settings name are declared first, so that messages wait there even if the
+        workers of these queues have never run.
         """
         names = [
             queue.name

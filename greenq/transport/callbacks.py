@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Callbacks:
-    """Functions to call when tasks end; one thread calls them, one after the other.
+    """Functions to call when tasks end; a single thread calls them, one after another.
 
     The thread starts when the first function is added, and ends when no task is awaited any more.
     """
@@ -35,7 +35,7 @@ class Callbacks:
         """Subscribe through `listener`.
 
         `follow` yields the final states of the tasks in a dictionary of ids by channel, removes
-        these tasks from the dictionary, and ends when it is empty.
+        these tasks from the dictionary, and ends when the dictionary is empty.
         """
         self._listener = listener
         self._follow = follow
@@ -45,14 +45,14 @@ class Callbacks:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._ear: Ear = queue.SimpleQueue()
-        # The lock protects the next two: the awaited ids by channel; and for each id, the channel
-        # and the functions to call.
+        # The lock protects the next two attributes: the awaited ids by channel; and for each id,
+        # the channel and the functions to call.
         self._waiting: dict[str, str] = {}
         self._calls: dict[str, tuple[str, list[Callable[[ResultMeta], object]]]] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, tasks: dict[str, str], call: Callable[[ResultMeta], object]) -> None:
-        """Register a function to be called when each of `tasks`, ids by channel, ends."""
+        """Register a function to be called when each of `tasks` (ids by channel) ends."""
         with self._lock:
             if self._pid != os.getpid():
                 self._reset()
@@ -60,7 +60,7 @@ class Callbacks:
                 self._calls.setdefault(task_id, (channel, []))[1].append(call)
             self._waiting.update(tasks)
             # Subscribe even to a channel that the thread already listens to, since each
-            # confirmation makes it read the stored state.
+            # confirmation makes the thread read the stored state.
             self._listener.subscribe(self._ear, list(tasks))
             if self._thread is None:
                 # The context is empty, so that tasks sent by a callback do not become children of a

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client
 
-# Entries of senders that died are dropped after this time, when another chord is listed.
+# Entries of senders that died are dropped after this time, when another chord is added.
 _KEPT_S = 7 * 86400
 
 
@@ -28,7 +28,7 @@ class Unsealed(NamedTuple):
 
     Attributes:
         since: when its sender began, in unix time by the server's clock.
-        size: how many parts it will have, or None if its sender does not know that.
+        size: how many parts it will have, or None if its sender does not know this yet.
     """
 
     since: float
@@ -39,7 +39,7 @@ class Unsealed(NamedTuple):
 
 
 class Chords:
-    """What a chord's sender writes on the server for results and on the server for messages."""
+    """Writes a sender's chords, to the server for results and to the server for messages."""
 
     def __init__(self, broker: Client, results: Client | None, keys: Keys, expires_s: int) -> None:
         """Keep sizes on `results` for `expires_s` seconds; 0 means no limit."""

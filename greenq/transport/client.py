@@ -1,10 +1,10 @@
-"""The only user of redis-py: addresses, connections, commands, scripts, and translated errors.
+"""The only module that uses redis-py: addresses, connections, commands, scripts, error translation.
 
 1. `Client` has one server address and a small pool of connections for callers that only run a
    command. A caller waits if no connection is free.
 2. `Connection` is one socket, used by one greenlet or thread at a time. A pipeline is one write and
    one batch of reads, and scripts are sent by their SHA.
-3. redis-py's errors are translated only here; the cause remains chained.
+3. redis-py's errors are translated only here; the original error is chained as the cause.
 
 redis-py's own pool and pipeline are not used. Its pool polls the socket at each checkout, and its
 pipeline wraps each command in three objects; together they cost more than the command itself.
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
 
 Command = tuple[Any, ...]
 
-# A pooled connection that was idle for this long is checked before use: a server that was restarted
-# has closed it, and a command that was never sent can safely be sent over a new connection.
+# A pooled connection that has been idle for this long is checked before use: a restarted server has
+# closed it, and a command that has not been sent yet can safely use a new connection.
 RESTED_S = 1.0
 
-# On a socket, a timeout of 0 would mean non-blocking.
+# The shortest timeout of a socket, for which 0 would mean non-blocking.
 _LEAST_S = 0.001
 
 # How long to probe a server without TLS after TLS has failed.
@@ -76,7 +76,7 @@ _SCHEMES = {
 
 
 class Script(NamedTuple):
-    """A Lua script with its SHA1, which the server knows it by."""
+    """A Lua script, and its SHA1, by which the server knows it."""
 
     name: str
     source: str
@@ -146,21 +146,22 @@ class Connection:
         # The socket's time limit, if `send` has set one.
         self._limit_s = 0.0
         self.pushes = pushes
-        # With pushes: True if the server has announced a change since `noticed` was last set to
-        # False. Also True on a new socket, where earlier changes cannot have been announced.
+        # With pushes, this is True if the server has announced a change since `noticed` was last
+        # set to False. It is also True on a new socket, on which earlier changes were not
+        # announced.
         self.noticed = False
-        # The same for a single key, which the connection's holder sets.
+        # `changed` is the same for a single key, `watched`, which the connection's holder sets.
         self.watched: str | None = None
         self.changed = False
         # The server's id of this connection, for CLIENT UNBLOCK; None until `identify`.
         self.number: int | None = None
         self.used_at = time.monotonic()
-        # How the connection's holder waits for a descriptor: a function of (number, seconds) that
-        # returns whether the descriptor is readable. A thread alongside the hub has a cheap way of
-        # its own; None means the socket's way.
+        # How the connection's holder waits for input: a function of (descriptor, seconds) that
+        # returns whether the descriptor is readable. A thread alongside the hub uses a cheap
+        # function of its own; if this is None, the socket's own timeout is used.
         self.poll: Callable[[int, float], bool] | None = None
-        # The deadline of the current operation (monotonic); None means that each read has a limit
-        # of its own.
+        # The deadline of the current operation (monotonic); None means that each read has its own
+        # limit.
         self.ends_s: float | None = None
 
     @property
@@ -190,7 +191,7 @@ class Connection:
             left_s = self._left_s("connect")
             link.socket_connect_timeout = min(limits[0], left_s)
             link.socket_timeout = min(limits[1], left_s)
-            # Each reply of the handshake may take as long as earlier replies have left.
+            # Each reply of the handshake may use the time that the earlier replies have left.
             link.read_response = partial(self._read_in_time, link.read_response)
         try:
             link.connect()
@@ -201,8 +202,8 @@ class Connection:
                 ) from exc
             raise _translate(exc, "connect", self._client.address, connecting=True) from exc
         except BaseException:
-            # If the greenlet is killed during the handshake, the next caller would read the
-            # replies to it.
+            # The greenlet was killed during the handshake. Close the socket, or the next caller
+            # would read the remaining replies of the handshake.
             self.close()
             raise
         finally:
@@ -240,7 +241,7 @@ class Connection:
             raise AccessRefused(f"{self._client.address}: {exc}") from exc
 
     def _limit(self, left_s: float) -> None:
-        """Let each read and write on the socket take at most about `left_s` seconds."""
+        """Limit each read and write on the socket to about `left_s` seconds."""
         # Each change is a system call, so a limit that is only a little too long is kept.
         if not 0.9 * self._limit_s <= left_s <= self._limit_s:
             self._limit_s = 1.05 * left_s
@@ -267,7 +268,7 @@ class Connection:
     def _notice(self, message: list[Any]) -> Push:
         self.noticed = True
         keys = message[1]
-        # A message without keys means that the server has lost all of them.
+        # A message without keys means that the server has lost all its keys.
         if self.watched is not None and (keys is None or self.watched.encode() in keys):
             self.changed = True
         return _INVALIDATE
@@ -279,14 +280,14 @@ class Connection:
         return _MESSAGE
 
     def subscribe(self, channels: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
-        """Receive the messages published from now on, on channels given by name or by glob pattern.
+        """Start receiving messages on channels given by name or by glob pattern.
 
         This needs a connection created with `pushes`; such a connection can still carry out
         commands. A new socket has no subscriptions.
 
         Raises:
-            AccessRefused: this user is not allowed to subscribe to some channel; the connection
-                stays usable.
+            AccessRefused: this user is not allowed to subscribe to one of the channels; the
+                connection stays usable.
         """
         # Subscribe one by one, since a user may be refused one channel and allowed another.
         self._announce(
@@ -307,7 +308,7 @@ class Connection:
             return
         self.send([*named, ("PING",)])
         refusal = None
-        # Anything before the last reply is a refusal.
+        # Any reply before the last one is a refusal.
         while isinstance(answer := self.receive(named[0][0]), OperationalError):
             refusal = refusal or answer
         if isinstance(refusal, AccessRefused):
@@ -320,8 +321,8 @@ class Connection:
     def messages(self, timeout_s: float = 0.0) -> list[Published]:
         """Return the published messages, oldest first; if there are none, wait for the first.
 
-        Return an empty list after the timeout. This also happens if the server has silently
-        gone, so send a `PING` from time to time.
+        Return an empty list after the timeout. The list is also empty if the server has disappeared
+        without closing the connection, so send a `PING` from time to time.
 
         Raises:
             ConnectionLost: the server has hung up; messages published before the next subscription
@@ -366,8 +367,8 @@ class Connection:
 
         Args:
             commands: the commands to carry out.
-            optional: how many commands at the end may fail: for these, an error is returned in
-                place of a reply.
+            optional: the number of commands at the end that may fail; for these, an error is
+                returned in place of a reply.
 
         Raises:
             ServerError, AccessRefused: the server refused a command.
@@ -381,7 +382,7 @@ class Connection:
         return answers
 
     def try_pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Like `pipeline`, but the error of a refused command is returned as its reply."""
+        """Do the same as `pipeline`, but return the error of a refused command as its reply."""
         self.send(commands)
         return [_add_right(self.receive(command[0]), command) for command in commands]
 
@@ -405,7 +406,7 @@ class Connection:
             raise
 
     def receive(self, name: str, *, push: bool = False, timeout_s: float | None = None) -> Any:
-        """Read the next reply, or the next push if `push` is true; `timeout_s` is for this read.
+        """Read the next reply, or the next push if `push` is true; `timeout_s` limits this read.
 
         A refused command's error is returned; the error of a broken connection is raised.
         """
@@ -422,15 +423,14 @@ class Connection:
             else:
                 answer = read()
         except redis_errors.ResponseError as exc:
-            # Close the socket even if redis-py has already disconnected it (for a script error it
-            # has not); the next use reconnects.
+            # A refusal is a complete reply, so the connection stays usable.
             return _translate(exc, name, self._client.address)
         except (Exception, redis_errors.RedisError) as exc:
             self.close()
             raise _translate(exc, name, self._client.address) from exc
         except BaseException:
-            # The greenlet was killed before its reply arrived. The next caller would read that
-            # reply.
+            # The greenlet was killed before its reply arrived. Close the socket, or the next caller
+            # would read that reply.
             self.close()
             raise
         self.used_at = time.monotonic()
@@ -446,14 +446,14 @@ class Connection:
             raise TimeoutError("nothing arrived in time")
 
     def _has_input(self, timeout_s: float) -> bool:
-        """Wait in the holder's own way until there is data to read or the socket is closed."""
+        """Wait with `poll` until there is data to read or the socket is closed."""
         if not self.connected or self.has_read_ahead():
             return True
         assert self.poll is not None
         return self.poll(self.fileno(), timeout_s)
 
     def has_read_ahead(self) -> bool:
-        """Return whether data that no caller has received is already in this process."""
+        """Return whether this process has read data that no caller has received yet."""
         link = self._link
         if self._published or not link.is_connected:
             return bool(self._published)
@@ -492,14 +492,14 @@ class Connection:
             raise _translate(exc, "read", self._client.address) from exc
 
     def fileno(self) -> int:
-        """Return the socket's descriptor for a poll; -1 if there is none."""
+        """Return the socket's descriptor, for polling; -1 if no socket is open."""
         if not self.connected:
             return -1
         number: int = self._link._get_socket().fileno()  # noqa: SLF001  redis-py has no public way
         return number
 
     def wait_for_either(self, other: socket.socket, timeout_s: float) -> tuple[bool, bool]:
-        """Wait until this connection, if open, or `other` is readable; return which of them is."""
+        """Wait until this connection, if open, or `other` is readable; return which of them are."""
         if self.has_read_ahead():
             return True, False
         poll = select.poll()
@@ -557,8 +557,8 @@ class Client:
             keepalive: use TCP keepalive on every socket.
             name: shown in the server's ``CLIENT LIST``.
             prepare: called before each connection attempt; ensures that an embedded server
-                runs, and returns the path of its socket. Only a process of this user may answer
-                there.
+                runs, and returns the path of its socket, on which only a process of this user may
+                answer.
         """
         self.address = mask_url(url)
         # The URL includes the password, so never show it.
@@ -622,7 +622,7 @@ class Client:
         return redis.ConnectionPool.from_url(self._url, **settings).make_connection()
 
     def connection(self, *, pushes: bool = False, timeout_s: float | None = None) -> Connection:
-        """Return a connection outside the pool for one holder; `timeout_s` is for each read."""
+        """Return a connection outside the pool for one holder; `timeout_s` limits each read."""
         return Connection(self, self.make_link(pushes=pushes, timeout_s=timeout_s), pushes=pushes)
 
     @contextmanager
@@ -632,9 +632,9 @@ class Client:
         """Lend a pooled connection for `timeout_s`, by default `call_timeout_s`.
 
         If all connections are in use, wait for one. If `patient` is true or no `timeout_s` is
-        given, the time starts again whenever a call of any caller succeeds. So hundreds of tasks
-        that send at the same time in a busy process wait for one another, and no call fails while
-        the server answers.
+        given, the time starts again whenever any caller's call succeeds. So hundreds of tasks that
+        send at the same time in a busy process wait for one another, and no call fails while the
+        server answers.
 
         Raises:
             ConnectFailed: no connection became free in time.
@@ -663,7 +663,7 @@ class Client:
     def _wait_for_idle(
         self, ends_s: float, limit_s: float, *, patient: bool
     ) -> tuple[Connection | None, float]:
-        """Wait for a connection that another caller returns; also return when its use must end.
+        """Wait until another caller returns a connection; return it, and when its use must end.
 
         Raises:
             ConnectFailed: no connection was returned in time; if `patient`, no call has succeeded
@@ -680,7 +680,8 @@ class Client:
                     f"{self.address}: all {self._pool_limit} connections (broker_pool_limit) are "
                     "in use"
                 ) from None
-            # If the server has not answered for a long time, the use ends at once with an error.
+            # If the server has not answered for a long time, the use ends immediately with an
+            # error.
             return connection, max(ends_s, self._answered_s + limit_s) if patient else ends_s
 
     def call(self, *command: Any, timeout_s: float | None = None, patient: bool = False) -> Any:
@@ -746,7 +747,7 @@ def _redis_py_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{path}?{urlencode(query)}"
 
 
-# The fields that are enough to open a connection without TLS or options.
+# The fields that suffice to open a connection without TLS or options.
 _PLAIN = frozenset({"host", "port", "path", "username", "password", "db"})
 
 
@@ -759,7 +760,8 @@ def plain_address(url: str) -> dict[str, Any] | None:
     return found if "path" in found else {"host": "localhost", "port": 6379, **found}
 
 
-# redis-py strips the code from replies that have a class of their own. Narrower classes come first.
+# redis-py strips the error code from the replies that it has an error class for. Subclasses come
+# before their base classes.
 _CODES = (
     (redis_errors.NoScriptError, "NOSCRIPT "),
     (redis_errors.OutOfMemoryError, "OOM "),
@@ -775,10 +777,10 @@ _CODES = (
 )
 
 
-# How a server words a refusal within a script: since version 7, and before.
+# How a server words a refusal within a script: from version 7 on, and before that.
 _ACL_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
-# Before version 7, a server wraps the refusal of a command in a script in a text of its own.
+# Before version 7, a server wraps the refusal of a script's command in a text of its own.
 _IN_SCRIPT = re.compile(r"Error running script.*? -([A-Z]+ .*)", re.DOTALL)
 
 

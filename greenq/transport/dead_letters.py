@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 # How many dead letters a queue keeps; the oldest are dropped first.
 DEAD_LIMIT = 10_000
 
-# How many bytes are kept of a message that no worker can read. That is enough to recognise it.
+# How many bytes are kept of a message that no worker can read. This is enough to recognise it.
 _UNREADABLE_BYTES = 65_536
 
-# One letter may take at most this fraction of the memory allowed for all letters of a queue.
+# One letter may take the memory allowed for all letters of a queue, divided by this number.
 _SHARE = 2
 
-# The limit for a reason, which may quote untrusted text.
+# The maximum length of a reason, which may quote untrusted text.
 _REASON_CHARS = 2000
 
 # How many letters are read at a time; each may be as large as the largest message.
@@ -49,10 +49,10 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DeadLimits(NamedTuple):
-    """How much memory the dead letters of one queue may take.
+    """The limits on the dead letters of one queue.
 
     Attributes:
-        most_bytes: the limit on the server's memory.
+        most_bytes: how much memory the letters may take on the server.
         expires_s: how long each dead letter is kept; 0 means no limit.
     """
 
@@ -68,7 +68,7 @@ class DeadLimits(NamedTuple):
         """Return the limits as text for lua/settle.lua: bytes, seconds, and a cut-off time.
 
         A letter buried before ``now - expires_s`` is dropped when the next letter arrives; the
-        whole list expires if no letter arrives for that long.
+        whole list expires if no letter arrives for `expires_s` seconds.
         """
         if not self.expires_s:
             return f"dead {self.most_bytes} 0 -"
@@ -86,8 +86,8 @@ class DeadLetter:
     Attributes:
         queue: the queue that it was taken from.
         reason: why no worker may run it, as a sentence.
-        buried_at: the time, by the clock of the worker that buried it.
-        worker: that worker's node name.
+        buried_at: when it was buried, by the clock of the worker that buried it.
+        worker: the node name of the worker that buried it.
         task_id: the task's id; None if it could not be read.
         task: the task's name; None if it could not be read.
         raw: the message as it was on the queue, or its beginning.
@@ -128,8 +128,8 @@ def write_letter(
 ) -> str:
     """Return a message as a dead letter in JSON.
 
-    Only the beginning is kept if the message is larger than `most_bytes`, or if it names no task
-    and so can never run.
+    If the message is larger than `most_bytes`, only its beginning is kept. The limit is lower for a
+    message that names no task, since it can never run.
     """
     task_id, task = (_read_header(raw, name) for name in ("id", "task"))
     most = most_bytes if task is not None else min(most_bytes, _UNREADABLE_BYTES)
@@ -154,7 +154,7 @@ def _read_header(raw: bytes, header: str) -> str | None:
 
 
 def read_letter(queue: str, element: bytes) -> DeadLetter:
-    """Read a dead letter; a foreign element becomes a letter whose reason says so."""
+    """Parse a dead letter; if greenq did not write the element, the letter's reason says so."""
     try:
         fields = json.loads(element)
         raw = base64.b64decode(fields["raw"], validate=True)
@@ -218,12 +218,12 @@ class DeadLetters:
     ) -> Iterator[DeadLetter]:
         """Put messages back on their queues unchanged, queue by queue, oldest first.
 
-        Yield each letter whose message was moved. Truncated letters stay. At any moment, a message
-        is either still a dead letter or back on its queue.
+        Yield each letter whose message was moved. Truncated letters stay where they are. At any
+        moment, a message is either still a dead letter or back on its queue.
 
         Args:
             queues: the queues whose letters to replay.
-            wanted: selects letters.
+            wanted: returns whether to replay a letter.
             limit: the maximum number of letters to replay.
         """
         with self._client.pooled() as connection:
@@ -264,7 +264,7 @@ class DeadLetters:
         """Carry out `command`, which removes one letter, for each wanted letter."""
         left = sys.maxsize if limit is None else limit
         for queue in queues:
-            # Letters that are buried again during the replay are left for the next call.
+            # Messages that are buried again during the replay are left for the next call.
             unseen, kept = self._client.call("LLEN", self._keys.dead(queue)), 0
             while left > 0 and (portion := self._oldest(queue, kept, min(unseen, _PORTION))):
                 unseen -= len(portion)
@@ -290,7 +290,7 @@ class DeadLetters:
                 raise answer
 
     def _oldest(self, queue: str, kept: int, count: int) -> tuple[DeadLetter, ...]:
-        """Return the next `count` letters, oldest first, after the `kept` oldest ones."""
+        """Skip the `kept` oldest letters, and return the next `count` letters, oldest first."""
         key = self._keys.dead(queue)
         portion = self._client.call("LRANGE", key, -kept - count, -kept - 1) if count > 0 else []
         return tuple(read_letter(queue, element) for element in reversed(portion))

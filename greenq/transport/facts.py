@@ -15,7 +15,7 @@ class Facts(NamedTuple):
     """What a server reports about itself; a missing fact is empty text or None.
 
     Attributes:
-        name, version: such as ``valkey`` and ``8.0.1``.
+        name, version: what the server is, such as ``valkey`` and ``8.0.1``.
         mode: ``standalone``, ``cluster`` or ``sentinel``.
         uptime_s: the time since the server started.
         clients: the number of connections.
@@ -79,12 +79,12 @@ def server_facts(client: Client) -> Facts:
 
 
 def eviction_warning(facts: Facts) -> str | None:
-    """Return a warning if full memory would delete keys; None if it only refuses writes."""
+    """Return a warning if the server deletes keys when its memory is full; None if it does not."""
     if facts.policy in ("", _SAFE_POLICY):
         return None
-    when = "when its memory is full (maxmemory)"
+    when = "when its memory is full (maxmemory),"
     if not facts.limit_bytes:
-        when = "once maxmemory is set (it is not now)"
+        when = "once maxmemory is set (it is not set now),"
     what = "queues and messages" if facts.policy.startswith("allkeys") else "results and locks"
     return (
         f"the server's maxmemory-policy is {facts.policy}: {when} it silently deletes {what};"

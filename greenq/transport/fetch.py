@@ -1,19 +1,19 @@
-"""Takes messages in one atomic script, and waits for work without losing any or waking too many.
+"""Takes messages in one atomic script; waits without losing messages or waking too many workers.
 
 How a worker waits (docs/design.md, decision 3, has the measurements):
 
 * On the first list of a queue (priority 0, where nearly all work arrives) it blocks with
   ``BLMOVE queue inbox``: the server hands one message to exactly one waiting worker, the one that
   has waited longest. The message goes to the queue's *inbox*, a list that every greenq worker
-  of the queue empties first. So the message is always in a durable place: if the woken worker dies,
-  the next take by any other worker finds it.
+  taking from the queue empties first. So the message is always in a durable place: if the woken
+  worker dies, the next take by any other worker finds it.
 * The other lists (those of less urgent priority steps, and of queues beyond the first few) are
   watched by one idle worker among those with the same queues. Its watchdog thread makes the server
   announce changes (client-side caching) and moves a message to the first list of its queue, where
   the others wait (lua/relay.lua). So a push to such a list also wakes only one worker.
-* The renewal of the lease checks whether any of the lists has messages, and if so ends the wait. So
-  long waits are safe even if a connection is dead, and messages that a dead worker left in an inbox
-  are found.
+* The renewal of the lease checks whether any of the lists has messages, and if so ends the wait.
+  Therefore, long waits are safe even if a connection is dead, and messages that a dead worker left
+  in an inbox are found.
 
 A plain ``BRPOP`` loses the popped message if the worker dies before recording it. ``BLMOVE queue
 queue`` (a blocking peek) wakes the whole fleet, because the list never becomes empty.
@@ -50,12 +50,13 @@ TAKE_BYTES = 4_000_000
 # be delayed or a process is likely to be cut off.
 KNOWN_S = 7 * 86400
 
-# The maximum number of messages in one call that sends them from the worker, so that the call takes
-# only a few ms.
+# How many messages, and how many bytes, the worker sends in one call, so that the call takes only a
+# few ms.
 PORTION_COUNT = 500
 PORTION_BYTES = 1_000_000
 
-# How long one BLMOVE blocks. Network devices that drop idle connections keep them for this long.
+# How long one BLMOVE blocks. Network devices that drop idle connections keep them for at least this
+# long.
 _BLOCK_S = 60
 
 # How long a take may last before its connection is considered dead.
@@ -114,7 +115,7 @@ def taken_apart(record: bytes) -> tuple[str, bytes]:
 def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
     """Split items into portions, limited in number and in bytes.
 
-    An item that exceeds the limit of bytes becomes a portion of its own.
+    An item that exceeds the byte limit becomes a portion of its own.
     """
     portion: list[_T] = []
     left = PORTION_BYTES
@@ -130,12 +131,12 @@ def in_portions(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[l
 
 
 def turns_of(weights: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the turns of one round: each queue as often as its weight, spread evenly.
+    """Return the turns of one round, spread evenly; a queue's weight is its number of turns.
 
     For each turn, all queues gain credit equal to their weight. The queue with the most credit gets
-    the turn, and pays for it.
+    the turn, and pays the sum of all weights for it.
     """
-    # Divide by a common divisor of all weights, which would only make the rounds longer.
+    # Divide the weights by their greatest common divisor, which would only make the rounds longer.
     divisor = math.gcd(*weights.values()) or 1
     gains = {name: weight // divisor for name, weight in weights.items()}
     gained = dict.fromkeys(gains, 0)
@@ -162,11 +163,11 @@ class _TakePlan(NamedTuple):
 
     Attributes:
         queues: the queues to take from.
-        turns: the same queues, each as often as it has turns.
-        endings: the endings of their records, turn by turn.
+        turns: the same queues, each listed once for each of its turns.
+        endings: for each turn, the text that ends the records of its queue.
         keys: the keys of a take.
         lists: the keys of the lists that messages are pushed to.
-        blocking: list and inbox of each queue that has its own waiting connection.
+        blocking: the list and the inbox of each queue that has its own waiting connection.
     """
 
     queues: tuple[str, ...]
@@ -205,8 +206,9 @@ class Fetcher:
             client, keys: the server, and its key names.
             queues: the queues to take from.
             owner: the incarnation named in delivery tags.
-            rotate: serve the queues in turn; otherwise each queue is emptied before the next one.
-            weights: the turns of queues that have more than one.
+            rotate: if True, the queues are served in turn; otherwise, each queue is emptied before
+                the next one.
+            weights: the numbers of turns of the queues that have more than one.
             member: the owner's member of the leases, if that is more than its name.
         """
         self._client = client
@@ -229,7 +231,7 @@ class Fetcher:
         self._arranged: tuple[str, ...] = ()
         self._waiters: list[_Waiter] = []
         self._arrange(self._plan)
-        # Set to end a wait that has no queue.
+        # Set to end a wait without queues.
         self._rested = Event()
         # `_woken` means that the current wait must end. `_look` means that a take may find messages
         # that no wait was notified of.
@@ -263,7 +265,7 @@ class Fetcher:
     def set_queues(self, queues: Iterable[str]) -> None:
         """Take from these queues, or from none, from now on; end a wait and trigger a take.
 
-        Any greenlet of this thread may call this. A take in progress may still return messages of
+        Any greenlet of this thread may call this. A take in progress may still return messages from
         the old queues. Switches: yes.
         """
         plan = self._make_plan(queues)
@@ -274,10 +276,10 @@ class Fetcher:
     def take(self, most: int) -> Taken:
         """Reserve up to `most` messages, most urgent first, and return them. Switches: yes.
 
-        If `most` is 0, return only messages whose reservations were lost with a reply.
+        If `most` is 0, return only messages that were reserved by a take whose reply was lost.
 
         Raises:
-            OperationalError: no message is lost; the next call returns those that this call
+            OperationalError: no message is lost; the next call returns the messages that this call
                 may have reserved.
         """
         plan, prefix = self._plan, self._prefix
@@ -366,7 +368,7 @@ class Fetcher:
     def wait(self) -> bool:
         """Wait for work, for `wake`, or for a minute; return True if a take may find messages.
 
-        Call this after a take that left no messages. If a message has arrived after that take, the
+        Call this after a take that left no messages. If a message has arrived since that take, the
         wait ends immediately. Switches: yes.
 
         Raises:
@@ -423,7 +425,7 @@ class Fetcher:
         self._rested.set()
 
     def leave(self) -> None:
-        """Put back inbox messages that no take has fetched, because only greenq reads inboxes.
+        """Put unfetched inbox messages back on their queues, because only greenq reads inboxes.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.
@@ -434,7 +436,7 @@ class Fetcher:
                 moved = self._client.call("LMOVE", inbox, source, "LEFT", "RIGHT")
 
     def cut(self, connection: Connection) -> None:
-        """End the waits and put back their messages, from another thread if this one is blocked.
+        """End the waits of a blocked fetcher, and put back their messages; for another thread.
 
         Raises:
             OperationalError: the next take of another worker will find the remaining messages.
@@ -471,8 +473,8 @@ class Fetcher:
             if not self._woken:
                 self._wake_others(waiter)
         if answer is not None and self._plan.queues != self._arranged and self._is_former(waiter):
-            # The message arrived together with the change of queues. It may be a long time before
-            # another worker reads this inbox.
+            # The message arrived while the queues were being changed. Put it back, since it may be
+            # a long time before another worker reads this inbox.
             connection.call("LMOVE", waiter.inbox, waiter.source, "LEFT", "RIGHT")
         return answer is not None
 
@@ -481,7 +483,7 @@ class Fetcher:
         return all(waiter.inbox != self._keys.inbox(queue) for queue in self._plan.queues)
 
     def _receive(self, waiter: _Waiter) -> bytes | None:
-        """Read until the BLMOVE is answered."""
+        """Return the reply to the BLMOVE; if the wait must end, end the BLMOVE first."""
         connection = waiter.connection
         limit_s = _BLOCK_S + _GRACE_S
         if self._woken:
@@ -501,7 +503,7 @@ class Fetcher:
         return moved
 
     def _wake_others(self, waiter: _Waiter | None) -> None:
-        """End all waits except that of `waiter`, whose greenlet calls this and ends its own."""
+        """End all waits except that of `waiter`, whose greenlet calls this, and ends its own."""
         self._woken = True
         others = [other for other in self._waiters if other is not waiter]
         for other in others:
@@ -533,8 +535,8 @@ class Fetcher:
     def _unblock(self, waiter: _Waiter) -> bool:
         """Unblock one BLMOVE, which then returns nil, or a message that arrived just before.
 
-        Return False if the server did not find the BLMOVE blocked: either it has already answered,
-        or it has not read the BLMOVE yet, since that was sent on another socket.
+        Return False if the server did not find the BLMOVE blocked: either the server has already
+        answered it, or it has not read it yet, because it was sent on another socket.
         """
         number = waiter.connection.number
         # The call is patient, since the tasks use the same connections.

@@ -1,4 +1,4 @@
-"""What the processes of a supervisord group share on the server: a leader, loads and drain marks.
+"""The state that a supervisord group shares on the server: its leader, load reports, drain marks.
 
 One process leads. The leader alone decides how many processes run; the other processes report their
 load, and drain when they are marked.
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _REPORT = load_script("processes_report")
 _MARK = load_script("processes_mark")
 
-# How many intervals, and at least how many seconds, pass without a report until a leader is
-# replaced and a process is no longer counted.
+# After this many intervals without a report, but no sooner than after this many seconds, a leader
+# is replaced, and a process is no longer counted.
 _SILENT_INTERVALS: Final = 4
 _SILENT_S: Final = 6.0
 
@@ -32,10 +32,10 @@ class LoadReport:
     """The load of one process.
 
     Attributes:
-        busy: the fraction of time that any greenlet ran, from 0 to 1.
+        busy: the fraction of the time during which any greenlet ran, from 0 to 1.
         running: how many tasks are running.
         waiting: how many messages are waiting in this process for a slot.
-        draining: whether it takes no more messages.
+        draining: whether the process has stopped taking messages.
     """
 
     busy: float
@@ -48,10 +48,10 @@ class GroupAnswer(NamedTuple):
     """What a process learns when it reports.
 
     Attributes:
-        leads: whether it leads.
+        leads: whether the process leads the group.
         draining: the processes that must drain; a process that does not lead learns only whether it
             must drain itself.
-        reports: the recent reports by process; empty unless it leads.
+        reports: the recent reports, by process; empty unless this process leads.
     """
 
     leads: bool
@@ -89,7 +89,7 @@ class GroupStore:
         return GroupAnswer(bool(leads), frozenset(each.decode() for each in draining), reports)
 
     def leave(self) -> None:
-        """Report that this process is ending, so that another may lead. Switches: yes.
+        """Report that this process is ending, so that another can lead. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.
@@ -97,7 +97,7 @@ class GroupStore:
         self._call("")
 
     def mark(self, process: str, *, drain: bool) -> bool:
-        """Make a process drain or take messages again; return False if this one no longer leads.
+        """Make a process drain or take messages again; return False if the caller no longer leads.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses the call.
@@ -108,7 +108,7 @@ class GroupStore:
 
     def _call(self, report: str) -> tuple[int, list[bytes], list[bytes]]:
         keys = [self._leader, self._reports, self._draining]
-        # Reports and the lead expire together.
+        # Reports and the lead expire after the same time.
         arguments = [self._process, report, self._silent_ms, self._silent_ms]
         leads, draining, recent = self._client.script(_REPORT, keys, arguments)
         return leads, draining, recent

@@ -1,11 +1,11 @@
-"""Keeps a worker's lease while no Python code runs in it, and ends the lease when the worker dies.
+"""Keeps the lease of a worker in which no Python code runs, and ends the lease of a dead worker.
 
 `greenq.watchdog.guard_process` runs this file by its path (``python -I -S guard.py …``) as a child
 of each worker, in a session of its own, so signals to the worker's process group do not reach it.
 Most guards never have to act, so the guard imports only the smallest parts of the standard library
 until it has to. It then has half a lease to act, on a machine that may be too busy even for the
-worker. Importing a client would take 0.2 s of CPU, which is too long, so for a server without TLS
-the guard uses a plain socket.
+worker. Importing a client would take 0.2 s of CPU time, which is too long, so for a server without
+TLS the guard uses a plain socket.
 
 1. The worker's watchdog thread writes one byte to the guard's standard input after each renewal of
    its lease.
@@ -16,7 +16,7 @@ the guard uses a plain socket.
 4. If the worker signs off, or is alive but has closed the pipe (another program now runs
    in its process), the guard exits without contacting the server.
 
-The kernel, not the pipe, tells whether the process is dead: programs started by tasks may hold a
+The kernel, not the pipe, shows whether the process is dead: programs started by tasks may hold a
 copy of the worker's end of the pipe, and a task may close that end.
 """
 
@@ -48,16 +48,16 @@ _RETRY_S = 0.25
 # How long to try to end a lease; after this time, the lease has expired by itself.
 _END_S = 5.0
 
-# How often to check on systems whose kernel cannot report that a process has ended.
+# How often to check whether the worker has died if the kernel cannot report this.
 _LOOK_S = 0.5
 
-# How long to wait for a process that has closed its end of the pipe, since a dying process closes
-# it shortly before it has ended.
+# How long to wait for the death of a process that has closed its end of the pipe, since a dying
+# process closes the pipe first.
 _DYING_S = 1.0
 
 
 def now_s() -> float:
-    """Return seconds of a clock that, if possible, runs on while the machine is suspended."""
+    """Return the time of a clock that, if possible, also runs while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -107,7 +107,7 @@ class RefusedError(Exception):
 
 
 class PlainConnection:
-    """A connection without TLS, ready after a few milliseconds of CPU."""
+    """A connection without TLS, which is ready after a few milliseconds of CPU time."""
 
     def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
         """Connect to `address`, as returned by `greenq.transport.client.plain_address`.
@@ -232,15 +232,15 @@ class Guard:
     """Guards a worker for its whole life."""
 
     def __init__(self, worker: GuardedWorker, lease: Lease, lease_s: float, limit_s: float) -> None:
-        """Guard `lease`, which holds for `lease_s`, for up to `limit_s` of silence."""
+        """Guard `lease`, which lasts `lease_s`, during at most `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
         self._lease_s = lease_s
         self._limit_s = limit_s
         # The time of the worker's last byte; None before the first byte, when there is no lease.
         self._renewed_s: float | None = None
-        # The time of the next extension of the lease; None means that there is none until the
-        # worker writes again.
+        # The time of the next extension of the lease; None means that the lease is not extended
+        # until the worker writes again.
         self._extend_at_s: float | None = None
         self._is_failing = False
 
@@ -292,7 +292,7 @@ class Guard:
             self._extend_at_s = now_s() + _RETRY_S
             if not self._is_failing:
                 self._is_failing = True
-                log(f"could not extend the lease of the worker, which is silent: {exc}")
+                log(f"could not extend the lease of the silent worker: {exc}")
 
     def _end(self) -> None:
         """End a dead worker's lease; if the server cannot be reached, the lease expires later."""
@@ -304,7 +304,7 @@ class Guard:
                 if now_s() + _RETRY_S < gives_up_s:
                     time.sleep(_RETRY_S)
                     continue
-                log(f"the worker died, and its lease could not be ended; it will expire: {exc}")
+                log(f"the worker died; its lease will expire, since it could not be ended: {exc}")
             return
 
 
@@ -327,9 +327,9 @@ def _open_process(pid: int) -> int:
 
 
 def _read_description(worker: GuardedWorker) -> tuple[bytes, bytes] | None:
-    """Return the first line and the bytes after it; None if the worker exited before that line.
+    """Return the description and the bytes after it; None if the worker exited too early.
 
-    On a busy machine the worker may have written the line, taken its lease and died by now.
+    On a busy machine, the worker may already have written the line, taken its lease and died.
     """
     received = b""
     while b"\n" not in received:

@@ -1,8 +1,8 @@
 """Leases: which worker owns reserved messages, and which workers have died.
 
 A worker incarnation owns all records whose delivery tag begins with its name. Its lease is one
-member of a zset, which is renewed about every second; nothing is written per task. When a lease
-ends, other workers recover the messages (recovery.py).
+member of a zset, and is renewed about every second; nothing is written per task. When a lease ends,
+other workers recover the messages (recovery.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _RELAY = load_script("relay")
 # server for at most a few ms.
 _PROMOTED = 1000
 
-# How long a worker holds the mutex. It is Celery's mutex, so that Celery's workers and greenq's do
-# not scan at the same time. A process that dies while holding it must not keep the others waiting,
-# since moving messages is safe even without it.
+# How long a worker holds the mutex. Celery's workers use the same mutex, so that they and greenq's
+# workers do not scan at the same time. The mutex expires soon, since a process that dies while
+# holding it must not keep the others waiting; moving messages is safe even without it.
 _MUTEX_MS = 10_000
 
 # How long the server remembers that an owner has left.
@@ -46,11 +46,11 @@ _REMEMBERED_S = 3600
 
 
 class Renewal(NamedTuple):
-    """The answer to a lease renewal.
+    """The server's reply to a lease renewal.
 
     Attributes:
-        held: False if the lease had ended in the meantime or did not exist.
-        server_time: unix seconds.
+        held: False if the lease had ended before the renewal, or did not exist.
+        server_time: the server's time, in unix seconds.
         work: True if this worker's queues or inboxes have messages.
         next_due: when the next parked message of this worker's queues is due, in unix seconds.
         expired: the owners whose lease has ended.
@@ -58,9 +58,10 @@ class Renewal(NamedTuple):
         unpublished: why `publication` could not be published; "" if it was.
         first_unused: the number of this owner's first unused tag; 0 if the server does not know
             this owner, because the owner is new or the server has lost its data.
-        question: the challenge that the owner must then return when it registers.
+        question: the challenge that the owner must return when it registers; "" if the server knows
+            the owner.
         relays: True if this worker should relay messages from lists that no worker is waiting on.
-        lead: the reply to its beat; None if the beat has not asked, or was refused.
+        lead: the reply to this worker's beat; None if the beat has not asked, or was refused.
     """
 
     held: bool
@@ -83,7 +84,7 @@ class _Looks(NamedTuple):
         queues: this worker's queues.
         keys: the keys of the renewal.
         steps: the lists of each queue in order, for the relay.
-        unwatched: those of the lists that no worker is waiting on.
+        unwatched: the lists among `steps` that no worker is waiting on.
     """
 
     queues: tuple[str, ...]
@@ -93,7 +94,7 @@ class _Looks(NamedTuple):
 
 
 class Leases:
-    """The lease of one owner and its view of other owners; one thread or greenlet uses this.
+    """The lease of one owner, and its view of other owners; for a single thread or greenlet.
 
     Only `set_queues` and `announce_queues` may be called from another thread or greenlet.
     """
@@ -113,7 +114,7 @@ class Leases:
 
         Args:
             queues: the queues that this worker takes from, and whose parked messages it promotes.
-            lease_s: how long a lease holds after its renewal.
+            lease_s: how long a lease lasts after its renewal.
             visibility_timeout_s: the age at which records that no lease covers are requeued.
             recovery: recovers messages that other workers have left behind.
         """
@@ -124,7 +125,7 @@ class Leases:
         self._owner = owner
         self.incarnation = owner.incarnation
         self._looks = self._looks_at(queues)
-        # The queues that the server should know, and the queues that it does know.
+        # The queues to report to the server, and the queues that it already knows.
         self._queues_json = self._reported_json = ""
         self._lease_s = lease_s
         self._visibility_timeout_s = visibility_timeout_s
@@ -142,7 +143,7 @@ class Leases:
     def announce_queues(self, queues: Iterable[str]) -> None:
         """Report the worker's queues, paused or not, to the server from the next renewal on.
 
-        So the server knows which workers take from a queue even while they are blocked or silent.
+        The server then knows which workers take from a queue, even if some are blocked or silent.
         Any thread may call this.
         """
         self._queues_json = json.dumps(list(queues))
@@ -182,7 +183,7 @@ class Leases:
         (
             held, now, work, due, paused, unpublished, first_unused, question, relays, led, *expired
         ) = self.connection.script(_LEASE, keys, args)  # fmt: skip
-        # A server that does not know this owner has also lost its queues.
+        # A server that does not know this owner has also lost the owner's queues.
         self._reported_json = queues if first_unused else ""
         return Renewal(
             held=bool(held),
@@ -199,7 +200,7 @@ class Leases:
         )
 
     def changes(self, key: str) -> int:
-        """Return how many times entries of beats have changed, and request the next announcement.
+        """Return how many times beat entries have changed, and request the next announcement.
 
         Raises:
             ServerError, AccessRefused: this server does not announce changes.
@@ -215,15 +216,15 @@ class Leases:
         """Relay messages from lists that no worker is waiting on; request the next announcement.
 
         Returns:
-            True if a queue that has no waiting connection at all has messages.
+            True if any queue without a waiting connection has messages.
 
         Raises:
             ServerError, AccessRefused: this server does not announce changes.
         """
         connection = self.connection
         connection.noticed = False
-        # Relay first, since a message is waiting. Relay again if other messages have arrived before
-        # the server began to announce changes.
+        # Relay first, since a message is waiting. Relay again if more messages arrived before the
+        # server began to announce changes.
         beyond = self._relay()
         *_, there = connection.pipeline(
             [
@@ -235,19 +236,19 @@ class Leases:
         return self._relay() if there else beyond
 
     def _relay(self) -> bool:
-        """Relay the messages in these lists; True if a queue without a connection has messages."""
+        """Relay waiting messages; return True if a queue without a connection has messages."""
         steps, connection = self._looks.steps, self.connection
         waited = len(self._keys.steps) * BLOCKING_QUEUES
         connection.script(_RELAY, steps[:waited], [len(self._keys.steps)])
         return bool(steps[waited:] and connection.call("EXISTS", *steps[waited:]))
 
     def promote(self) -> int:
-        """Move parked messages that are due to their queues; return how many were moved."""
+        """Move due parked messages to their queues; return how many were moved."""
         promote, connection = self._broker.promote, self.connection
         return sum(promote(connection, queue, _PROMOTED) for queue in self._looks.queues)
 
     def renew_scores(self, tags: Sequence[str]) -> None:
-        """Make the scores of held records recent, so that Celery workers leave them alone."""
+        """Update the scores of held records, so that Celery workers leave the records alone."""
         now, keys = self._server_time(), self._keys
         for portion in in_portions(tags, len):
             pairs = [part for tag in portion for part in (f"{now:.6f}", tag)]
@@ -270,7 +271,7 @@ class Leases:
         return 0.0
 
     def overdue(self) -> list[str]:
-        """Return the tags of records without an owner whose age exceeds the timeout, oldest first.
+        """Return the tags of ownerless records that are older than the timeout, oldest first.
 
         Such records were abandoned by Celery workers, or belong to owners whose lease has been
         forgotten.
@@ -290,10 +291,10 @@ class Leases:
         return self.recovery.held(self.incarnation)
 
     def forgotten(self, known: Container[str], first_unused: int) -> set[str]:
-        """Return the tags of this owner's records that it has used but no longer holds.
+        """Return the tags of records that this owner has already settled.
 
-        The owner has settled these records, but the server has since lost its last writes, because
-        of a power cut or a failover to a replica that was behind.
+        The server has since lost its last writes, because of a power cut or a failover to a replica
+        that was behind.
         """
         return {tag for tag in self.held() if tag not in known and tag_number(tag) < first_unused}
 
@@ -301,7 +302,7 @@ class Leases:
         """Requeue records of this owner that the owner no longer holds."""
         moved = self.recovery.give_back_all(self.incarnation, tags)
         if moved:
-            _log.warning("the server has lost the outcome of %d tasks; they will run again", moved)
+            _log.warning("the server has lost the outcomes of %d tasks; they will run again", moved)
 
     def leave(self, unwritten: Sequence[Settlement]) -> int:
         """End this owner: requeue whatever the server still holds for it, then end its lease.

@@ -32,8 +32,8 @@ _ANSWER_S = 2.0
 _IDLE_S = 60.0
 
 # Callers unsubscribe when they have received what they waited for. Telling the server immediately
-# would cost as much as the wait itself. So for this long after a message, the thread waits for the
-# next change.
+# would cost as much as the wait itself. So after a message, the thread first waits this long for
+# further changes.
 _LINGER_S = 0.1
 
 
@@ -54,7 +54,7 @@ class Heard(NamedTuple):
     """An item received by a caller.
 
     Attributes:
-        channel: the channel.
+        channel: the channel that the item arrived on.
         payload: the published bytes; empty if the subscription has begun, or begun again.
     """
 
@@ -74,7 +74,7 @@ class ChannelListener:
     """
 
     def __init__(self, client: Client, silence_s: float) -> None:
-        """Prepare; the connection and the thread start with the first wait.
+        """Prepare to listen; the connection and the thread start with the first wait.
 
         If nothing arrives for `silence_s` seconds, the thread checks the connection with a PING. If
         no reply comes within the client's timeout, it considers the connection dead.
@@ -82,8 +82,8 @@ class ChannelListener:
         self._client = client
         self._silence_s = silence_s
         self._lock = threading.Lock()
-        # Only the thread uses the next two: when the server last sent data (monotonic), and whether
-        # that data was a message.
+        # Only the thread uses the next two attributes: when the server last sent data (monotonic),
+        # and whether that data was a message.
         self._heard_s = 0.0
         self._heard_message = False
         self._reset()
@@ -163,7 +163,7 @@ class ChannelListener:
             )
             self._thread.start()
         assert self._waker is not None
-        # A full pipe also wakes the thread.
+        # If the socket pair is full, the thread is about to wake anyway.
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -207,8 +207,8 @@ class ChannelListener:
             connection.send(changes)
         left_s = self._heard_s + self._silence_s - time.monotonic()
         if left_s <= 0 and connection.connected and self._channels:
-            # A dead server does not answer the PING, and the read times out. That callers have
-            # begun to wait in the meantime does not show that the connection works.
+            # If the server is dead, the read times out. New waits by callers in the meantime are no
+            # sign that the connection works.
             connection.send([("PING",)])
             self._hear(connection.receive("PING"))
             return True

@@ -52,10 +52,10 @@ _log = logging.getLogger(__name__)
 _ASK = load_script("ask")
 _REPLY = load_script("reply")
 
-# If no reply has arrived for this long, all workers except busy ones have replied.
+# If no reply arrives for this long, all workers except busy ones have probably replied.
 _QUIET_S = 0.05
 
-# How long Celery processes must leave the requester's binding alone. The figure is Celery's own.
+# How long Celery processes must leave the requester's binding alone. This is Celery's own figure.
 _BINDING_KEPT_MS = 3_600_000
 # How long replies are kept. Nothing reads the list of a dead requester, and a live requester reads
 # a reply within milliseconds.
@@ -72,7 +72,9 @@ _MOST_AT_ONCE = 1000
 # Log at most one line a minute about data that other programs may push.
 _forged = Repeated(_log)
 
-_TWINS = "several workers are named %s, so their replies hide each other: give each its own with -n"
+_TWINS = (
+    "several workers are named %s, so their replies hide each other: give each its own name with -n"
+)
 
 
 class Mailbox:
@@ -92,7 +94,7 @@ class Mailbox:
 
         Args:
             client: the workers' server.
-            keys: its key names.
+            keys: the server's key names.
             accept: serializers and content types accepted in replies.
             serializer: the serializer for requests and replies.
             clock: the app's clock; None creates a new one.
@@ -120,22 +122,23 @@ class Mailbox:
     ) -> dict[str, Any]:
         """Send a request and return the replies by node name; empty if no worker replied.
 
-        Return as soon as all that can reply have replied: all subscribers, all nodes named in
-        `destination`, or `limit` of them. With a `pattern`, their number is unknown. A subscriber
-        may also be busy, or not a worker at all. In these cases the call returns after `timeout_s`.
+        Return as soon as enough replies have arrived: those of all subscribers, those of all nodes
+        named in `destination`, or `limit` replies. Otherwise return after `timeout_s`. This is the
+        case with a `pattern`, since the number of matching nodes is unknown, or if a subscriber is
+        busy or is not a worker at all.
 
         Args:
-            method: a command's name.
-            arguments: its keyword arguments.
-            destination: the nodes that should carry it out; None or empty means all.
-            pattern: node names must match it, interpreted according to `matcher`.
+            method: the command's name.
+            arguments: the command's keyword arguments.
+            destination: the nodes that should carry out the command; None or empty means all.
+            pattern: a pattern that node names must match, in the notation given by `matcher`.
             matcher: ``glob`` or ``pcre``.
             timeout_s: how long to wait for replies after publishing the request.
             limit: stop after this many replies.
             on_reply: called with the node name and the reply when each reply arrives. If workers
                 share a name, it is called for each of their replies, but only one is returned.
-            on_quiet: called once with the replies if none has arrived for a moment; True stops
-                waiting.
+            on_quiet: called once, with the replies so far, when none has arrived for a moment; if
+                it returns True, the wait ends.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -194,7 +197,7 @@ class Mailbox:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> int:
-        """Send a request without replies, and return the number of subscribers.
+        """Send a request that needs no reply, and return the number of subscribers.
 
         Raises:
             EncodeError: an argument cannot be serialized; nothing was sent.
@@ -227,7 +230,7 @@ class Mailbox:
         *,
         connection: Connection | None = None,
     ) -> bool:
-        """Reply to a request as the worker `node`; False if the requester no longer waits.
+        """Reply to a request as the worker `node`; return False if the requester no longer waits.
 
         Raises:
             EncodeError: the reply cannot be serialized.
@@ -272,7 +275,7 @@ class Mailbox:
     ) -> Iterator[Reply]:
         """Yield the replies to a request as they arrive, until the timeout.
 
-        The generator also stops if no reply has arrived for a moment and `may_end` agrees.
+        The generator also stops if no reply has arrived for a moment and `may_end` returns True.
         """
         key = self._keys.queue(to.queue)
         ends_s = time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""What greenq's workers know about each other through the server: their names and a shared clock.
+"""What the server shows of greenq's workers: who is alive, who has died, and their shared clock.
 
 Any program that has a client may read this information.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _LOOK_AROUND = load_script("look_around")
 _RECYCLE = load_script("recycle")
 
-# How long a death is reported.
+# For how long a death is reported.
 _GONE_S = 3600
 
-# The timeout of these queries. An election is decided after two seconds even without an answer.
+# The timeout of each query. An election is decided after two seconds even without an answer.
 _TIMEOUT_S = 2.0
 
 # The only member of the clock's zset, and how long it is kept if no worker is left.
@@ -39,7 +39,7 @@ class Gone(NamedTuple):
     """A worker that died.
 
     Attributes:
-        node: its name.
+        node: the worker's node name.
         for_s: how many seconds ago it died.
         moved: how many of its messages were requeued.
     """
@@ -231,12 +231,12 @@ class Recycling:
         self._queues = queues
 
     def claim(self, most: int, hold_s: float) -> list[str]:
-        """Ask to restart; if this worker must wait, return which are restarting. Switches: yes.
+        """Ask to restart; return the restarting nodes to wait for, if any. Switches: yes.
 
         Args:
             most: how many workers of the group may restart at once; if the group has several
                 workers, at least one always keeps running.
-            hold_s: how long the restart is counted unless `returned` ends it.
+            hold_s: how long the restart is counted unless `returned` is called first.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

@@ -79,7 +79,8 @@ class Outbox(StartStopPart):
         self.until_s = 0.0
         # The entries not yet written, oldest first; other objects only count them.
         self.entries: list[Settlement] = []
-        # Tags of messages whose ending another greenlet is still preparing; others only count them.
+        # The tags of messages whose ending another greenlet is still preparing; other objects only
+        # count them.
         self.expected: set[str] = set()
         self._filled = Event()
         self._empty = Event()
@@ -89,10 +90,10 @@ class Outbox(StartStopPart):
         # events. `_has_events` says whether there are any.
         self.collect: Callable[[], Sequence[Publication]] = tuple
         self._has_events = False
-        # If this is a set, each write adds to it the keys of the lists that it pushes messages to.
+        # If this is a set, the outbox adds to it the keys of all lists that it pushes messages to.
         self.pushed_to: set[str] | None = None
-        # For the outbox's own greenlet only: the entries of the current write that have not sent
-        # their pushes.
+        # Only the outbox's own greenlet uses this: the entries of the current write that have not
+        # sent their pushes.
         self._unsent: set[Settlement] = set()
         self._outage = OutageLog(_log)
         self._publish_outage = OutageLog(_log)
@@ -104,7 +105,7 @@ class Outbox(StartStopPart):
         self._greenlet = spawn(self._run, name="outbox", lasts=True)
 
     def stop(self) -> None:
-        """Write the remaining entries; if the time runs out, log what stays reserved."""
+        """Write the remaining entries; if the time runs out, log how many could not be written."""
         if self._greenlet is None:
             return
         began_s = time.monotonic()
@@ -130,7 +131,8 @@ class Outbox(StartStopPart):
         if self.expected:
             self.expected.discard(entry.tag)
         if not self.entries:
-            # If entries are left, the greenlet is awake already, and checks for more after writing.
+            # If other entries are waiting, the greenlet is already awake, and checks for more after
+            # writing.
             self._filled.set()
             self._empty.clear()
         self.entries.append(entry)
@@ -193,8 +195,8 @@ class Outbox(StartStopPart):
                 sleep(pauses.next_s())
         if pauses is not None:
             self._outage.recovered("outcomes are written again")
-            # On a repeated write, the first attempt has most likely settled a message that is no
-            # longer held. Only an action that leaves a record or a stub behind shows for certain
+            # If a message is no longer held on a repeated write, the first attempt has most likely
+            # settled it. Only an action that leaves a record or a stub behind shows for certain
             # that the message was lost.
             not_held = _keep_certain(not_held)
         self._batch = min(_BATCH, self._batch * 2)
@@ -279,7 +281,7 @@ class Outbox(StartStopPart):
         entry.workflow.complete(entry)
 
     def _note_misplaced(self, misplaced: str, stuck: list[Settlement]) -> None:
-        """Log what cannot be moved; a message whose successors cannot be sent ends differently."""
+        """Log what cannot be moved; report the refusal to each workflow that cannot continue."""
         _log.error("messages stay reserved because they cannot be moved: %s", misplaced)
         for entry in stuck:
             if entry.workflow is not None and entry.workflow.refused is not None:

@@ -1,6 +1,6 @@
 """Owners: worker incarnations, as the members of the leases name them.
 
-Commands also parse these members, so this module needs nothing from a worker.
+Commands also parse these members, so this module imports nothing that only workers need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ class Owner(NamedTuple):
     Attributes:
         incarnation: the prefix of its delivery tags, which is never used twice.
         node: its node name, for display.
-        process: lets this machine check whether the process is alive; empty if it cannot check.
+        process: identifies the process, so that its machine can check whether it is alive; empty if
+            the machine cannot check this.
     """
 
     incarnation: str
@@ -25,7 +26,7 @@ class Owner(NamedTuple):
     process: str
 
     def __str__(self) -> str:
-        """Return the member of the leases."""
+        """Return this owner's member of the leases."""
         return "|".join(self)
 
     @classmethod
@@ -61,7 +62,7 @@ def new_owner(node: str) -> Owner:
 
 
 def here() -> str:
-    """Return a text for this boot of this machine and this pid namespace; empty if unknown."""
+    """Return a text that identifies this machine's boot and pid namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot}-{os.readlink('/proc/self/ns/pid')}"

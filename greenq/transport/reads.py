@@ -23,7 +23,7 @@ _TURN: Final = object()
 
 
 class _Read:
-    """A caller's read: its key, and where the reply, or the turn to read, arrives."""
+    """One caller's read: its key, and the queue where the reply, or the turn to read, arrives."""
 
     __slots__ = ("answer", "key")
 
@@ -109,7 +109,7 @@ class Reads:
                 self._turns -= 1
 
     def _leave(self, own: _Read) -> None:
-        """Stop waiting; pass on the turns given to this caller."""
+        """Stop waiting; pass on any turns given to this caller."""
         with self._lock, suppress(ValueError):
             self._gathered.remove(own)
         with suppress(queue.Empty):

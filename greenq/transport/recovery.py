@@ -1,10 +1,11 @@
 """Recovery: requeues the messages of dead workers, in portions that take milliseconds.
 
 Messages pass through this process, since their content decides whether they run again and how they
-are marked. Recovery uses a separate connection, since a subscribed connection may receive only a
-few MB. Each portion is moved by one script, which does nothing if the owner's lease was renewed in
-the meantime. So a worker that comes back keeps the messages that have not been moved yet. No
-message is lost or duplicated if two workers recover at the same time or if one dies midway.
+are marked. Recovery uses a separate connection, since a server lets only a few MB of replies wait
+for a subscribed connection. Each portion is moved by one script, which does nothing if the owner's
+lease was renewed in the meantime. So a worker that comes back keeps the messages that have not been
+moved yet. No message is lost or duplicated if two workers recover at the same time or if one dies
+midway.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 _CLAIM = load_script("claim")
 _LEAVE = load_script("leave")
 
-# How many records' sizes are read at a time.
+# How many record sizes are read at a time.
 _SIZES = 500
 
 # How long the server remembers that an owner was recovered, so that the owner's writes are refused
@@ -48,7 +49,7 @@ _GONE = 100
 _GONE_S = 3600
 
 # Why a message that was acknowledged early is not run again.
-_BEGUN = "its worker was lost while running it, and it had been acknowledged before"
+_BEGUN = "its worker was lost while running it, and it had already been acknowledged"
 
 # If this many workers died while running a message, it is a suspect and runs alone in its worker.
 _SUSPECT = 2
@@ -65,7 +66,7 @@ def newest_first(tags: Iterable[str]) -> list[str]:
 
 
 class Lot(NamedTuple):
-    """Messages to be requeued, and why.
+    """What is known about messages that are requeued together.
 
     Attributes:
         fence: on whose behalf to move the messages.
@@ -102,7 +103,7 @@ class Recovery:
         Args:
             results: where states are stored; None means the same server.
             claimant: the owner that claims a dead owner, for `claim_s` seconds at a time.
-            max_deliveries: a message is buried after this many workers died while running it.
+            max_deliveries: a message is buried once this many workers have died while running it.
             may_run_again: returns, for a task's name, whether the task runs again if its worker
                 dies.
             bury: decides about a message that must not run again; called with (tag, queue, message,
@@ -140,7 +141,7 @@ class Recovery:
             self._jobs.append((name, job))
 
     def step(self) -> None:
-        """Do the next portion. A failure for one owner does not delay the other owners."""
+        """Process the next portion. A failure for one owner does not delay the other owners."""
         _name, job = self._jobs[0]
         try:
             next(job)
@@ -188,9 +189,9 @@ class Recovery:
                     return
                 given, not_held = self._give_back(portion, lot)
                 moved += given
-                # After these messages were read, they may have been acknowledged early, by a call
-                # that arrived late, or moved by other workers. So decide about them again; the tags
-                # that other workers have moved no longer exist then.
+                # Since these messages were read, a late call may have acknowledged them early, or
+                # other workers may have moved them. So decide about them again; the tags of moved
+                # messages no longer exist then.
                 left += not_held
                 yield
         # The score of a lease that was ended early does not show when it ended.
@@ -208,7 +209,7 @@ class Recovery:
             _log.warning("worker %s died: %d messages are back on their queues", node, moved)
 
     def _claim(self, dead: Owner) -> tuple[str, str] | None:
-        """Claim an owner; return its lease's score and the tag that ran alone, or None."""
+        """Claim an owner; return its lease's score and its lone message's tag, or None."""
         keys = [self._keys.leases, self._keys.owner(dead.incarnation)]
         arguments = [str(dead), self._claimant, self._claim_s]
         answer = [part.decode() for part in self._connection.script(_CLAIM, keys, arguments)]
@@ -235,7 +236,7 @@ class Recovery:
         return sum(self._give_back(portion, lot)[0] for portion in portions)
 
     def _portions(self, tags: Sequence[str]) -> Iterator[list[str]]:
-        """Split tags by their number and by the size of their records."""
+        """Split tags into portions, limited in number and in the size of their records."""
         for start in range(0, len(tags), _SIZES):
             some = tags[start : start + _SIZES]
             commands = [("HSTRLEN", self._keys.unacked, tag) for tag in some]
@@ -246,7 +247,7 @@ class Recovery:
         """Move one portion of records to their queues.
 
         Returns:
-            How many were moved, and the tags of those that were read but were not held.
+            How many records were moved, and the tags of those that were read but not held.
         """
         begun_key = self._keys.begun(lot.owner)
         records, *begun = self._connection.pipeline(
@@ -317,10 +318,10 @@ class Recovery:
         return Continuation(frees=[ChordClaim(self._keys.group(group_id), claim)])
 
     def _count_deaths(self, tag: str, held: Held, lot: Lot) -> int | None:
-        """Return how many workers have now died while running a message; None if none died now.
+        """Return how many workers have died running a message; None if this death is not counted.
 
-        A suspect that was not announced as running alone was still waiting for its turn. So kills
-        from outside while the suspect waits do not add up. (A death is not counted either if the
+        A suspect that was not announced as running alone was still waiting for its turn. So workers
+        that are killed while the suspect waits do not add up. (Nor is a death counted if the
         suspect ran alongside tasks that took too long to end.)
         """
         is_other = tag != lot.alone and (

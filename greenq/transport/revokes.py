@@ -31,11 +31,11 @@ class RevokeStore:
     """The revoked tasks of a cluster: ids, and stamps as pairs of a name and a value."""
 
     def __init__(self, client: Client, keys: Keys, *, keep_s: float) -> None:
-        """Keep each revocation on the server for `keep_s`."""
+        """Keep each revocation on the server for `keep_s` seconds."""
         self._client = client
         self._key = keys.revoked
         self._keep_s = keep_s
-        # The highest time read so far; the next read begins there.
+        # The highest time read so far; the next read begins after this time.
         self._read = "-inf"
 
     def add(self, revoked: Sequence[tuple[str, ...]]) -> None:
@@ -49,9 +49,7 @@ class RevokeStore:
             self._client.script(_REVOKE, [self._key], [self._keep_s, MOST, MOST_BYTES, *members])
 
     def read_new(self) -> list[tuple[tuple[str, ...], float]]:
-        """Return what was added since the last call, each item with its age. Switches: yes.
-
-        The ages are in seconds.
+        """Return what was added since the last call, with ages in seconds. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached, or refuses.

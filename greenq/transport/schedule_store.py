@@ -1,7 +1,7 @@
-"""Beats' shared data on the server: entries added at run time, states, pauses and history.
+"""The data that beats share on the server: entries added at run time, states, pauses, history.
 
 One script (lua/beat_claim.lua) claims a due time and sends its messages, by the server's clock. So
-any number of beats may run.
+any number of beats can run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _LEAD = load_script("beat_lead")
 # Another beat takes over if the leader has not called for this long.
 LEAD_S: Final = 3.8
 
-# A worker's beat asks who leads when the worker's lease is renewed, and at least this often. Like
-# LEAD_S, this leaves room for two late calls, and a leader that has died is replaced within 5 s.
+# A worker's beat asks who leads whenever the worker's lease is renewed, and at least this often.
+# Together with LEAD_S, this leaves room for two late calls, and a leader that has died is replaced
+# within 5 s.
 RENEW_S: Final = 1.2
 
 MOST_ENTRIES: Final = 100_000
@@ -43,7 +44,7 @@ _MOST_BEGUN: Final = 1000
 
 
 class EntryState(NamedTuple):
-    """How far an entry has got. Times are unix microseconds of the server's clock.
+    """The progress of an entry. Times are unix microseconds of the server's clock.
 
     Attributes:
         due: its last due time that was sent or skipped, or the time at which its schedule started.
@@ -74,7 +75,7 @@ class QueueLimits(NamedTuple):
     Attributes:
         most: how many messages may wait; 0 means any number.
         lives_ms: how long its lists are kept without use; 0 means no limit.
-        lists: all of its lists; empty without limits.
+        lists: all lists of the queue; empty if the queue has no limits.
     """
 
     most: int = 0
@@ -114,7 +115,7 @@ class ClaimOutcome(NamedTuple):
     """The outcome of a claim: sent, skipped, changed, early, paused or an error.
 
     Attributes:
-        said: which of these it was.
+        said: one of these words, or the error.
         state: the entry's state now, as text; empty if the server has none.
     """
 
@@ -154,7 +155,7 @@ class LeadCall(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A record of the history; times are in unix microseconds."""
+    """A record in the history; times are in unix microseconds."""
 
     due: int
     sent: int
@@ -183,7 +184,7 @@ class ScheduleStore:
         return Lead(int(now), bool(leads), int(changes), leader.decode(errors="replace"))
 
     def lead_call(self, schedule: str, who: str) -> LeadCall:
-        """Return the call that makes a lease's renewal ask like `lead`."""
+        """Return the data that makes a lease renewal ask for the lead, as `lead` does."""
         return LeadCall(self._keys.beat_leader(schedule), self._keys.beat_changes, who, LEAD_S)
 
     def resign(self, schedule: str, who: str) -> None:
@@ -211,10 +212,10 @@ class ScheduleStore:
         return int(now), list(map(ClaimOutcome, texts[::2], texts[1::2]))
 
     def begin(self, names: Sequence[str], known: Mapping[str, str], changes: int) -> dict[str, str]:
-        """Give entries without a state one: the `known` state, or one that starts now.
+        """Give each entry without a state its `known` state, or one that starts now.
 
-        Entries are omitted if any entry has been changed after `changes` was read, because that
-        change may have removed them.
+        Entries are omitted if any entry was changed after `changes` was read, because that change
+        may have removed them.
         """
         states: dict[str, str] = {}
         for at in range(0, len(names), _MOST_BEGUN):
@@ -228,7 +229,7 @@ class ScheduleStore:
         return states
 
     def forget(self, names: Sequence[str]) -> None:
-        """Forget the states of entries that no longer exist."""
+        """Delete what is stored about entries that no longer exist."""
         keys = self._keys
         self._client.pipeline([("HDEL", key, *names) for key in (keys.beat_states, keys.beat_runs)])
 
@@ -239,7 +240,7 @@ class ScheduleStore:
         return self._texts(self._keys.beat_states)
 
     def entries(self) -> dict[str, bytes]:
-        """Return the entries added at run time as stored on the server, for `open_entry`."""
+        """Return the entries added at run time, in their stored form, for `open_entry`."""
         return self._fields(self._keys.beat_entries)
 
     def open_entry(self, name: str, data: bytes) -> str:
@@ -255,7 +256,7 @@ class ScheduleStore:
             except SignatureError as exc:
                 raise SignatureError(
                     f"the periodic entry {name!r} added at run time is refused: {exc}; remove it "
-                    "with greenq beat remove, or add it again with the security_signing_key"
+                    "with greenq beat remove, or add it again with security_signing_key set"
                 ) from exc
         return data.decode(errors="replace")
 
@@ -269,7 +270,7 @@ class ScheduleStore:
         return {name: _note(text) for name, text in self._texts(self._keys.beat_runs).items()}
 
     def history(self, limit: int) -> list[Sent]:
-        """Return the records of the history, newest first."""
+        """Return up to `limit` records of the history, newest first."""
         lines = self._client.call("LRANGE", self._keys.beat_history, 0, limit - 1)
         found = []
         for line in lines:
@@ -313,12 +314,12 @@ class ScheduleStore:
         self._set(self._keys.beat_paused, name, json.dumps(note))
 
     def resume(self, name: str) -> bool:
-        """Resume a paused entry, whose schedule starts now; return False if it was not paused."""
+        """Resume a paused entry and start its schedule now; return False if it was not paused."""
         keys = [self._keys.beat_states, self._keys.beat_changes, self._keys.beat_paused]
         return bool(self._client.script(_BEGIN, keys, ["", name, ""]))
 
     def note_runs(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store how runs ended, by entry."""
+        """Store how the last run of each of these entries ended."""
         fields = [each for name, note in notes.items() for each in (name, json.dumps(note))]
         self._client.call("HSET", self._keys.beat_runs, *fields)
 

@@ -1,6 +1,6 @@
 """Settling messages: states, moves and acknowledgements in one script call, all or nothing.
 
-The same call finally publishes the events about these messages.
+The same call ends by publishing the events about these messages.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ _NOT_HELD = "-"
 # The prefix of the text that says why the index of workflows could not be written.
 INDEX = "INDEX "
 
-# What becomes of a message, as lua/settle.lua lists it under the same names. The values are single
-# letters, since each message that ends contains one. A continuation makes the letter a capital.
+# What to do with a message; lua/settle.lua lists these actions under the same names. The values are
+# single letters, since one is sent for each message that ends. If the message has a continuation,
+# the letter is a capital.
 
-# The message is done with.
+# The message is finished.
 ACKNOWLEDGE: Final = "a"
 # The message is acknowledged before its run; a stub remains, which the outcome will belong to.
 BEGIN: Final = "b"
@@ -51,7 +52,7 @@ REQUEUE: Final = "g"
 KEEP: Final = "k"
 # The message is about to run alone in its worker; without a tag, no message runs alone any longer.
 RUN_ALONE: Final = "l"
-# The message goes elsewhere.
+# The message is moved elsewhere.
 MOVE: Final = "m"
 
 Action = Literal["a", "b", "e", "g", "k", "l", "m"]
@@ -85,11 +86,12 @@ class Settlement:
             record.
         action: the letter that says what to do with the message.
         result: a state to store and announce.
-        move: where the message goes.
+        move: where to move the message.
         written: called with True when everything is on the server, and with False if the message
             was no longer held; None if no caller waits for this.
-        about: names the message in the log; None means that nothing is logged if it is not held.
-        workflow: what else follows the ending; None for nothing.
+        about: names the message in the log; None means that nothing is logged if the message is not
+            held.
+        workflow: what else happens when the message ends; None for nothing else.
     """
 
     __slots__ = ("about", "action", "move", "result", "tag", "workflow", "written")
@@ -122,17 +124,17 @@ class Settlement:
 
 
 class Settled(NamedTuple):
-    """The outcome of a call.
+    """The outcome of a call to `settle`.
 
     Attributes:
         not_held: the positions of the entries whose message was not held.
-        unpublished: the reason for a failed publication; "" if there is none; after `INDEX`, the
-            reason why the index of workflows could not be written.
-        misplaced: the target of a move that is not a queue, whose messages stay reserved; "" if
-            all targets are queues.
+        unpublished: why a publication failed or, after `INDEX`, why the index of workflows could
+            not be written; "" if neither failed.
+        misplaced: a target of moves that is not a queue, so the messages for it stay reserved; ""
+            if all targets are queues.
         stuck: the positions of the entries whose message stays reserved for that reason.
         withheld: the positions of the entries that complete a chord: only their states are stored,
-            and their workflow knows how to continue.
+            and their workflow must then complete the chord.
         void: the positions of the entries that send nothing, because another worker has completed
             their chord.
     """
@@ -146,12 +148,12 @@ class Settled(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """On whose behalf messages are settled, and the lease that must be valid for this.
+    """The condition for settling messages: on whose behalf, and with which valid lease.
 
     Attributes:
         incarnation: the messages' owner; "" if they have none.
         member: the owner's member of the leases, if others recover its messages.
-        score: the score that the owner's ended lease must then still have.
+        score: the score that this owner's ended lease must still have.
     """
 
     incarnation: str
@@ -172,7 +174,7 @@ def settle_arguments(
     fence: Fence | None,
     looks: bool = False,
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of `SETTLE`; without a fence there are only states.
+    """Return the keys and arguments of `SETTLE`; without a fence, the entries have only states.
 
     A call with only states uses no other keys, so it suits a server that stores only results. If
     `looks` is true, no chord is cleared yet.
@@ -218,7 +220,7 @@ def settle_arguments(
 
 @lru_cache(maxsize=100)
 def _keys_of(keys: Keys, owner: str) -> tuple[str, ...]:
-    """Return the keys of an owner's messages, which each outcome needs."""
+    """Return the keys of an owner's messages, which each settling call needs."""
     return keys.unacked, keys.unacked_index, keys.owner(owner), keys.begun(owner), keys.leases
 
 
@@ -283,10 +285,10 @@ def _settle_apart(
     fence: Fence | None,
     results: Client | Connection,
 ) -> Settled:
-    """Settle with results on a server of their own.
+    """Settle with a separate server for results.
 
-    First the states of held messages and the parts of chords are written. Then everything is
-    written on the broker. Finally the chords whose body was sent by that write are cleared.
+    First the states of held messages and the parts of chords are written. Then everything else is
+    written on the broker. Finally, each chord whose body was sent by that write is cleared.
     """
     withheld, void = _store_apart(server, keys, entries, fence, results)
     left = [_of_broker(entry, i in withheld, i in void) for i, entry in enumerate(entries)]
@@ -304,7 +306,7 @@ def _settle_apart(
 
 
 def _of_broker(entry: Settlement, withheld: bool, void: bool) -> Settlement:
-    """Return what the broker must still do for an entry whose state has been stored."""
+    """Return what the broker must still do for an entry after its state has been stored."""
     if withheld:
         return Settlement(entry.tag, KEEP)
     workflow = None

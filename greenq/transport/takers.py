@@ -1,7 +1,7 @@
-"""Queues that no worker takes from: sending to one logs a warning, since it is often a typo.
+"""Warns about sends to a queue that no worker takes from, whose name is often a typo.
 
-greenq's workers report their queues to the server (`Leases.announce_queues`). About Celery workers,
-only the number that listen for commands is known, and they may take from any queue.
+greenq's workers report their queues to the server (`Leases.announce_queues`). Of Celery workers,
+the server knows only how many listen for commands, and these may take from any queue.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Takers:
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         """Use the key names of `keys`; no queue has been asked about yet.
 
-        `ask_at_s` is public so that a send takes less time. A queue is not asked about
-        before the time that it holds for that queue, by `clock`.
+        `ask_at_s` maps each queue to the time, by `clock`, before which it is not asked about
+        again. It is public so that a send can check it without a call.
         """
         self._keys = keys
         self.clock = clock
@@ -55,14 +55,14 @@ class Takers:
             self.ask_at_s.clear()
         self.ask_at_s[queue] = now_s + _EVERY_S
         keys = self._keys
-        # Send the script with its source: it runs rarely, and in a batch of commands, in which an
+        # Send the script's source: the script runs rarely, and in a batch of commands, in which an
         # unknown script cannot be retried.
         return [
             ("EVAL", _TAKERS.source, 2, keys.leases, keys.binding(EXCHANGE), queue, keys.owner(""))
         ]
 
     def warn_if_untaken(self, queue: str, answer: Any) -> None:
-        """Warn if there are workers but it is certain that no worker takes from the queue.
+        """Warn if workers are running but certainly none of them takes from the queue.
 
         If there are no workers, for example before the first one starts, log nothing.
         """

@@ -61,7 +61,7 @@ class Transport:
         client, broker, dead: the objects for messages.
         signer: signs and checks the data that workers and readers act on; None if there is no
             signing key.
-        result_client: the client for results; the broker's client if they share the server; None if
+        result_client: the client for results; the same as `client` if both share a server; None if
             results are disabled.
     """
 
@@ -70,8 +70,8 @@ class Transport:
 
         Args:
             config: the settings.
-            app_name: together with `app_folder`, the folder that the app is defined in, determines
-                the embedded server's folder.
+            app_name, app_folder: the app's name, and the folder that the app is defined in;
+                together, these determine the embedded server's folder.
 
         Raises:
             ConfigError: an address is invalid.
@@ -133,7 +133,7 @@ class Transport:
 
     @property
     def chords(self) -> Chords:
-        """What senders of chords write."""
+        """The object through which senders write chords."""
         expires_s = 0 if self._backend is None else self._backend.chord_seconds
         return Chords(self.client, self.result_client, self.keys, expires_s)
 
@@ -211,7 +211,7 @@ class Transport:
         return mask_url(url) if folder is None else f"embedded://{quote(str(folder))}"
 
     def _embedded_folder(self, setting: str, url: str) -> Path | None:
-        """Return the folder of the embedded server that an address names; None for any other."""
+        """Return the folder of an embedded server's address; None for any other address."""
         if not url.startswith("embedded:"):
             return None
         try:
@@ -220,7 +220,7 @@ class Transport:
             raise ConfigError([Problem(setting, url, str(exc))]) from None
 
     def _embedded_server(self, setting: str, url: str) -> EmbeddedServer | None:
-        """Return the embedded server that an address names; None for any other server."""
+        """Return the embedded server that an address names; None for any other address."""
         folder = self._embedded_folder(setting, url)
         if folder is None:
             return None

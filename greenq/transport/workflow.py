@@ -1,4 +1,4 @@
-"""What follows a task's end apart from its state, written by the call that settles the task.
+"""The effects of a task's end other than its state; the call that settles the task writes them.
 
 See lua/settle.lua for what is done with each list, and docs/design.md for why there is only a
 single call.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DONE_S = 300
 
 
-# How a state relates to one that was stored before it; lua/settle.lua has the same names.
+# How a state relates to a state stored before it; lua/settle.lua uses the same names.
 
 # A success, which nothing replaces.
 KIND_SUCCESS: Final = "s"
@@ -31,13 +31,13 @@ KIND_UNRUN: Final = "u"
 # A state that is not final.
 KIND_PASSING: Final = "n"
 
-# How the parts of a chord are kept: by their places in a zset, or as they arrive in a list.
+# How the parts of a chord are kept: in a zset, by their places, or in a list, as they arrive.
 PARTS_ORDERED: Final = "z"
 PARTS_LISTED: Final = "l"
 
 
 class StateWrite(NamedTuple):
-    """A task's state to be written to the results.
+    """A task's state, to be stored as its result.
 
     Attributes:
         key: the key that it is stored under, which is also the channel that it is announced on.
@@ -144,7 +144,7 @@ def chord_rule(ordered: bool, chord_seconds: int, group_seconds: int) -> str:
 
 
 class Continuation:
-    """What follows an ending.
+    """What else happens when a message of a workflow ends.
 
     Attributes:
         adds: tasks that join a chord before its parts are counted.
@@ -154,11 +154,11 @@ class Continuation:
         seals: chords that begin.
         clears: chords whose body is among the pushes, or has failed.
         frees: chords that other workers may now complete.
-        index: what happens to its tasks, if workflows are indexed.
+        index: the notes for the index, if workflows are indexed.
         written: functions that are called, in a separate greenlet, when the pushes are on the
             server.
         complete: called if the ending is withheld because a part was the last of its chord; the
-            function puts the ending that completes the chord. Switches: no.
+            function then puts the ending that completes the chord into the outbox. Switches: no.
         refused: called with the reason if the server refuses the ending permanently. Switches: no.
     """
 
@@ -201,7 +201,7 @@ class Continuation:
         self.refused = refused
 
     def is_empty(self) -> bool:
-        """Return whether nothing follows."""
+        """Return whether nothing else happens."""
         return not (
             self.parts or self.pushes or self.states or self.seals
             or self.clears or self.frees or self.adds
@@ -210,7 +210,7 @@ class Continuation:
     def write(
         self, arguments: list[Any], goals: dict[str, int], results: list[str], *, looks: bool
     ) -> None:
-        """Append the script's arguments, and add to the names of the goals and the keys of states.
+        """Append the script's arguments, and add the goals and the keys of states that they name.
 
         If `looks` is true, chords are not cleared yet.
         """
@@ -246,7 +246,7 @@ class Continuation:
         )  # fmt: skip
 
     def of_broker(self) -> Continuation:
-        """Return the part that is written after that, on the broker."""
+        """Return the part that is then written on the broker."""
         return Continuation(pushes=self.pushes, index=self.index)
 
 

@@ -34,7 +34,7 @@ CANCELLED, PAUSED = "cancelled", "paused"
 # A paused workflow, whose messages are on hold, is kept for 30 days after it was paused.
 _PAUSED_S = 30 * 86400
 
-# How long the index is kept if results never expire.
+# How long the index keeps a workflow if results never expire.
 _KEPT_S = 86400
 
 # How many workflows may be stopped at once, and how many calls a workflow may send when it ends.
@@ -66,7 +66,7 @@ class WorkflowRecord(NamedTuple):
 
 
 def item(key: str, text: str | bytes) -> bytes:
-    """Return a message with the key of its list, as the index keeps it."""
+    """Return a message together with its list's key, in the form that the index keeps."""
     place, data = key.encode(), text.encode() if isinstance(text, str) else text
     return b"%d:%b%b" % (len(place), place, data)
 
@@ -170,7 +170,7 @@ class Workflows:
             results.script(_FORGET, [self._keys.result(each) for each in portion], ())
 
     def reset(self, workflow_id: str, seen: Mapping[str, str]) -> tuple[int, bool]:
-        """Reopen failed nodes, given by id with their texts, and send their messages.
+        """Reopen failed nodes, given as their texts by id, and send their messages.
 
         Returns:
             How many messages were sent, and whether all nodes were reset; some may have failed
@@ -198,7 +198,7 @@ class Workflows:
         return _record(self._client.call("HGETALL", self._keys.workflow(workflow_id)))
 
     def records(self, limit: int) -> Iterator[tuple[str, WorkflowRecord]]:
-        """Yield the newest workflows and their ids; expired workflows are omitted."""
+        """Yield the ids and records of the newest workflows; expired workflows are omitted."""
         found = self._client.call("ZREVRANGE", self._keys.workflows, 0, limit - 1)
         for at in range(0, len(found), _PORTION):
             ids = [each.decode(errors="replace") for each in found[at : at + _PORTION]]
@@ -221,7 +221,7 @@ class Workflows:
                 return
 
     def kept(self, workflow_id: str) -> set[str]:
-        """Return the ids of the tasks whose messages are kept."""
+        """Return the ids of the failed tasks whose messages are kept for a retry."""
         key = f"{self._keys.workflow(workflow_id)}.failed"
         return {each.decode(errors="replace") for each in self._client.call("HKEYS", key)}
 

@@ -1,8 +1,8 @@
 """The lead of the worker's beat, which each renewal of the lease asks for.
 
 A separate `greenq beat` asks the server every second who leads and whether entries have changed. In
-a worker, the renewal of the lease, which is a call that is made anyway, also asks who leads, and
-the server announces changes. So an idle beat sends nothing, and does not wake the hub.
+a worker, each renewal of the lease, a call that is made anyway, also asks who leads, and the server
+announces changes. So an idle beat sends nothing, and does not wake the hub.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 # more often, since reading all entries takes a long time.
 _SEEN_S = 1.0
 
-# A difference of this size means that a clock has been set, or that this machine was suspended.
+# A larger difference (in microseconds) means that a clock was set, or that this machine was
+# suspended.
 _CLOCK_MOVED_US = 100_000
 
 
@@ -50,18 +51,18 @@ class BeatLead:
         self._hub = hub
         self._wake = wake
         self._clock = clock
-        # Either thread replaces each of these as a whole: the call, which is None if no beat asks,
-        # and the latest answer, with the time of its arrival.
+        # Either thread replaces each of the next two attributes as a whole: the call, which is None
+        # if no beat asks, and the latest answer, with the time of its arrival.
         self._call: LeadCall | None = None
         self._answer: tuple[Lead, float] | None = None
-        # When the latest answer arrived, even after a failure.
+        # When the latest answer arrived; a failure does not reset this.
         self._heard_s = -math.inf
-        # When the beat is to run next, or the time since which it has been running.
+        # When the beat is to run next; while the beat is running, when it began to run.
         self._runs_s = math.inf
         self._news = Event()
         self._is_over = False
-        # Only the watchdog thread uses the next three: whether the last renewal asked, whether the
-        # server announces changes, and the earliest time to check for them.
+        # Only the watchdog thread uses the next three attributes: whether the last renewal asked,
+        # whether the server announces changes, and the earliest time to check for them.
         self._is_asked = False
         self._is_told = True
         self._look_s = -math.inf
@@ -71,7 +72,7 @@ class BeatLead:
     # --- hub's thread -----------------------------------------------------------------------------
 
     def begin(self, call: LeadCall, lead: Lead) -> None:
-        """Ask with each renewal from now on; `lead` is what the server has just replied."""
+        """Ask with each renewal from now on; `lead` is the server's latest reply."""
         if self._is_over:
             return
         now_s = self._clock()
@@ -88,7 +89,7 @@ class BeatLead:
 
     @property
     def heard_s(self) -> float:
-        """When the server last answered; until that time it has been asked regularly."""
+        """When the server last answered; it was asked regularly until then."""
         return self._heard_s
 
     def answer(self) -> Lead | None:
@@ -118,7 +119,7 @@ class BeatLead:
         return call._replace(term_s=left_s) if self._is_asked else None
 
     def renewed(self, renewal: Renewal) -> None:
-        """Store the answer to a renewal."""
+        """Store the server's reply to a renewal."""
         if not self._is_asked:
             return
         if renewal.lead is None:
@@ -127,7 +128,7 @@ class BeatLead:
             self._note(renewal.lead)
 
     def failed(self) -> None:
-        """Let the beat ask by itself, which reveals what is wrong."""
+        """Make the beat ask the server itself, which reveals what is wrong."""
         if self._call is not None:
             self._call = self._answer = None
             self.due_s = math.inf
@@ -135,7 +136,7 @@ class BeatLead:
 
     @property
     def look_s(self) -> float:
-        """When to check what has changed; infinite if nothing has."""
+        """When to check what has changed; infinity if no change was announced."""
         is_changed = self._call is not None and self._leases.connection.changed
         return self._look_s if is_changed else math.inf
 
@@ -150,7 +151,9 @@ class BeatLead:
         except (AccessRefused, ServerError) as exc:
             # Some proxies and managed servers refuse this command.
             self._is_told = False
-            _log.info("changes of periodic tasks are not announced, so renewals ask: %s", exc)
+            _log.info(
+                "changes to periodic tasks are not announced, so renewals ask about them: %s", exc
+            )
         except OperationalError as exc:
             _log.debug("could not read whether entries have changed: %s", exc)
             self._leases.connection.close()
@@ -175,7 +178,7 @@ class BeatLead:
         if before is None or before[0][1:] != lead[1:]:
             self._tell()
         elif abs(lead.now - _aged(before, now_s).now) > _CLOCK_MOVED_US:
-            # The beat is waiting for due times, which now come sooner or later.
+            # The beat is waiting for a due time, which now comes earlier or later than expected.
             self._tell()
 
     def _tell(self) -> None:

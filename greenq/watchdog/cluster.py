@@ -75,8 +75,8 @@ class ClusterLink:
     def attend(self, until_s: float) -> bool:
         """Read published messages, answer those that the hub cannot, and publish the heartbeat.
 
-        Repeat until no messages are left, or another duty is due at `until_s`. Return False if the
-        connection was lost.
+        Repeat until no messages are left, or until another duty is due at `until_s`. Return False
+        if the connection was lost.
         """
         connection = self._leases.connection
         self.is_behind = False

@@ -1,4 +1,4 @@
-"""The end of a worker, with or without its hub: requeue its messages and give up its lease."""
+"""Ends a worker, with or without its hub: requeues its messages, and gives up its lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 # How long requeueing the messages may take when a worker ends.
 LEAVE_S = 10.0
 
-# How long writing the last log line may take; then the kernel ends the process.
+# How long writing the last log line may take; after this time, the kernel ends the process.
 _LAST_WORDS_S = 2
 
 

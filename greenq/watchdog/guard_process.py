@@ -36,7 +36,7 @@ _STEADY_S = 60.0
 _FAREWELL_S = 1.0
 _POLL_S = 0.005
 
-# These signals are sent to whole groups of processes (by an init system's stop, by pkill). The
+# These signals are often sent to a whole group of processes, by an init system or by pkill. The
 # guard must not exit before the worker, so they are blocked from the guard's first instruction on.
 _BLOCKED_SIGNALS = (
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
@@ -46,7 +46,7 @@ _BLOCKED_SIGNALS = (
 class GuardProcess:
     """Starts the guard, reports each renewal to it, restarts it if it has died, and ends it.
 
-    The watchdog thread calls `beat` while the hub may be blocked, so nothing here needs the hub:
+    The watchdog thread calls `beat` while the hub may be blocked, so nothing here may need the hub:
     gevent's replacements for subprocess and os.waitpid work in the hub's thread only.
     """
 
@@ -67,9 +67,9 @@ class GuardProcess:
             url: the server's URL.
             key: the zset of leases.
             member: the owner's member of that zset.
-            lease_s: how long a lease holds.
+            lease_s: how long a lease lasts.
             silence_limit_s: how long the guard keeps the lease of a worker that does not renew it.
-            embedded: True requires that the server is a process of this user.
+            embedded: if True, the server must be a process of this user.
             clock: seconds, monotonic.
         """
         self._description = {
@@ -97,7 +97,7 @@ class GuardProcess:
         self._start()
 
     def beat(self) -> None:
-        """Report to the guard that the lease was renewed; for any thread, and never waits."""
+        """Report a renewal of the lease to the guard, without waiting; any thread may call this."""
         if self._is_over or self._write(guard.BEAT):
             return
         self._reap()

@@ -39,10 +39,10 @@ class HeartbeatSchedule:
         self._slack_s = 0.0
 
     def set(self, beat: Heartbeat | None) -> None:
-        """Publish `beat` from now on, starting immediately; None stops it. For any thread.
+        """Publish `beat` from now on, starting immediately; None stops it.
 
         Each heartbeat is sent with the renewal of the lease that is closest in time, if there is
-        one.
+        one. Any thread may call this.
         """
         self.beat = beat
         self._due_s = -math.inf if beat is not None else math.inf

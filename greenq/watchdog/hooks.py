@@ -1,4 +1,4 @@
-"""What the watchdog thread is given: its limits, and what it may ask of a worker or do for it."""
+"""What the watchdog thread is given: its limits, and the functions that it calls for a worker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class WatchLimits:
     """Durations and time limits.
 
     Attributes:
-        lease_s: how long a lease holds.
-        visibility_timeout_s: the visibility timeout of the fleet.
+        lease_s: how long a lease lasts.
+        visibility_timeout_s: the age at which records that no lease covers are requeued.
         blocked_after_s: how long the hub may be blocked before that is logged.
         blocked_limit_s: how long the hub may be blocked before the process is ended; 0 means
             no limit.
@@ -41,7 +41,7 @@ class Holdings:
         unsettled: returns the tags that are not yet settled on the server, and the first unused tag
             number, which is read before the tags.
         first_unused: returns the first unused tag number.
-        is_waiting: returns whether this worker is waiting for messages, so that it may relay.
+        is_waiting: returns whether this worker is waiting for messages, so that it can relay.
         unwritten: called when the worker ends; returns the outcomes that could not be written.
     """
 
@@ -53,7 +53,7 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCalls:
-    """What the hub is to do; each function is called in the hub's thread, in a new greenlet.
+    """Functions for the hub; each is called in the hub's thread, in a new greenlet.
 
     Attributes:
         look: called when a waiting consumer should check for messages itself.
@@ -80,10 +80,10 @@ class Rescue:
     """What the watchdog thread itself does when the hub cannot.
 
     Attributes:
-        give_away: called in the watchdog thread when the hub is blocked, to requeue messages that
-            have not begun, over a connection.
-        cut: called in the watchdog thread before it ends the process, to stop waiting for messages
-            over a connection.
+        give_away: called with a connection, in the watchdog thread, when the hub is blocked, to
+            requeue messages that have not begun.
+        cut: called with a connection, in the watchdog thread, before it ends the process, to stop
+            waiting for messages.
         end_process: ends the process immediately.
     """
 

@@ -65,7 +65,7 @@ class HubMonitor:
         self._clock = clock
         # The time of the last ping, and when to check for its answer.
         self.asked_s = self.due_s = -math.inf
-        # Whether the hub is known to be blocked, and when to log the blocker again.
+        # What blocks the hub, if it is known to be blocked, and when to log this again.
         self._blocked: Blocker | None = None
         self._name_again_s = math.inf
         # How many times the hub was blocked, and by what; the watchdog thread writes these, and any
@@ -103,11 +103,11 @@ class HubMonitor:
         self._hub.ping()
 
     def has_moved_since(self, moment_s: float) -> bool:
-        """Return whether the hub has run since a time of the clock."""
+        """Return whether the hub has run since `moment_s`, by the clock."""
         return self._hub.moved_s >= moment_s
 
     def is_still(self, patience_s: float) -> bool:
-        """Return whether the hub's answer has been outstanding for this long."""
+        """Return whether the hub has not answered the last ping for at least `patience_s`."""
         return self._hub.moved_s < self.asked_s <= self._clock() - patience_s
 
     def blocking(self, patience_s: float = LOOK_S) -> Blocker | None:
@@ -138,7 +138,7 @@ class HubMonitor:
             _log.info("messages that have not begun here wait until the hub runs again: %s", exc)
 
     def _still_blocked(self, blocked: Blocker) -> None:
-        """Log again what blocks the hub; end the process if the hub is blocked for too long."""
+        """Log the blocker again if due; end the process if the hub was blocked for too long."""
         if 0 < self._blocked_limit_s <= blocked.for_s:
             self._ending.abandon(
                 f"the hub has been blocked for {blocked.for_s:.0f} s by {blocked.by} at "

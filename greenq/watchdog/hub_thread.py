@@ -23,7 +23,7 @@ class Blocker:
     """What blocked the hub.
 
     Attributes:
-        at: when it was noticed, in unix time.
+        at: when the block was noticed, in unix time.
         for_s: how long the hub was blocked, or has been so far.
         by: the task and its id, or ``no task``.
         where: the file and the line.
@@ -61,7 +61,7 @@ class HubThread:
         return self.watcher is not None and self.watcher.runs_here()
 
     def blocker(self, for_s: float) -> Blocker:
-        """Describe what has been running in the hub's thread for the last `for_s`."""
+        """Describe what has been running in the hub's thread for the last `for_s` seconds."""
         frame = self._frame()
         by = self._blocking_task(frame) or "no task"
         where = "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

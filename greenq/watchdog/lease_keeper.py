@@ -73,7 +73,7 @@ class LeaseKeeper:
         return self._is_wanted or self._clock() >= self.due_s
 
     def announce_queues(self, queues: Sequence[str]) -> None:
-        """Make the next renewal report which queues are taken from; any thread may call this."""
+        """Make the next renewal report the queues of this worker; any thread may call this."""
         self._leases.announce_queues(queues)
         self._is_wanted = True
 
@@ -102,8 +102,8 @@ class LeaseKeeper:
             would_relay=self._is_waiting(),
             lead=self._beat_lead.call(now_s),
         )
-        # The clock is read before any other call, which would take time. A slow reply contains the
-        # server's time when the reply was sent, not the present time.
+        # Read the clock before any other call, since each call takes time. A slow reply contains
+        # the server's time when the reply was sent, not the present time.
         if self._state.now_s() - asked_s < self._lease_s / 2:
             self._state.clock_offset_s = renewal.server_time - time.time()
         if self._guard is not None:

@@ -29,13 +29,13 @@ class Notifier:
         self._holdings = holdings
 
     def renewed(self, renewal: Renewal) -> None:
-        """Make the hub act on the answer to a renewal."""
+        """Make the hub act on the reply to a renewal."""
         if not renewal.first_unused:
             self._hub.spawn_soon(self._calls.forgotten, name="register")
         if renewal.paused != self._state.paused:
             self._hub.spawn_soon(partial(self._calls.paused, renewal.paused), name="pause queues")
-        # If the second condition is true, the server has assigned tags to messages that this worker
-        # does not know, because a reply was lost.
+        # The second condition means that the server has given this worker messages that it does not
+        # know of, because a reply was lost.
         if renewal.work or renewal.first_unused > self._holdings.first_unused():
             self.look_for_work()
 

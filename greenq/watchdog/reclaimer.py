@@ -17,7 +17,8 @@ class Reclaimer:
        reconnecting.
     2. Messages that the server gave to this worker in a reply that was lost with a connection.
     3. Messages of Celery workers that no longer renew their scores. The scores of this worker's own
-       records are renewed often enough for Celery workers on the same queues.
+       records are renewed so often that Celery workers on the same queues leave these records
+       alone.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Reclaimer:
         elif self._was_away:
             grace_s = self._lease_s
         else:
-            # This is a first start. If the server has only just started, other workers may still be
-            # reconnecting.
+            # This worker has just started. If the server has also just started, other workers may
+            # still be reconnecting.
             grace_s = max(0.0, 2 * self._lease_s - self._leases.uptime_s())
             for owner in self._leases.others():
                 if owner.is_dead:

@@ -40,14 +40,15 @@ class Relay:
     def relay(self) -> bool:
         """Relay messages that have arrived; return False if the connection was lost.
 
-        A minimum interval between checks applies, in case many changes arrive at once.
+        Checks are at least `_RELAY_S` apart, since many changes may arrive at the same time.
         """
         self.due_s = self._clock() + _RELAY_S
         try:
             if self._leases.relay():
                 self._notifier.look_for_work()
         except (AccessRefused, ServerError) as exc:
-            # Some proxies and managed servers refuse this command; the renewals find the messages.
+            # Some proxies and managed servers refuse this command; the renewals then find the
+            # messages.
             self.due_s = math.inf
             _log.info(
                 "the server does not announce messages on less urgent lists; renewals find them: "

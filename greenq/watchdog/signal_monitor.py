@@ -51,7 +51,7 @@ class SignalMonitor:
         self.due_s = math.inf
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on, or -1."""
+        """Return the descriptor to wait on; -1 if there is none."""
         return -1 if self._signals is None else self._signals.fileno()
 
     def check(self) -> None:
@@ -86,7 +86,7 @@ class SignalMonitor:
             return
         if self._stops > 1:
             self._ending.abandon(
-                f"asked to stop immediately, and the hub has been blocked for {blocked.for_s:.1f} "
+                f"asked to stop immediately, but the hub has been blocked for {blocked.for_s:.1f} "
                 f"s "
                 f"by {blocked.by} at {blocked.where}"
             )
@@ -94,7 +94,7 @@ class SignalMonitor:
         self._hub_thread.log(
             logging.WARNING,
             "asked to stop, but the hub has been blocked for %.1f s by %s at %s; the worker stops "
-            "when the hub runs again; a second SIGTERM or SIGINT, or SIGQUIT, ends it at once "
-            "and requeues its messages",
+            "when the hub runs again; a second SIGTERM or SIGINT, or SIGQUIT, ends the worker "
+            "immediately and requeues its messages",
             blocked.for_s, blocked.by, blocked.where,
         )  # fmt: skip

@@ -32,7 +32,7 @@ class SilenceMonitor:
             hub_thread: shows what the hub was doing.
             found: called with what the hub was doing.
             noticeable_s: a silence that lasts at least this long is reported.
-            now_s: seconds, including the time that the machine was suspended.
+            now_s: seconds, including any time during which the machine was suspended.
             clock: seconds, monotonic, excluding that time.
         """
         self._hub_thread = hub_thread
@@ -42,7 +42,7 @@ class SilenceMonitor:
         self._clock = clock
 
     def wait(self, thread: NativeThread, pause_s: float, *descriptors: int) -> bool:
-        """Let `thread` wait; log if no Python code ran for far longer; True if the thread ends."""
+        """Let `thread` wait; log if no Python code ran for far longer; return True if it ends."""
         began_s, awake_s, cpu_s = self._now_s(), self._clock(), time.process_time()
         is_over = thread.wait(pause_s, *descriptors)
         late_s = self._now_s() - began_s - pause_s
@@ -67,8 +67,8 @@ def account(gap_s: float, cpu_s: float, suspended_s: float = 0.0) -> str:
         cpu_s: the CPU time that the process used during the gap. A call that computes while holding
             the GIL uses CPU time during the whole gap; a call that waits while holding the GIL
             cannot be distinguished from a suspended process.
-        suspended_s: how long the machine was suspended during the gap (by how much CLOCK_BOOTTIME
-            advanced more than CLOCK_MONOTONIC).
+        suspended_s: how long the machine was suspended during the gap (how much further
+            CLOCK_BOOTTIME advanced than CLOCK_MONOTONIC).
     """
     silence = f"no Python code ran in this process for {gap_s:.1f} s"
     if suspended_s >= gap_s / 2:

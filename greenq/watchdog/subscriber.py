@@ -62,12 +62,12 @@ class _Incoming:
         self.channel = channel
         self.data = data
         self.read_s = read_s
-        # True once the watchdog thread has tried to answer this message.
+        # True once the watchdog thread has tried to answer this message, or if only the hub can.
         self.offered = channel.urgent is None
 
 
 class Subscriber:
-    """Hands messages published on channels to their handlers, in one greenlet, in order.
+    """Passes messages published on channels to their handlers, in one greenlet, in order.
 
     1. `subscribe` and `unsubscribe`, in the hub's thread, select the channels.
     2. `poll`, in the watchdog thread, updates the connection's subscriptions and reads.
@@ -98,7 +98,7 @@ class Subscriber:
 
         Args:
             channel: its name, or a pattern that ends in ``*``.
-            handle: may switch; the next messages then wait.
+            handle: may switch; the next messages wait until it returns.
             urgent: called in the watchdog thread when the hub seems to be blocked.
         """
         self.unsubscribe(channel)
@@ -160,7 +160,7 @@ class Subscriber:
 
     @property
     def oldest_s(self) -> float:
-        """When the oldest message that may be urgent arrived (monotonic); infinity if none."""
+        """When the oldest message that may be urgent was read (monotonic); infinity without one."""
         waiting = [each.read_s for each in self._waiting if not each.offered]
         return min(waiting, default=math.inf)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The shortest time between moves of parked messages.
 _SOON_S = 0.02
 
-# The lease is renewed after this fraction of its duration. That leaves time for two attempts with
+# The lease is renewed after this fraction of its duration. This leaves time for two attempts with
 # their timeouts.
 _RENEW_AFTER = 0.4
 
@@ -51,7 +51,7 @@ class Watch(StartStopPart):
     Each duty has its own class:
 
     1. `LeaseKeeper` renews the lease, even if the hub is blocked, and `Notifier` makes the hub act
-       on the answer: a consumer may wait in vain because its connection is dead, or because a
+       on the reply: a consumer may wait in vain because its connection is dead, or because a
        message was handed to a worker that died.
     2. `Reclaimer` requeues the messages of dead owners, a portion at a time.
     3. `Parked` moves parked messages back when they are due; `Relay` moves messages from lists that
@@ -89,9 +89,9 @@ class Watch(StartStopPart):
             hub: the hub to watch.
             state: the messages this worker holds.
             hub_thread: shows what is running in the hub's thread.
-            limits: how long things may take.
+            limits: the durations and time limits.
             holdings: shows what this process knows about its messages.
-            calls: what the hub is to do, as functions.
+            calls: the functions that this thread has the hub call.
             rescue: what this thread does when the hub cannot.
             guard: renews the lease while no Python code runs in this process; None for no guard.
             signals: the signals that must also work while the hub is blocked.
@@ -156,7 +156,7 @@ class Watch(StartStopPart):
 
     @property
     def subscriber(self) -> Subscriber:
-        """Passes on messages published to this worker."""
+        """The object that passes on messages published to this worker."""
         return self.cluster.subscriber
 
     @property
@@ -205,7 +205,7 @@ class Watch(StartStopPart):
         self._signals.check()
         if self._clock() >= self.monitor.due_s:
             self.monitor.look()
-        # A published message may have arrived together with a reply.
+        # Each of the following calls may read a published message together with its reply.
         if self._clock() >= self._parked.due_s:
             self.promote()
             published = True
@@ -268,7 +268,7 @@ class Watch(StartStopPart):
         return pause_s
 
     def _reached(self, is_reached: bool) -> None:
-        """If the server was not reached, renew the lease immediately, which reconnects."""
+        """If the server was not reached, make the lease due now, since its renewal reconnects."""
         if not is_reached:
             self.lease.due_s = self._clock()
 

@@ -325,9 +325,7 @@ def test_a_server_that_comes_back_in_time_finds_the_lease_kept(
         def has_said() -> bool:
             nonlocal said
             said += capfd.readouterr().err
-            return (
-                "could not extend the lease of the worker, which is silent: cannot reach " in said
-            )
+            return "could not extend the lease of the silent worker: cannot reach " in said
 
         wait_until(has_said, WAIT_S)
         server.start()

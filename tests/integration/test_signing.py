@@ -321,7 +321,7 @@ def test_the_result_of_another_task_is_refused(app: Greenq, server: Server) -> N
     assert result.get(timeout=WAIT_S) == 3
     stored = server.client.get(f"celery-task-meta-{result.id}")
     server.client.set("celery-task-meta-another", stored)
-    with pytest.raises(SignatureError, match="signed as that of task"):
+    with pytest.raises(SignatureError, match="signed as the result of task"):
         app.AsyncResult("another").get(timeout=WAIT_S)
 
 

@@ -1,21 +1,21 @@
 """Keeps an embedded Valkey running for as long as any process uses it.
 
-`greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``). The
-process is detached from the one that first needed the server, so this file imports only the
-standard library.
+`greenq.transport.embedded.server` runs this file by its path (``python -I -S keeper.py …``), so it
+imports only the standard library. The process is detached from the one that first needed the
+server.
 
 Three files in the data folder show which processes are alive. Each has a lock that the kernel
 releases when its holder exits. So a crash never leaves a stale lock behind, and nothing relies on a
 pid:
 
 - ``users.lock`` is shared: every process that uses the server holds it. The keeper waits for an
-  exclusive lock on it, and gets that when the last user has gone. While the keeper holds it to stop
-  the server, no process can join.
+  exclusive lock on it, and gets this lock when the last user has gone. While the keeper holds it to
+  stop the server, no process can join.
 - ``keeper.lock`` is exclusive: the keeper holds it. A process that starts a keeper locks the file
-  and passes it on.
+  and passes the open file on to the keeper.
 - ``server.lock`` is exclusive: Valkey itself holds it, because it inherits the open file. The file
-  contains Valkey's process id. Valkey leads its own process group, so while the file is locked,
-  that number can refer only to this group.
+  contains Valkey's process id. Valkey leads its own process group, so while the file is locked, the
+  number in it can refer only to this group.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SERVER_LOCK = "server.lock"
 LOG = "server.log"
 
 # How long the keeper waits after each signal. This is less than the ten seconds that a process
-# waits to join, so that even the stop of a slow server is over before that wait ends.
+# waits to join, so that even a slow server has stopped before that wait ends.
 _STOP_S = 7.0
 _ASK_S = 1.0
 # The pauses before the first, second, … restart in a row; after the last, the keeper gives up.
@@ -56,7 +56,7 @@ _REFUSED = 1
 
 
 class NotPrivate(PermissionError):
-    """Another user may control the folder or the server; the text says which one, with advice."""
+    """Another user may control the folder or the server; the text says which, and what to do."""
 
 
 def require_private(folder: Path) -> None:
@@ -86,8 +86,8 @@ def require_own_server(link: socket.socket) -> None:
     """Check that the process at the other end of a unix socket belongs to the user.
 
     Raises:
-        NotPrivate: the process does not belong to the user. Systems without SO_PEERCRED never raise
-            this; there, the check of the folder has to suffice.
+        NotPrivate: the process does not belong to the user. Without SO_PEERCRED, this cannot be
+            checked, and the check of the folder has to suffice.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -160,8 +160,8 @@ class Keeper:
             _on_signals(signal.SIG_IGN)
             self._stop()
             self._clean()
-            # Unlock before the exit releases users.lock: the next process to join may start a
-            # keeper.
+            # Unlock before the exit releases users.lock, since the next process to join may have to
+            # start a keeper.
             fcntl.flock(self._keeper_fd, fcntl.LOCK_UN)
 
     def _serve(self) -> None:
@@ -174,7 +174,7 @@ class Keeper:
                 return
             self._server_pid = None
             if ended.code == _REFUSED:
-                _give_up("Valkey refuses to run; its reason is above")
+                _give_up("Valkey refuses to run; the reason is logged above")
             crashes = crashes + 1 if time.monotonic() - started < _CALM_S else 1
             if crashes > len(_PAUSES_S):
                 _give_up(f"Valkey ended {crashes} times in a row, each within {_CALM_S:g} s")
@@ -340,14 +340,14 @@ def _on_signals(action: Callable[[int, object], NoReturn] | signal.Handlers) -> 
 
 
 def main() -> None:
-    """Keep the server; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
+    """Run the keeper; arguments: folder, socket, Valkey's binary; standard input: keeper.lock."""
     folder, socket_path, binary = sys.argv[1:]
     # The process that starts the keeper waits for its child, which exits immediately. The keeper
     # itself is then adopted by init, so it never becomes a zombie.
     if os.fork():
         os._exit(0)
     os.setsid()
-    # Close everything else that the starter left open, such as its sockets.
+    # Close everything else that the starting process left open, such as its sockets.
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
     os.chdir(folder)
     os.umask(0o077)

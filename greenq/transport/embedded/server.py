@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 _SOCKET_PATH_BYTES = 100
 _SOCKET = "valkey.sock"
 # The name of the file that contains the socket's path if the folder's path is too long for a
-# socket. With this file, processes that have a different environment find the socket as well.
+# socket. Through this file, processes with a different environment find the socket too.
 _SOCKET_NAMED = "socket"
 _POLL_S = 0.005
 _PING_S = 1.0
-# Two attempts, in case the keeper is killed during the first one.
+# How many times to start a keeper: twice, in case the first one is killed.
 _STARTS = 2
 _LOG_BYTES = 1 << 20
 _TAIL_BYTES = 2000
@@ -127,7 +127,7 @@ class EmbeddedServer:
             return self._await_answer(deadline)
         except OSError as error:
             self._give_back(had_share)
-            # For example, the folder is not private.
+            # This happens, for example, if the folder is not private.
             raise EmbeddedServerError(f"the embedded Valkey in {self._folder}: {error}") from error
         except BaseException:
             self._give_back(had_share)
@@ -195,7 +195,7 @@ class EmbeddedServer:
 
     @contextmanager
     def _keeper_place(self) -> Iterator[int | None]:
-        """Yield the locked keeper's lock if no keeper is running, otherwise None."""
+        """Lock and yield the keeper's lock if no keeper is running; otherwise yield None."""
         fd = self._open_lock(keeper.KEEPER_LOCK)
         try:
             yield fd if keeper.try_lock(fd, fcntl.LOCK_EX) else None
@@ -332,7 +332,7 @@ def _short_socket_path(folder: Path) -> Path:
 
 
 def _settled_socket_path(folder: Path) -> Path:
-    """Return the socket for a keeper's future server; only a holder of its lock may call this."""
+    """Choose and record a new server's socket; only the holder of keeper.lock may call this."""
     path = _socket_path(folder)
     if path.parent != folder:
         _require_private(path.parent)

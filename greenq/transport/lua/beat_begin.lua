@@ -1,9 +1,9 @@
--- Starts the schedules of entries now: of those without a state, or of one that is resumed.
+-- Starts, as of now, the schedules of entries without a state, or of an entry that is resumed.
 --
 -- KEYS  1 the states: a hash, 2 the number of changes; when resuming also: 3 the paused entries: a hash
 -- ARGV  1 the number of changes that the caller has seen, '' when resuming; then names and states, alternating: each
 --       state is the one that the caller remembers, or '' for none
--- Reply the states, in the order of the names; {} if entries have been changed after the caller counted the changes,
+-- Reply the states, in the order of the names; {} if entries were changed after the caller counted the changes,
 --       or if the entry to be resumed was not paused
 --
 -- An entry that was removed after the caller read the entries must not get a state, or it would be sent again.

@@ -1,5 +1,5 @@
 -- Claims due times and sends their messages. A due time is sent only if the state of its entry is still the one that
--- the caller saw. So only one of any number of beats sends it, and a call repeated after a lost reply sends nothing.
+-- the caller saw. So only one beat sends it, however many run, and a call repeated after a lost reply sends nothing.
 --
 -- KEYS  1 the states: a hash, 2 the paused entries: a hash, 3 the history: a list, 4… the lists of the messages, each
 --       followed by all lists of its queue if that has limits

@@ -7,7 +7,7 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not ends or tonumber(ends) < now then return 0 end
--- ZREM first: a server out of memory refuses a script whose first write may need memory.
+-- Call ZREM first, since a server out of memory refuses a script whose first write may need memory.
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], 0, ARGV[1])
 return 1

@@ -7,7 +7,7 @@
 --       4 the worker that relays messages from the lists below: a text with an expiry;
 --       5… the parked ETAs: zsets, score when a message is due (unix seconds); then the lists and inboxes;
 --       with a beat: finally the leader, a string with an expiry, and the number of changes
--- ARGV  1 this worker's member, 2 how many seconds the lease holds from now on, 3 the number of zsets of parked ETAs,
+-- ARGV  1 this worker's member, 2 how many seconds the lease lasts from now on, 3 the number of zsets of parked ETAs,
 --       4 '1' if this worker can relay, '0' to give up the role;
 --       5 the queues that this worker takes from, as JSON, '' if the server already has them;
 --       6 a channel and 7 the text to publish on it, '' for none;
@@ -33,7 +33,7 @@ local paused = redis.pcall('HKEYS', KEYS[3])
 local owner = redis.call('HMGET', KEYS[2], 'next', 'closed', 'asks')
 local held = 0
 if not owner[2] then
-  -- ZREM first: a server out of memory refuses a script whose first write may need memory.
+  -- Call ZREM first, since a server out of memory refuses a script whose first write may need memory.
   held = redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[2])), ARGV[1])
 end

@@ -1,15 +1,15 @@
 -- Ends an owner. The owner itself does this in two calls when it stops; a worker that has recovered it needs one call.
 --
 -- KEYS  1 the leases, 2 the owner: a hash; optional: 3 the latest deaths: a list
--- ARGV  1 the owner's member of the leases, 2 'close': it takes no more messages; 'leave': also remove its lease;
---       or the score that its ended lease had when it was claimed: remove the lease if it still has that
+-- ARGV  1 the owner's member of the leases, 2 'close': the owner takes no more messages; 'leave': also remove its
+--       lease; or the score that its ended lease had when it was claimed: remove the lease if it still has that
 --       score, 3 how many seconds pass until the owner is forgotten; optional: 4 the entry about its death,
 --       5 how many deaths to keep, 6 for how many seconds
 -- Reply 1 if it was done, 0 if the lease was renewed or removed in the meantime
 --
 -- The owner stays known for a while, so that its later writes are recognised as not held.
 if ARGV[2] == 'close' then
-  -- HDEL first: a server out of memory refuses a script whose first write may need memory.
+  -- Call HDEL first, since a server out of memory refuses a script whose first write may need memory.
   redis.call('HDEL', KEYS[2], 'closed')
   redis.call('HSET', KEYS[2], 'closed', 1)
   redis.call('EXPIRE', KEYS[2], ARGV[3])

@@ -6,7 +6,7 @@
 -- Reply {the server's time in seconds, the members of the leases, each followed by its score, the highest clock}
 local time = redis.call('TIME')
 local highest = '0'
--- A server that is out of memory refuses the clock; that must not hide who is alive.
+-- A server that is out of memory refuses to write the clock; this must not hide who is alive.
 if type(redis.pcall('ZADD', KEYS[2], 'GT', ARGV[1], ARGV[2])) == 'number' then
   redis.call('EXPIRE', KEYS[2], ARGV[3])
   highest = redis.call('ZSCORE', KEYS[2], ARGV[2])

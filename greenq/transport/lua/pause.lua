@@ -1,4 +1,4 @@
--- Pauses a queue unless too many are paused: each renewal of each worker's lease returns all paused queues.
+-- Pauses a queue, unless too many are paused. The number is limited because each lease renewal returns all of them.
 --
 -- KEYS  1 the paused queues: a hash, whose fields are their names
 -- ARGV  1 the queue, 2 who paused it and when, for display, 3 the maximum number of queues that may be paused

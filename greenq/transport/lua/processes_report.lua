@@ -5,8 +5,8 @@
 -- ARGV  1 the process, 2 its report as JSON, empty when it leaves, 3 milliseconds within which the leader must call
 --       again, 4 how many milliseconds reports are kept
 -- Reply {1 if the process leads, the processes that must drain, the processes with recent reports, each followed by
---       its report}; the last two are empty unless the process leads, but one that must drain always finds its own
---       name in the first of them
+--       its report}; the last two lists are empty unless the process leads, except that a process that must drain
+--       always finds its own name in the first of them
 --
 -- A process that must drain does not lead, so that the leader never stops itself. A repeated or late call changes
 -- only the time of the report.

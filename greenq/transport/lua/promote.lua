@@ -1,6 +1,6 @@
 -- Moves parked messages whose ETA has come, by the server's clock, back to their queue, to be taken next.
 --
--- KEYS  1 the parked ETAs of one queue: a zset, score when it is due (unix seconds), member
+-- KEYS  1 the parked ETAs of one queue: a zset, score when the message is due (unix seconds), member
 --       <number of its list>|<message>; 2… the lists of the queue
 -- ARGV  1 the maximum number of messages to move
 -- Reply how many were moved

@@ -8,7 +8,7 @@
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local over = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))
--- ZREM first: a server out of memory refuses a script whose first write may need memory.
+-- Call ZREM first, since a server out of memory refuses a script whose first write may need memory.
 redis.call('ZREM', KEYS[1], ARGV[1], unpack(over))
 local away = redis.call('ZRANGE', KEYS[1], 0, -1)
 if #away >= tonumber(ARGV[2]) then return away end

@@ -1,5 +1,5 @@
--- Makes an owner known to the server, with the messages it holds. An owner that starts holds none; after the server
--- has lost its data, these are the messages that would otherwise be lost.
+-- Makes an owner known to the server, with the messages it holds. A new owner holds none; after the server has lost its
+-- data, these are the messages that would otherwise be lost.
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 the owner: a hash, 4 its begun tags: a set, 5 the leases
 -- ARGV  1 the owner's member of the leases, 2 the number of its first unused tag, or '' if another portion follows,
@@ -15,7 +15,7 @@ if redis.call('HEXISTS', KEYS[3], 'next') == 1 then return 0 end
 if not redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('HGET', KEYS[3], 'asks') ~= ARGV[5] then
   return redis.error_reply('LAPSED the lease of this worker has ended')
 end
--- HDEL first: a server out of memory refuses a script whose first write may need memory.
+-- Call HDEL first, since a server out of memory refuses a script whose first write may need memory.
 redis.call('HDEL', KEYS[3], 'next')
 local time = redis.call('TIME')
 local score = time[1] .. '.' .. string.format('%06d', tonumber(time[2]))

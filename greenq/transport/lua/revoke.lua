@@ -1,7 +1,7 @@
 -- Stores revoked tasks for workers that start later.
 --
 -- KEYS  1 the revoked tasks: a zset, score time of the revocation (unix seconds)
--- ARGV  1 how many seconds they are kept, 2 how many are kept, 3 how many bytes of memory they may take; 4… the
+-- ARGV  1 how many seconds they are kept, 2 their maximum number, 3 how many bytes of memory they may take; 4… the
 --       members to add
 -- Reply how many are stored now
 --
@@ -12,7 +12,7 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local keep = tonumber(ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now - keep), 'LIMIT', 0, 1000)
--- ZREM first: a server out of memory refuses a script whose first write may need memory.
+-- Call ZREM first, since a server out of memory refuses a script whose first write may need memory.
 if #old > 0 then redis.call('ZREM', KEYS[1], unpack(old)) else redis.call('ZREM', KEYS[1], ARGV[4]) end
 local is_long = false
 for i = 4, #ARGV do

@@ -43,13 +43,14 @@
 --
 -- An ending acts only if its tag is held, that is, if the record exists or, for the owner, the stub. So a call can be
 -- repeated if its reply was lost, and a call that arrives late has no effect. A message that was not held now belongs
--- to another worker, which decides about its state; only a success is still stored, unless a final state exists, since
--- the work was done. A stored success is never replaced. A message without a tag has no record: its final state is
--- stored, while its other states replace no final state. The failure of a message that could not run replaces no
--- final state either, since anyone can send such a message with the id of another task.
+-- to another worker, which decides about its state; only a success is still stored, since the work was done, unless a
+-- final state exists. A stored success is never replaced. A message without a tag has no record: its final state is
+-- stored, while its other states replace no final state. The failure of a message that could not run replaces no final
+-- state either, since anyone can send such a message with the id of another task.
 --
--- A workflow is what follows an ending, the Continuation of workflow.py; the letter of its action is a capital: A, G, K
--- or M (65, 71, 75, 77). It consists of seven lists, each preceded by its length:
+-- In this script, a workflow is the Continuation of workflow.py: what else happens when a message ends. The letter of
+-- the ending's action is then a capital: A, G, K or M (65, 71, 75, 77). It consists of seven lists, each preceded by
+-- its length:
 --   adds    tasks that join a chord: the group's key, the id, seconds
 --   parts   of chords: the group's key, the member, its place, the value, and a rule:
 --           z (PARTS_ORDERED: a zset) or l (PARTS_LISTED: a list), how many seconds the chord is kept, a blank,
@@ -90,7 +91,7 @@ end
 -- ends. `stubs`: those of `acks` that may also have a stub.
 local taken, acks, stubs = {}, {}, {}
 
--- A refusal must not affect other writes: a user who is not allowed to use channels can settle messages.
+-- A refusal must not affect other writes: a user who is not allowed to use channels can still settle messages.
 local function publish(channel, text)
   local answer = redis.pcall('PUBLISH', channel, text)
   if type(answer) == 'table' and answer.err then reply[1] = answer.err end
@@ -125,7 +126,7 @@ end
 
 local function store(name, kind, seconds, payload, tag, held)
   if not held and kind ~= 's' then return end
-  -- Usually no state is stored yet, and one command does both.
+  -- Usually no state is stored yet, so one command both checks this and writes the state.
   if not write(name, seconds, payload, 'NX') then
     local state = stored_state(name)
     if state == 'SUCCESS' then return end
@@ -170,7 +171,7 @@ local function move(tag, is_stub, goal, how, text)
   return true
 end
 
--- A command that this user is not allowed to run, or that this server lacks, must not stop what follows.
+-- A command that this user is not allowed to run, or that this server lacks, must not stop the script.
 local function bound(goal, how)
   local most, bytes, seconds, before = tonumber(ARGV[4]), string.match(how, '^dead (%d+) (%d+) (%S+)$')
   bytes = tonumber(bytes)
@@ -216,7 +217,7 @@ local function workflow_functions()
 -- The workflows read so far, to be carried out after all parts have been counted.
 local endings, withheld, void = {}, {}, {}
 
--- Most lists are empty: they all share this table.
+-- Most lists are empty; all empty lists share this table.
 local none = {}
 
 -- Returns the position of each item of a list; the length comes before the items.
@@ -246,7 +247,7 @@ end
 
 local function claim_of(member) return 'greenq ' .. member end
 
--- An id is added once, even if a call is repeated.
+-- An id is added only once, even if a call is repeated.
 local function add_to_chord(name, id, seconds)
   if call('SADD', name .. '.a', id) == 0 then return end
   call('INCR', name .. '.t')
@@ -384,7 +385,7 @@ end
 local function is_void(ending)
   for _, p in ipairs(ending.clears) do
     local claim = call('GET', ARGV[p] .. '.c')
-    -- On a separate results server, chords are cleared last: one that is no longer claimed was prepared by a retry.
+    -- On a separate results server, chords are cleared last: a chord that is no longer claimed was prepared by a retry.
     local is_last = asks == '' and ARGV[p + 2] ~= ''
     if claim ~= ARGV[p + 1] and (claim or is_last) then return true end
   end
@@ -510,7 +511,7 @@ for number = 1, count do
       redis.call('SREM', begun, tag)
     end
   elseif (what == 98 or what == 101) and is_record then -- BEGIN, BEGIN_STEP
-    -- SREM first: a server out of memory refuses a script whose first write may need memory.
+    -- Call SREM first, since a server out of memory refuses a script whose first write may need memory.
     redis.call('SREM', begun, tag)
     redis.call('SADD', begun, tag)
     redis.call('EXPIRE', begun, 604800)
@@ -529,7 +530,7 @@ if finish_workflows then finish_workflows() end
 
 for goal, how in pairs(buried) do bound(goal, how) end
 
--- Remove them in portions, because Lua passes at most a few thousand values to one call.
+-- Remove the records in portions, because Lua passes at most a few thousand values to one call.
 for first = 1, #acks, 1000 do
   local last = math.min(first + 999, #acks)
   redis.call('ZREM', index, unpack(acks, first, last))
@@ -542,7 +543,8 @@ for first = 1, #stubs, 1000 do redis.call('SREM', begun, unpack(stubs, first, ma
 -- the task's id, the letter of its new state, its times, the text of its node, and its message, if that is kept for a
 -- retry. A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
 --   p planned, w waiting, r running, y to run again: these states are open; s succeeded, f failed, v revoked
---   F and V the same as f and v for a task that cannot run: they replace no f or v, and its state no final state
+--   F and V the same as f and v for a task that cannot run: they replace no f or v, and its state replaces no final
+--           state
 --   + and - the sending of a part of the workflow begins and ends: the workflow is open in the meantime
 -- Once no node is open, the calls of the workflow are sent. Each is sent once, since the calls are then removed.
 if ARGV[at + 2 * news] then
@@ -634,8 +636,8 @@ if ARGV[at + 2 * news] then
       redis.call('DEL', name .. '.calls')
     end
 
-    -- A worker may not have learned that a workflow has been resumed or cancelled, and its call may be late. So
-    -- whatever the worker puts aside returns to its queue.
+    -- A worker that has not yet learned that a workflow was resumed or cancelled, or whose call is late, may still put
+    -- messages aside. These messages return to their queues.
     local function let_go(name)
       local list = name .. '.held'
       for i = 6, 5 + goals do

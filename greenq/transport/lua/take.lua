@@ -64,8 +64,8 @@ if first < unused then
   return reply
 end
 
--- Pop one message first, then two, and so on up to a limit, but one at a time after the first large one. So a take of
--- large messages exceeds `bytes` by one message at most.
+-- Pop one message first, then two, then four, and so on up to a limit, but one at a time after the first large one. So
+-- a take of large messages exceeds `bytes` by one message at most.
 local _SOME, _LARGE = 32, 16384
 local records, tags, left, problem, some, grows = {}, {}, most, nil, 1, true
 
@@ -122,7 +122,7 @@ if #tags > 0 then
     scores[2 * i - 1] = score
     scores[2 * i] = tag
   end
-  -- Write them in portions, because Lua passes at most a few thousand values to one call.
+  -- Write the records in portions, because Lua passes at most a few thousand values to one call.
   for i = 1, #records, 1000 do
     local last = math.min(i + 999, #records)
     redis.call('HSET', KEYS[1], unpack(records, i, last))
@@ -132,7 +132,7 @@ elseif problem then
   return problem
 end
 
--- Messages can only be left if this take got as many as it asked for.
+-- Messages can be left only if this take has reached one of its limits.
 if left <= 0 or bytes <= 0 then
   local seen = {}
   for i = 5, #KEYS do

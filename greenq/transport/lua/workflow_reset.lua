@@ -5,8 +5,8 @@
 -- Reply how many messages were sent; a node whose queue's key has the wrong type is not changed. -1 if nothing was
 --       done, because one of the nodes has failed again in the meantime and its chord has counted that failure
 --
--- A node whose message is kept now waits; any other node is planned, and is created when the node before it has
--- ended.
+-- A node whose message is kept becomes waiting; any other node becomes planned, and is created when the node before it
+-- has ended.
 local function is_failed(node) return node and string.find('fv', string.sub(node, 1, 1), 1, true) end
 
 for i = 1, #ARGV, 2 do
