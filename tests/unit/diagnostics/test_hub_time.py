@@ -191,7 +191,7 @@ def test_greenlets_that_have_no_request_do_not_end_the_tracing(lab: Lab) -> None
     lab.hub_time.start()
     trace = greenlet.gettrace()
     # Given one of the pool's that never began, as if it were left, and one of somebody else
-    trace("throw", (lab.pool._greenlets.greenlet_class(), gevent.get_hub()))
+    trace("throw", (lab.pool._greenlets.greenlet_class(print), gevent.get_hub()))
     gevent.spawn(gevent.sleep, 0).join()
 
     assert greenlet.gettrace() is trace

@@ -156,9 +156,9 @@ def test_objects_say_which_tasks_they_mean(
     [
         ({"t.add": {"time_limit": "5"}}, "task t.add: time_limit = '5': must be"),
         ({"*": {"rate_limit": "often"}}, "rate limit 'often'"),
-        ({"t.add": {"rate_limt": "1/s"}}, "no 'rate_limt'; did you mean rate_limit?"),
-        ({"t.add": {"on_failur": print}}, "no 'on_failur'; did you mean on_failure?"),
-        ({"t.add": {"@on_sucess": print}}, "no 'on_sucess'; did you mean on_success?"),
+        ({"t.add": {"rate_limt": "1/s"}}, "no attribute 'rate_limt'; did you mean rate_limit?"),
+        ({"t.add": {"on_failur": print}}, "no attribute 'on_failur'; did you mean on_failure?"),
+        ({"t.add": {"@on_sucess": print}}, "no attribute 'on_sucess'; did you mean on_success?"),
         ("no_such_module_at_all.Urgent", "No module named 'no_such_module_at_all'"),
     ],
 )
