@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greenq.canvas.nodes import PLANNED, WAITING, Following, WorkflowNode, of_call
-from greenq.transport.workflow import Noted
+from greenq.transport.continuation import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

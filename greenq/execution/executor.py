@@ -48,8 +48,8 @@ from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import BaseTask, classes
+from greenq.transport.continuation import Continuation
 from greenq.transport.settle import ACKNOWLEDGE, BEGIN, BEGIN_STEP, KEEP, Settlement
-from greenq.transport.workflow import Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

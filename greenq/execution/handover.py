@@ -1,7 +1,7 @@
 """The continuation of a task: its links, its errbacks, the next step, its part of a chord.
 
 The continuation is computed here and written by the call that stores the state and acknowledges the
-message (`greenq.transport.workflow`), so a crash neither loses nor repeats a step.
+message (`greenq.transport.continuation`), so a crash neither loses nor repeats a step.
 
     succeeded    links and the next step are sent; the part of a chord is counted
     failed       errbacks are called; whatever can no longer run also fails, and so do the chords
@@ -32,14 +32,14 @@ from greenq.protocol.serialize import saferepr
 from greenq.running.outcome import takes_error
 from greenq.sending.context import Context
 from greenq.states import FAILURE, PROPAGATE_STATES, REVOKED, SUCCESS
-from greenq.transport.settle import Settlement
-from greenq.transport.workflow import (
+from greenq.transport.continuation import (
     Addition,
     ChordClaim,
     Continuation,
     MessagePush,
     Seal,
 )
+from greenq.transport.settle import Settlement
 from greenq.utils.backoff import Backoff
 from greenq.utils.log import OutageLog
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from greenq.config.settings import TaskConfig
     from greenq.execution.workflow_index import WorkflowIndex
     from greenq.sending.producer import Outgoing, Producer
+    from greenq.transport.continuation import ChordPart, Noted, StateWrite
     from greenq.transport.fetch import Delivery
     from greenq.transport.outbox import Outbox
     from greenq.transport.transport import Transport
-    from greenq.transport.workflow import ChordPart, Noted, StateWrite
 
 _log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from greenq.canvas.nodes import (
 )
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
+from greenq.transport.continuation import Continuation, Noted
 from greenq.transport.settle import KEEP, Move, Settlement
-from greenq.transport.workflow import Continuation, Noted
 from greenq.transport.workflows import CANCELLED, item
 
 if TYPE_CHECKING:

@@ -39,10 +39,16 @@ from greenq.protocol.meta import (
 )
 from greenq.states import FAILURE, PENDING, READY_STATES, REVOKED, SUCCESS
 from greenq.transport.callbacks import Callbacks
+from greenq.transport.continuation import (
+    KIND_FINAL,
+    KIND_PASSING,
+    KIND_SUCCESS,
+    ChordPart,
+    chord_rule,
+)
 from greenq.transport.listener import PORTION, ChannelListener, Heard, portions
 from greenq.transport.reads import Reads
 from greenq.transport.settle import KEEP, Settlement, StateWrite, settle
-from greenq.transport.workflow import KIND_FINAL, KIND_PASSING, KIND_SUCCESS, ChordPart, chord_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

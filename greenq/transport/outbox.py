@@ -20,6 +20,7 @@ from greenq.bootsteps.blueprint import StartStopPart
 from greenq.errors import OperationalError, ServerError, TransportTimeout
 from greenq.hub import Event, Greenlet, sleep, spawn
 from greenq.transport.client import RESTED_S
+from greenq.transport.continuation import KIND_SUCCESS
 from greenq.transport.settle import (
     ACKNOWLEDGE,
     INDEX,
@@ -28,7 +29,6 @@ from greenq.transport.settle import (
     Settlement,
     settle,
 )
-from greenq.transport.workflow import KIND_SUCCESS
 from greenq.utils.backoff import Backoff
 from greenq.utils.log import OutageLog
 

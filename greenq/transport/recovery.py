@@ -19,9 +19,9 @@ from greenq.errors import DecodeError, OperationalError, ServerError
 from greenq.protocol import envelope
 from greenq.protocol.message import parse_time
 from greenq.transport.client import load_script
+from greenq.transport.continuation import ChordClaim, Continuation, claim_of
 from greenq.transport.fetch import in_portions, tag_number, taken_apart
 from greenq.transport.settle import REQUEUE, Fence, Move, Settlement, settle
-from greenq.transport.workflow import ChordClaim, Continuation, claim_of
 from greenq.utils.log import OutageLog
 
 if TYPE_CHECKING:

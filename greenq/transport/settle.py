@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from greenq.transport.client import load_script
+from greenq.transport.continuation import Continuation, index_arguments
+from greenq.transport.continuation import StateWrite as StateWrite
 from greenq.transport.dead_letters import DEAD_LIMIT
-from greenq.transport.workflow import Continuation, index_arguments
-from greenq.transport.workflow import StateWrite as StateWrite
 from greenq.utils.log import Repeated
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenq.errors import GreenqError, ServerError
 from greenq.transport.client import load_script
+from greenq.transport.continuation import Continuation, Noted
 from greenq.transport.listener import portions
 from greenq.transport.settle import INDEX, KEEP, Settlement, settle
-from greenq.transport.workflow import Continuation, Noted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from greenq.protocol.keys import Keys
     from greenq.transport.client import Client, Script
+    from greenq.transport.continuation import ChordPart
     from greenq.transport.settle import StateWrite
-    from greenq.transport.workflow import ChordPart
 
 _STOP = load_script("workflow_stop")
 _RELEASE = load_script("workflow_release")

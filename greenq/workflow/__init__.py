@@ -21,14 +21,14 @@ from greenq.canvas.send import send_signature
 from greenq.errors import GreenqError, TaskRevokedError
 from greenq.states import FAILURE, PENDING, STARTED, SUCCESS
 from greenq.states import REVOKED as REVOKED_STATE
-from greenq.transport.workflow import Noted
+from greenq.transport.continuation import Noted
 from greenq.transport.workflows import CANCELLED, PAUSED
 from greenq.workflow.tree import STATES, Tree, WorkflowTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from greenq.transport.workflow import ChordPart
+    from greenq.transport.continuation import ChordPart
     from greenq.transport.workflows import WorkflowRecord, Workflows
 
 # The first and the longest pause between checks while waiting.

@@ -54,6 +54,7 @@ from greenq.transport import recovery
 from greenq.transport.broker import Broker
 from greenq.transport.chords import Chords
 from greenq.transport.client import Client, Published
+from greenq.transport.continuation import Noted
 from greenq.transport.dead_letters import DeadLimits, read_letter
 from greenq.transport.fetch import Delivery
 from greenq.transport.group_store import GroupStore, LoadReport
@@ -65,7 +66,6 @@ from greenq.transport.revokes import RevokeStore
 from greenq.transport.schedule_store import ScheduleStore
 from greenq.transport.settle import SETTLE, Fence, Move, Settlement, settle
 from greenq.transport.takers import Takers
-from greenq.transport.workflow import Noted
 from greenq.transport.workflows import Workflows
 from greenq.utils import log
 from greenq.utils.log import Repeated

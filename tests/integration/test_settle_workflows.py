@@ -10,6 +10,15 @@ import pytest
 
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Client
+from greenq.transport.continuation import (
+    Addition,
+    ChordClaim,
+    ChordPart,
+    Continuation,
+    MessagePush,
+    Seal,
+    chord_rule,
+)
 from greenq.transport.settle import (
     ACKNOWLEDGE,
     BEGIN_STEP,
@@ -20,15 +29,6 @@ from greenq.transport.settle import (
     Settlement,
     StateWrite,
     settle,
-)
-from greenq.transport.workflow import (
-    Addition,
-    ChordClaim,
-    ChordPart,
-    Continuation,
-    MessagePush,
-    Seal,
-    chord_rule,
 )
 from tests.integration.test_settle import OWN, Desk, final, success
 from tests.servers import Server

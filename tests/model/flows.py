@@ -21,8 +21,8 @@ from greenq.canvas.nodes import PLANNED, WAITING, Following, of_call
 from greenq.canvas.plan import Call
 from greenq.errors import GreenqError, OperationalError
 from greenq.states import FAILURE, REVOKED, SUCCESS
+from greenq.transport.continuation import Continuation
 from greenq.transport.settle import Settlement, settle_arguments
-from greenq.transport.workflow import Continuation
 from greenq.workflow import Workflow
 from tests.model.kernel import Actor, Op, sim_sleep
 from tests.model.net import pack

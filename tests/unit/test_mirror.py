@@ -90,7 +90,7 @@ ELSEWHERE: dict[str, str] = {
     "transport/revokes.py": "integration/test_revokes.py",
     "transport/schedule_store.py": "faults/test_due_times.py",
     "transport/recovery.py": "integration/test_recovery.py",
-    "transport/workflow.py": "integration/test_settle_workflows.py",
+    "transport/continuation.py": "integration/test_settle_workflows.py",
     "transport/workflows.py": "integration/test_workflow_index.py",
     "canvas/index.py": "integration/test_workflow_index.py",
     "execution/stopped_workflows.py": "integration/test_workflow_index.py",

@@ -14,9 +14,9 @@ from greenq.errors import Ignore
 from greenq.protocol.envelope import mark_refused
 from greenq.protocol.message import TaskMessage
 from greenq.signals import after_task_publish
+from greenq.transport.continuation import Continuation
 from greenq.transport.fetch import Delivery
 from greenq.transport.settle import MOVE, Settlement
-from greenq.transport.workflow import Continuation
 from tests.unit.rig import Rig, wait_for
 
 

@@ -20,6 +20,7 @@ from greenq.errors import (
 )
 from greenq.protocol.keys import Keys
 from greenq.transport.client import Script
+from greenq.transport.continuation import Continuation, MessagePush
 from greenq.transport.outbox import Outbox
 from greenq.transport.settle import (
     BEGIN,
@@ -32,7 +33,6 @@ from greenq.transport.settle import (
     StateWrite,
     settle_arguments,
 )
-from greenq.transport.workflow import Continuation, MessagePush
 
 DEADLINE_S = 5.0
 
