@@ -20,6 +20,7 @@ MOST_URGENT, LEAST_URGENT = 0, 9
 class SendOptions(TypedDict, total=False):
     """The options for sending a task; each may be omitted or None.
 
+    task_id: the task's id; None creates one.
     countdown: seconds from now.
     eta: a datetime; the task does not run before it.
     expires: seconds from now or a datetime; the task does not run after it.
@@ -27,13 +28,18 @@ class SendOptions(TypedDict, total=False):
     exchange_type: fanout, if the exchange has this type and `task_queues` does not contain it.
     priority: 0 (first) to 9; other numbers are clamped.
     serializer, compression: names.
+    delivery_mode: 1 (transient) or 2 (persistent); has no effect on Redis.
+    ignore_result: True stores no result; None leaves that to the task and the settings.
     time_limit, soft_time_limit: seconds.
+    reply_to, correlation_id: shown to the task; by default, the sender's id and the task's id.
+    argsrepr, kwargsrepr: what events and `inspect` show in place of the arguments.
     retry, retry_policy: whether and how to retry the send itself.
     headers: extra headers, which the task sees.
     shadow: a name to show instead of the task's.
     link, link_error: signatures to call when the task returns or fails.
     stamped_headers, stamps: names and values of the task's stamps.
     add_to_parent: False omits the task from the children of the task that sends it.
+    root_id, parent_id: the first task of the workflow, and the task that sends this one.
     group_id, group_index, chain, chord, replaced_task_nesting: the task's place in a workflow.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from greenq import Greenq
 from greenq.app import Task
 from greenq.errors import GreenqError, WrongOption
-from greenq.sending.options import check_send_options
+from greenq.sending.options import SendOptions, check_send_options
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -163,3 +164,9 @@ def test_function_that_does_not_run_when_called_is_refused(
 ) -> None:
     with pytest.raises(TypeError, match=told):
         app.task(function)
+
+
+def test_docstring_names_every_option() -> None:
+    assert SendOptions.__doc__ is not None
+    named = set(re.findall(r"\w+", SendOptions.__doc__))
+    assert set(SendOptions.__annotations__) <= named
