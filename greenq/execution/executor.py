@@ -16,9 +16,7 @@ import logging
 import os
 import signal
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from greenq.errors import (
     GreenqError,
@@ -29,6 +27,7 @@ from greenq.errors import (
     TaskTerminated,
 )
 from greenq.execution.handover import EndingStep, Failure, Handover
+from greenq.execution.moves import Moves
 from greenq.execution.results import STORED_CHARS, ResultWriter
 from greenq.execution.time_limits import run_limited
 from greenq.hub import Event, sleep
@@ -44,7 +43,6 @@ from greenq.running.task_signals import (
     tell_revoked,
 )
 from greenq.sending.context import Context, current_context
-from greenq.sending.retry import expiration, following
 from greenq.signals import task_internal_error, task_postrun, task_prerun, task_revoked
 from greenq.states import FAILURE, IGNORED, REJECTED, RETRY, REVOKED, STARTED, SUCCESS
 from greenq.task import BaseTask, classes
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from greenq.execution.state import WorkerState
     from greenq.protocol.event import EventSender
     from greenq.running.request import Request
-    from greenq.sending.producer import Outgoing, Producer
+    from greenq.sending.producer import Producer
     from greenq.task import ExceptionInfo
     from greenq.transport.outbox import Outbox
     from greenq.transport.settle import Action, Move, StateWrite
@@ -107,7 +105,7 @@ class Executor:
         self._config = config
         self._broker = transport.broker
         self._results = ResultWriter(config, transport, hostname)
-        self._producer = producer
+        self._moves = Moves(config, transport.broker, producer, state, hostname)
         self._outbox = outbox
         self._state = state
         self._revoked = state.revoked
@@ -116,7 +114,6 @@ class Executor:
         self._index = handover.index
         self._events = events or NullEventSender()
         self._end_hooks = end_hooks
-        self._zone = ZoneInfo(config.timezone)
 
     def __call__(self, request: Request) -> None:
         """Run a request to its end, even if its code, its hooks or log handlers raise errors."""
@@ -270,7 +267,7 @@ class Executor:
             outcome, result, move, workflow = self._conclude(request, context, outcome)
         # A message that was acknowledged early has left a stub, to which the outcome belongs.
         if tag and move is None and outcome.state in _MAY_MOVE:
-            move = self._choose_move(request, outcome)
+            move = self._moves.choose(request, outcome)
         if request.acks_late and not request.settle():
             return None
         if self._index is not None:
@@ -399,82 +396,11 @@ class Executor:
     ) -> tuple[Outcome, Move | None]:
         """Return the outcome and the move that sends the next run, or a failure without a move."""
         try:
-            return outcome, self._next_run(request, context, retry)
+            return outcome, self._moves.next_run(request, context, retry)
         except Exception as exc:
             # The retry's options are invalid, so the task cannot run again; it has failed.
             exc.add_note(f"raised while the retry of task {request} was being sent")
             return Outcome(FAILURE, exc, trace_of(exc)), None
-
-    def _choose_move(self, request: Request, outcome: Outcome) -> Move | None:
-        """Return where the message goes; None if it is acknowledged."""
-        tag, queue, raw = request.delivery
-        broker = self._broker
-        if outcome.state == REJECTED and outcome.value.requeue:
-            return broker.requeue(tag, queue, raw, "last")
-        if outcome.state != FAILURE or not request.acks_late:
-            # Even if it fails, a message that was acknowledged early does not become a dead letter.
-            return None
-        reason = None
-        if isinstance(outcome.value, Reject):
-            reason = f"rejected by the task: {outcome.value.reason}"
-        elif not self._acks_failure(request.task):
-            reason = f"failed, and acks_on_failure_or_timeout is off: {saferepr(outcome.value)}"
-        return None if reason is None else self._bury(request, reason)
-
-    def _bury(self, request: Request, reason: str) -> Move:
-        """Return the move that makes the message a dead letter."""
-        return self._broker.bury(
-            *request.delivery, reason=reason, worker=self._hostname, now=datetime.now(UTC)
-        )
-
-    def _acks_failure(self, task: BaseTask[..., Any]) -> bool:
-        own = task.acks_on_failure_or_timeout
-        return self._config.task_acks_on_failure_or_timeout if own is None else own
-
-    def _next_run(self, request: Request, context: Context, retry: Retry) -> Move | None:
-        """Return the move that replaces this message with the next run's message."""
-        if retry.next_run is None:
-            return None
-        written = self._retry_message(request, retry)
-        context.announced = written["announced"]
-        keys = self._broker.keys
-        key = keys.queue(written["queue"], keys.step_of(written["priority"]))
-        return self._broker.move(request.delivery.tag, key, written["text"])
-
-    def _retry_message(self, request: Request, retry: Retry) -> Outgoing:
-        """Build the next run's message."""
-        assert retry.next_run is not None
-        args, kwargs, options = retry.next_run
-        message, properties = request.message, request.properties
-        next_message = following(
-            message,
-            args,
-            kwargs,
-            options,
-            zone=self._zone,
-            clock_offset_s=self._state.clock_offset_s,
-        )
-        task = request.task
-        queue = options.get("queue") or options.get("routing_key") or request.delivery.queue
-        priority = options.get("priority", properties.get("priority") or 0)
-        extra = {"delivery_mode": options["delivery_mode"]} if "delivery_mode" in options else {}
-        written = self._producer.write(
-            next_message,
-            queue=queue,
-            priority=priority,
-            expiration=expiration(options, next_message.expires, properties.get("expiration")),
-            serializer=options.get("serializer") or task.serializer,
-            compression=options.get("compression") or task.compression,
-            correlation_id=options.get("correlation_id")
-            or properties.get("correlation_id")
-            or message.id,
-            reply_to=options.get("reply_to") or properties.get("reply_to"),
-            origin=message.origin,
-            **extra,
-        )
-        if self._broker.signer is not None:
-            written["text"] = self._broker.signer.seal("message", queue, written["text"])
-        return written
 
     def _settle_fault(self, request: Request, exc: BaseException) -> Outcome | None:
         """Settle a task whose own outcome could not be settled: it fails, and the reason is stored.
@@ -495,7 +421,7 @@ class Executor:
         except Exception:
             _log.critical("cannot store any state of %s", request, exc_info=True)
             if tag and request.acks_late:
-                move = self._bury(request, _storable(what))
+                move = self._moves.bury(request, _storable(what))
         workflow = None
         if request.is_step:
             failure = Failure(FAILURE, outcome.value, outcome.traceback)

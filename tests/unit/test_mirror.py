@@ -93,6 +93,7 @@ ELSEWHERE: dict[str, str] = {
     "transport/continuation.py": "integration/test_settle_workflows.py",
     "transport/workflows.py": "integration/test_workflow_index.py",
     "canvas/index.py": "integration/test_workflow_index.py",
+    "execution/moves.py": "unit/execution/test_executor.py",
     "execution/stopped_workflows.py": "integration/test_workflow_index.py",
     "execution/workflow_index.py": "integration/test_workflow_index.py",
     "workflow/__init__.py": "integration/test_workflow_index.py",
