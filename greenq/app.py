@@ -695,7 +695,7 @@ class Greenq:
 
     @property
     def timezone(self) -> ZoneInfo:
-        """The time zone of the setting `timezone`."""
+        """The time zone given by the setting `timezone`."""
         return ZoneInfo(self.config.task.timezone)
 
     def now(self) -> datetime:

@@ -237,7 +237,7 @@ def read_schedule(value: Any, relative: Any = False) -> BaseSchedule:
     found = maybe_schedule(value, bool(relative))
     if not isinstance(found, BaseSchedule):
         raise ValueError(
-            "must be seconds, a timedelta, a crontab, or an instance of a subclass of "
+            "must be a number of seconds, a timedelta, a crontab, or an instance of a subclass of "
             "greenq.schedules.BaseSchedule"
         )
     return found

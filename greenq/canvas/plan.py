@@ -598,8 +598,8 @@ class Writer:
             return self._write_chord(_followed_by(sig, rest), args, kwargs)
         given = for_members(sig) | chosen(sig["options"], "chord")
         group_id = sig["options"].get("group_id") or sig["options"]["task_id"]
-        # Celery's clients record in each member the chord that the member counts towards. In a
-        # group that is a chord's body, they record the id of the group's own header.
+        # Celery's clients record in each member the chord that the member counts towards. If this
+        # group is the body of a chord, they record the group id of that chord's header instead.
         tasks = sig["kwargs"]["tasks"]
         found = (each if _has_chord(each) else in_group(each, group_id) for each in tasks)
         return sum(self.write(each, args, kwargs, given) for each in found)

@@ -57,7 +57,7 @@ _LOOK_EACH_S = 0.1
 # How many lines of each kind are logged per minute; this is enough for a fleet that is starting.
 _LINES = 100
 
-# The maximum number of neighbours at once; any more are ignored.
+# The maximum number of neighbours at once; further ones are ignored.
 _NEIGHBOURS = 10_000
 
 # The software name (`sw_ident`) of workers with leases, and the event types that carry it.

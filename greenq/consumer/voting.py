@@ -28,10 +28,10 @@ LATE_S = 0.5
 # A worker that was blocked gets this long to read what other workers have sent in the meantime.
 _HEAR_S = 0.2
 
-# The maximum number of elections at once; the worker ignores any more.
+# The maximum number of elections at once; the worker ignores further ones.
 _ELECTIONS = 1000
 
-# The maximum number of votes in all elections at once; any more do not count.
+# The maximum number of votes in all elections at once; further ones do not count.
 _VOTES = 20_000
 
 # The version of the election protocol; votes of other versions do not count.

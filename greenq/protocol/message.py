@@ -45,7 +45,7 @@ class TaskMessage:
             none.
         eta: the earliest time to run, as ISO 8601 text; None means immediately. See `parse_time`.
         expires: the latest time to run, as ISO 8601 text; None means no limit.
-        group: the id of the group that the call belongs to; None for none.
+        group: the id of the group that the call belongs to, or None.
         group_index: its place in the group, from 0; None outside a group.
         retries: how many times it was retried before; 0 the first time.
         timelimit: the hard and soft time limits in seconds; None if the message sets no limit.
@@ -56,12 +56,12 @@ class TaskMessage:
         origin: the node name of the sender; None if not given.
         ignore_result: whether to store no result; None leaves this to the task.
         replaced_task_nesting: how many times the call was replaced; 0 for never.
-        stamped_headers: the names of the stamps; None for none.
+        stamped_headers: the names of the stamps, or None.
         stamps: a mapping from the name of a stamp to its value or list of values.
         headers: the caller's own headers.
-        callbacks: signatures to send on success; None for none.
-        errbacks: signatures to call on failure; None for none.
-        chain: signatures to run after the call, the next one last; None for none.
+        callbacks: signatures to send on success, or None.
+        errbacks: signatures to call on failure, or None.
+        chain: signatures to run after the call, the next one last; or None.
         chord: the signature of the chord's body; None outside a chord.
         redelivered: whether the message was requeued after an earlier delivery.
     """

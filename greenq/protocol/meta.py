@@ -47,7 +47,7 @@ class ResultMeta:
         status: a state from `greenq.states`, or a custom one.
         result: the return value; an exception for RETRY, FAILURE and REVOKED; the meta of a
             custom state.
-        traceback: the traceback as text; None for none.
+        traceback: the traceback as text, or None.
         children: result tuples of the tasks that the call sent; None or empty for none.
         date_done: when the call ended, as ISO 8601 text; None unless the state is final.
         group_id: the id of the group that the call belongs to; None outside a group.

@@ -37,7 +37,8 @@ class RegistryApp(TaskApp, Protocol):
 class TasksByName(dict[str, T], Generic[T]):
     """A mapping from name to task; for a missing name, the error suggests a similar one.
 
-    Celery's built-in tasks are created when they are looked up, or for a worker.
+    Each of Celery's built-in tasks is created when it is first looked up; for a worker, all of
+    them are created at once.
     """
 
     def __init__(self, app: RegistryApp, task_class: type[T]) -> None:

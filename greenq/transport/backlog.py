@@ -25,7 +25,7 @@ class Backlog(Generic[T]):
         "dropped")  # fmt: skip
 
     def __init__(self, most: int, most_bytes: int, size: Callable[[T], int]) -> None:
-        """Keep at most `most` items and `most_bytes` bytes; `size` returns the bytes of an item."""
+        """Keep at most `most` items and `most_bytes` bytes; `size` measures an item in bytes."""
         self._items: deque[T] = deque()
         self._most, self._most_bytes, self._size = most, most_bytes, size
         self._added_bytes = self._popped_bytes = 0

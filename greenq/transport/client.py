@@ -614,7 +614,7 @@ class Client:
             self._idle.put(None)
 
     def make_link(self, *, pushes: bool = False, timeout_s: float | None = None) -> Any:
-        """Create redis-py's connection object, unopened; if `pushes` is true, it uses RESP3."""
+        """Create a redis-py connection without opening it; if `pushes` is true, it uses RESP3."""
         settings = dict(self._settings, protocol=3 if pushes else 2)
         if timeout_s is not None:
             settings["socket_timeout"] = timeout_s

@@ -35,7 +35,8 @@ DEAD_LIMIT = 10_000
 # How many bytes are kept of a message that no worker can read. This is enough to recognise it.
 _UNREADABLE_BYTES = 65_536
 
-# One letter may take the memory allowed for all letters of a queue, divided by this number.
+# A single letter may take at most the memory allowed for all letters of a queue, divided by this
+# number.
 _SHARE = 2
 
 # The maximum length of a reason, which may quote untrusted text.

@@ -368,8 +368,8 @@ class Fetcher:
     def wait(self) -> bool:
         """Wait for work, for `wake`, or for a minute; return True if a take may find messages.
 
-        Call this after a take that left no messages. If a message has arrived since that take, the
-        wait ends immediately. Switches: yes.
+        Call this after a take that left no messages in the queues. If a message has arrived since
+        that take, the wait ends immediately. Switches: yes.
 
         Raises:
             OperationalError: the server cannot be reached.

@@ -232,7 +232,7 @@ class Guard:
     """Guards a worker for its whole life."""
 
     def __init__(self, worker: GuardedWorker, lease: Lease, lease_s: float, limit_s: float) -> None:
-        """Guard `lease`, which lasts `lease_s`, during at most `limit_s` of silence."""
+        """Guard `lease`, which lasts `lease_s`, through at most `limit_s` of silence."""
         self._worker = worker
         self._lease = lease
         self._lease_s = lease_s

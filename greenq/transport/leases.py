@@ -136,8 +136,8 @@ class Leases:
         If a queue is dropped, its parked messages are promoted by other workers that take from it.
         """
         self._looks = self._looks_at(queues)
-        # Set the lists before `noticed`: `relay` first resets `noticed`, then reads the lists. The
-        # server has not announced any change to the new lists yet.
+        # Set the lists before `noticed`: `relay` first resets `noticed`, then reads the lists. It
+        # must be set here, because the server has not announced changes in the new lists yet.
         self.connection.noticed = True
 
     def announce_queues(self, queues: Iterable[str]) -> None:

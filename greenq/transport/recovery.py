@@ -1,11 +1,11 @@
 """Recovery: requeues the messages of dead workers, in portions that take milliseconds.
 
-Messages pass through this process, since their content decides whether they run again and how they
-are marked. Recovery uses a separate connection, since a server lets only a few MB of replies wait
-for a subscribed connection. Each portion is moved by one script, which does nothing if the owner's
-lease was renewed in the meantime. So a worker that comes back keeps the messages that have not been
-moved yet. No message is lost or duplicated if two workers recover at the same time or if one dies
-midway.
+Messages pass through the recovering worker, and are not moved within the server, because their
+content decides whether they run again and how they are marked. Recovery uses a separate connection,
+since a server lets only a few MB of replies wait for a subscribed connection. Each portion is moved
+by one script, which does nothing if the owner's lease was renewed in the meantime. So a worker that
+comes back keeps the messages that have not been moved yet. No message is lost or duplicated if two
+workers recover at the same time or if one dies midway.
 """
 
 from __future__ import annotations

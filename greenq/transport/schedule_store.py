@@ -244,7 +244,7 @@ class ScheduleStore:
         return self._fields(self._keys.beat_entries)
 
     def open_entry(self, name: str, data: bytes) -> str:
-        """Return an entry added at run time as JSON.
+        """Return, as JSON, an entry that was added at run time.
 
         Raises:
             SignatureError: a signature is required, but the entry has none that is valid for this

@@ -100,7 +100,7 @@ FILTERED: Final = ("worker", "queue", "task")
 class Filter:
     """Selects the lines whose name contains a text, ignoring case.
 
-    A text with ``*``, ``?`` or ``[`` is a pattern for the whole name.
+    Text that contains ``*``, ``?`` or ``[`` is a pattern that must match the whole name.
 
     Attributes:
         worker, queue, task: the texts for each table; a name must match one of them. If a table
