@@ -99,6 +99,15 @@ def test_runtime_and_wait_go_into_their_buckets(node: Node) -> None:
     assert found.wait_s == pytest.approx(86, abs=10)
 
 
+def test_messages_of_one_moment_and_of_different_ones_have_their_own_waits(node: Node) -> None:
+    tally, now_s = TaskTally(), time.time()
+    for sent_s in (now_s - 60, now_s - 60, now_s - 1000, now_s - 60):
+        tally.ended(request(node, sent_s=sent_s), SUCCESS, None, 0.0)
+    (series,) = tally.series.values()
+    assert series.wait_s == pytest.approx(1180, abs=20)
+    assert sum(series.waits) == 4
+
+
 def test_a_bound_belongs_to_its_bucket(node: Node) -> None:
     tally = TaskTally()
     tally.ended(request(node), SUCCESS, None, 0.1)
