@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 # calls that function. There is no public way to look up a thread object without creating one.
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]  # noqa: SLF001
 
-# When the tasks that began in one iteration of the loop have taken this long, the next one waits
-# for another iteration.
+# When this long has passed since the first task began in an iteration of the loop, the next one
+# waits for another iteration.
 _TURN_S = 0.005
 # The interval at which an exception is thrown again into code that does not stop. After a
 # termination, the first interval is longer, so that the code's `finally` blocks have time to run.
@@ -48,6 +48,10 @@ class PoolGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # the class itse
     __slots__ = ("_run", "request")
     request: Request | None
     name = "pool"
+
+    def __repr__(self) -> str:
+        """Return text without the function, which gevent deletes when the greenlet ends."""
+        return f"<PoolGreenlet at {id(self):#x}>"
 
 
 class Interrupt:
@@ -187,9 +191,11 @@ class Pool(StartStopPart):
         self._resting: dict[Waiter[None], None] = {}
         self._coming = False
         self._ending = False
-        # The loop's current iteration, and when its first task began.
+        # The loop's iteration in which the last task began, and when the first one began in it.
         self._turn = -1
         self._turn_began_s = 0.0
+        # True while a greenlet waits for the next iteration, to take a request then.
+        self._pausing = False
         # Set when the running requests have ended, or when `stop` must no longer wait for them.
         self._leave = Event()
         # Set while no request is running or waiting.
@@ -308,7 +314,7 @@ class Pool(StartStopPart):
         self._greenlets.kill(timeout=1.0)
 
     def end_turn(self) -> None:
-        """Let no task begin before the loop has checked sockets and timers."""
+        """Let no task begin in this iteration of the loop, which has lasted long enough."""
         self._turn, self._turn_began_s = self._loop.iteration, -math.inf
 
     def info(self) -> dict[str, object]:
@@ -322,7 +328,7 @@ class Pool(StartStopPart):
 
     def _send_for_one(self) -> None:
         """Wake or start one greenlet, unless one is already coming or all slots are in use."""
-        if self._coming or not self.queued or len(self.active) >= self.size:
+        if self._coming or self._pausing or not self.queued or len(self.active) >= self.size:
             return
         self._coming = True
         if self._resting:
@@ -350,11 +356,11 @@ class Pool(StartStopPart):
                 if self._turn != self._loop.iteration:
                     self._turn, self._turn_began_s = self._loop.iteration, time.monotonic()
                 elif time.monotonic() - self._turn_began_s > _TURN_S:
-                    if self._coming:
+                    if self._pausing:
                         break
-                    self._coming = True
+                    self._pausing = True
                     self._let_others_run()
-                    self._coming = False
+                    self._pausing = False
                     continue
                 self._run_next(me)
                 if (

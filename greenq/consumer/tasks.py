@@ -235,6 +235,9 @@ class Tasks(StartStopPart):
             if admission.read_s > _TURN_S and not self._suspects.busy:
                 self._pool.end_turn()
                 let_others_run()
+                if self._pool.queued:
+                    # Tasks begin in this iteration, which must not be ended as well.
+                    let_others_run()
                 admission.read_s = 0.0
                 if not self._may_take():
                     self._returns.give_back_deliveries(deliveries[number:])

@@ -117,6 +117,45 @@ def test_tasks_that_hold_the_hub_before_they_wait_do_not_begin_in_one_iteration(
     assert len(set(iterations)) == 4
 
 
+def test_no_more_than_one_greenlet_waits_for_the_next_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greenq.pool._TURN_S", 0.0)
+    pool = make_pool(lambda _request: gevent.sleep(0), 30)
+    for number in range(30):
+        pool.submit(Name(number))  # type: ignore[arg-type]
+    assert pool.wait_empty(DEADLINE_S)
+    wait, waiting = pool._let_others_run, []
+
+    def count() -> None:
+        waiting.append(None)
+        assert len(waiting) == 1
+        wait()
+        waiting.pop()
+
+    monkeypatch.setattr(pool, "_let_others_run", count)
+    for number in range(200):
+        pool.submit(Name(number))  # type: ignore[arg-type]
+    # Each time, surplus greenlets wake, which have nothing to do.
+    for size in range(29, 19, -1):
+        pool.resize(size)
+        let_others_run()
+
+    assert pool.waiting > 0
+    assert pool.wait_empty(DEADLINE_S)
+
+
+def test_greenlet_that_has_ended_can_be_shown() -> None:
+    greenlets = []
+    pool = make_pool(lambda request: greenlets.append(request.greenlet), 1)
+    pool.submit(Name("a"))  # type: ignore[arg-type]
+    assert pool.wait_empty(DEADLINE_S)
+    pool.stop()
+    wait_for(lambda: greenlets[0].dead)
+
+    assert repr(greenlets[0]).startswith("<PoolGreenlet at 0x")
+
+
 def test_no_task_begins_in_an_iteration_whose_turn_has_ended() -> None:
     loop, iterations = gevent.get_hub().loop, []
     pool = make_pool(lambda _request: iterations.append(loop.iteration), 10)

@@ -541,7 +541,8 @@ for first = 1, #stubs, 1000 do redis.call('SREM', begun, unpack(stubs, first, ma
 -- The index of workflows (off by default). Its ARGV: the list of workflows, and for each workflow the beginning of its
 -- keys, its id, how many seconds it is kept, and its number of notes. Each note consists of the number of its ending,
 -- the task's id, the letter of its new state, its times, the text of its node, and its message, if that is kept for a
--- retry. A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped.
+-- retry. A node is its letter, its times, a bar, and its text. A note about an ending that was not held is skipped,
+-- as is the failure of a withheld ending, whose second call writes it.
 --   p planned, w waiting, r running, y to run again: these states are open; s succeeded, f failed, v revoked
 --   F and V the same as f and v for a task that cannot run: they replace no f or v, and its state replaces no final
 --           state

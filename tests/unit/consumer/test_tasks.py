@@ -528,6 +528,28 @@ def test_what_follows_a_message_that_took_long_to_read_goes_back_if_draining_beg
     assert consuming.successful()
 
 
+def test_tasks_begin_while_other_messages_take_long_to_read(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_TURN_S", -1.0)
+    reader, succeeded_before = rig.tasks.admission.reader, []
+    unwrap = reader.unwrap
+
+    def slowly(raw: bytes) -> Any:
+        succeeded_before.append(len(succeeded(rig)))
+        return unwrap(raw)
+
+    monkeypatch.setattr(reader, "unwrap", slowly)
+    rig.fetcher.ready = [rig.delivery("add", name, 1, 2, compression="zlib") for name in "abcd"]
+
+    consuming = gevent.spawn(rig.tasks.consume)
+    wait_for(lambda: len(succeeded(rig)) == 4)
+
+    assert succeeded_before == [0, 1, 2, 3]
+    rig.tasks.stop_consuming()
+    consuming.join(DEADLINE_S)
+
+
 def test_worker_that_drains_can_be_stopped(rig: Rig) -> None:
     consuming = gevent.spawn(rig.tasks.consume)
     settle()
