@@ -200,12 +200,16 @@ class Workflow:
                 sent += count
                 if is_done:
                     return sent
-            # Tasks have ended since their states were read.
-            if time.monotonic() > ends_s:
+                # Tasks have failed again since their states were read. Those states are gone now,
+                # so this is no time to give up.
+                ends_s = time.monotonic() + _COMPLETED_S
+            elif time.monotonic() > ends_s:
                 raise GreenqError(
                     f"workflow {self.id}: a chord is being completed at the moment; try again"
                 )
-            time.sleep(_LOOK_S)
+            else:
+                # Tasks have ended since their states were read.
+                time.sleep(_LOOK_S)
 
     def _failed(self, tree: Tree) -> dict[str, WorkflowTask]:
         """Return the tasks to run again, by id."""
