@@ -120,11 +120,14 @@ def test_tasks_that_hold_the_hub_before_they_wait_do_not_begin_in_one_iteration(
 def test_no_more_than_one_greenlet_waits_for_the_next_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("greenq.pool._TURN_S", 0.0)
-    pool = make_pool(lambda _request: gevent.sleep(0), 30)
+    gate = Event()
+    pool = make_pool(lambda _request: gate.wait(DEADLINE_S), 30)
     for number in range(30):
         pool.submit(Name(number))  # type: ignore[arg-type]
+    wait_for(lambda: pool.running == 30)
+    gate.set()
     assert pool.wait_empty(DEADLINE_S)
+    monkeypatch.setattr("greenq.pool._TURN_S", 0.0)
     wait, waiting = pool._let_others_run, []
 
     def count() -> None:
