@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from greenq.protocol.keys import Keys
+from greenq.transport import continuation
 from greenq.transport import settle as settling
-from greenq.transport import workflow
 from greenq.transport.dead_letters import DEAD_LIMIT
 from greenq.transport.settle import (
     BEGIN,
@@ -103,7 +103,7 @@ def test_script_is_told_on_whose_behalf_it_acts(fence: Fence, asks: str) -> None
 def test_letters_have_the_names_that_the_script_gives_them() -> None:
     named = {
         name: value
-        for module in (settling, workflow)
+        for module in (settling, continuation)
         for name, value in vars(module).items()
         if isinstance(value, str) and len(value) == 1 and name.isupper() and name[0] != "_"
     }
