@@ -140,6 +140,11 @@ class Ledger:
     queued: int = 0
     # Due times before a loss of data, and the texts that have been put.
     lost: dict[str, int] = field(default_factory=dict)
+    # How far a beat knew an entry to be when the answer to its next claim was lost. If the server
+    # then loses its data, nobody knows of that claim, and its message is lost, too.
+    unsure: dict[str, int] = field(default_factory=dict)
+    # True while a claim is carried out whose answer is lost.
+    answer_is_lost: bool = False
     known: dict[str, Periodic] = field(default_factory=dict)
 
     def problem(self, text: str) -> None:
@@ -194,7 +199,7 @@ class Ledger:
             due = int(state.split(b" ")[0])
             if name in self.last:
                 self._expect_state(name, state)
-            elif due not in (self.world.now_us, self.lost.get(name)):
+            elif due not in (self.world.now_us, self.lost.get(name), self.unsure.get(name)):
                 self.problem(f"B5 {name} begins in the past ({due}, {self.lost.get(name)})")
             self.last[name] = due
 
@@ -207,8 +212,13 @@ class Ledger:
         claims: list[Claimed] = []
         at, number = 1, 1
         while at < len(args):
-            name, _seen, due, ready, task_id = args[at : at + 5]
+            name, seen, due, ready, task_id = args[at : at + 5]
             said, state = answer[number].decode(), answer[number + 1].decode()
+            if said in ("sent", "skipped"):
+                if not self.answer_is_lost:
+                    self.unsure.pop(name, None)
+                elif seen:
+                    self.unsure[name] = int(str(seen).split()[0])
             claims.append(Claimed(name, int(due), int(ready), task_id, said, state))
             at += 7 + 4 * args[at + 6]
             number += 2
@@ -330,6 +340,16 @@ class BeatWorld(World):
         if op.fused and op.value is not None:
             self.now = max(self.now, op.value)
         super().do_op(op, fate, label)
+
+    def _go(self, op: Op, fate: str) -> None:
+        self.ledger.answer_is_lost = fate == "lost"
+        super()._go(op, fate)
+        self.ledger.answer_is_lost = False
+
+    def do_late(self, op: Op, label: str) -> None:
+        self.ledger.answer_is_lost = True
+        super().do_late(op, label)
+        self.ledger.answer_is_lost = False
 
     def carry_out(self, op: Op) -> list[Any]:
         for key, until in list(self._leads.items()):
