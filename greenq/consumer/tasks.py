@@ -447,15 +447,15 @@ class Admission:
     def receive(self, delivery: Delivery) -> None:
         """Read and admit a delivery; a bug that one message triggers must not stop the others."""
         try:
-            if self._signer is None and len(delivery.raw) <= DENSE_BYTES:
+            if len(delivery.raw) > DENSE_BYTES:
+                message = self._timed(self._read_thoroughly, delivery)
+            elif self._signer is not None:
+                message = self._read_thoroughly(delivery)
+            else:
                 message = fast_decode.read(
                     delivery.raw, accept=self._accept, max_body_bytes=self._max_body_bytes
                 )
                 message = message or self._timed(self._read_carefully, delivery)
-            elif len(delivery.raw) <= DENSE_BYTES:
-                message = self._read_thoroughly(delivery)
-            else:
-                message = self._timed(self._read_thoroughly, delivery)
             if message is not None:
                 self._admit(delivery, message)
         except Exception as exc:

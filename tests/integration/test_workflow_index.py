@@ -17,7 +17,7 @@ from greenq.errors import ChordError, GreenqError, NotAllSent
 from greenq.workflow import Workflow
 from greenq.workflow.tree import WorkflowGroup, WorkflowStep, WorkflowTask
 from tests.servers import Process, Server, celery_worker, greenq_worker
-from tests.support import FairTime, wait_until
+from tests.support import FairTime, close_celery, wait_until
 
 WAIT_S = 20
 INDEXED = {"workflow_index": True}
@@ -189,7 +189,7 @@ def test_a_chord_that_a_celery_client_sends_is_one_workflow(rig: Rig) -> None:
     body = client.signature("flow.total")
     handle = celery.chord([*header, line])(body)
     assert handle.get(timeout=WAIT_S) == 6
-    client.close()
+    close_celery(client)
 
     (workflow,) = rig.app.workflows()
     assert workflow.id == handle.parent.id

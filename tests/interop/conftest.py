@@ -14,6 +14,7 @@ from celery import exceptions as celery_errors
 
 from greenq import Greenq, errors
 from tests.servers import Process, Server, celery_worker, greenq_worker
+from tests.support import close_celery
 
 BOTH_WAYS = ("celery to greenq", "greenq to celery")
 
@@ -54,9 +55,7 @@ def celery_client(url: str, **settings: Any) -> Iterator[Celery]:
         gc.collect()
         # Those that live on must not: their connection would be left open.
         app.backend.remove_pending_result = lambda _result: None
-        app.backend.result_consumer.stop()
-        app.backend.client.close()
-        app.close()
+        close_celery(app)
 
 
 @contextmanager

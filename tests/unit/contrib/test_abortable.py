@@ -14,6 +14,7 @@ from greenq.contrib.abortable import ABORTED, AbortableAsyncResult, AbortableTas
 from greenq.protocol.message import TaskMessage
 from greenq.sending.context import Context, current_context
 from tests.servers import Server
+from tests.support import close_celery
 
 
 @pytest.fixture
@@ -74,5 +75,4 @@ def test_celery_aborts_it_and_sees_it(app: Greenq, server: Server) -> None:
     AbortableAsyncResult[Any]("b", app=app).abort()
     assert CelerysResult("b", app=celery).is_aborted()
     del theirs
-    celery.backend.client.close()
-    celery.close()
+    close_celery(celery)
